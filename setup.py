@@ -1,0 +1,48 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TRAIN = [
+    "accelerate>=1.15",
+    "psutil>=5.9",
+    "datasets>=5.2",
+    "torchdata>=0.11",
+    "simplejpeg>=1.8",
+    "matplotlib>=3.8",
+    "pyyaml>=6",
+]
+DEMO = ["resvg-py>=0.5", *TRAIN]
+DEV = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "parameterized>=0.9",
+    "ruff>=0.12",
+    "setuptools>=68",
+    "tensorboard>=2.17",
+    *DEMO,
+]
+
+setup(
+    name="maws_hf",
+    version="0.1.0",
+    description="MAWS vision transformers and their MAE pre-pretraining in the Hugging Face stack",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"maws_hf": ["py.typed"]},
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17,<6",
+        "huggingface_hub>=1.33",
+        "safetensors>=0.6",
+        "numpy>=1.26",
+        "pillow>=12.3",
+    ],
+    extras_require={"train": TRAIN, "demo": DEMO, "dev": DEV},
+    entry_points={"console_scripts": ["maws-hf=maws_hf.cli:main"]},
+)

@@ -1,0 +1,61 @@
+"""`maws-hf`: what is not training. Each subcommand calls one function of the package."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .training.entry_point import run_script
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    arguments = _parser().parse_args(argv)
+    run_script(lambda: arguments.run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="maws-hf", description="Data sets for the example scripts (examples/run_*.py train).", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    demo_data = commands.add_parser(
+        "demo-data",
+        help="build a small real data set to train on",
+        description="Builds a small real data set as parquet shards. Interrupted, the same command goes on; repeated, "
+        "it only verifies. Afterwards no network is needed.",
+    )
+    corpora = demo_data.add_subparsers(title="corpora", required=True, metavar="CORPUS")
+
+    about = "emoji in six renderings with keywords and names in 100 languages (about 35 MB)"
+    emoji = corpora.add_parser("emoji", help=about, description=about, allow_abbrev=False)
+    emoji.add_argument("--output_dir", type=Path, required=True, help="folder of the data set")
+    emoji.add_argument("--image_size", type=int, default=64, help="side of the pictures in pixels (default: 64)")
+    emoji.add_argument(
+        "--sources_dir", type=Path, help="folder of the npm packages (default: the user's cache; fetched if absent)"
+    )
+    emoji.set_defaults(run=_build_emoji)
+
+    about = "Fashion-MNIST: 70,000 product photographs of 28 x 28 pixels in ten classes"
+    fashion = corpora.add_parser("fashion-mnist", help=about, description=about, allow_abbrev=False)
+    fashion.add_argument("--output_dir", type=Path, required=True, help="folder of the data set")
+    fashion.add_argument(
+        "--source_dir",
+        type=Path,
+        help="folder of the four *-ubyte.gz files (default: where Debian's package puts them)",
+    )
+    fashion.set_defaults(run=_build_fashion_mnist)
+    return parser
+
+
+def _build_emoji(arguments: argparse.Namespace) -> int:
+    from .data.demo_emoji import build_emoji_corpus
+
+    print(build_emoji_corpus(arguments.output_dir, image_size=arguments.image_size, sources_dir=arguments.sources_dir))
+    return 0
+
+
+def _build_fashion_mnist(arguments: argparse.Namespace) -> int:
+    from .data.demo_fashion_mnist import DEBIAN_DIR, build_fashion_mnist_corpus
+
+    print(build_fashion_mnist_corpus(arguments.output_dir, source_dir=arguments.source_dir or DEBIAN_DIR))
+    return 0

@@ -1,0 +1,153 @@
+"""Batches from a stream, and the loader's position as JSON.
+
+torchdata's `StatefulDataLoader` collects the positions of its workers as of the last batch handed out, whatever they
+have prefetched since. For our streams they are plain data; that is checked, not assumed, whenever they are saved.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import signal
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from maws_hf.data.streaming import ImageStream, Sample, StreamStateError
+
+if TYPE_CHECKING:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+__all__ = ["build_loader", "collate", "loader_state", "restore_loader"]
+
+_FORMAT = 1
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def build_loader(
+    stream: ImageStream, *, batch_size: int, num_workers: int | None = None, prefetch_factor: int = 2
+) -> StatefulDataLoader:
+    """Endless batches of one rank, as `collate` makes them. Do not pass it through `accelerator.prepare`.
+
+    Args:
+        stream: the rank's stream.
+        batch_size: samples a batch.
+        num_workers: as the stream was told, the default.
+        prefetch_factor: batches that each worker keeps ready.
+
+    Raises:
+        ImportError: torchdata is not installed.
+        ValueError: the batch is empty, or `num_workers` contradicts the stream's.
+    """
+    try:
+        from torchdata.stateful_dataloader import StatefulDataLoader
+    except ImportError as error:
+        raise ImportError('reading training data needs torchdata: pip install "maws_hf[train]"') from error
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
+    if num_workers not in (None, stream.num_workers):
+        raise ValueError(f"num_workers is {num_workers}, but the stream was made for {stream.num_workers}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*set_vital")  # torchdata calls what torch has deprecated
+        return StatefulDataLoader(
+            stream,
+            batch_size=batch_size,
+            num_workers=stream.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=prefetch_factor if stream.num_workers else None,
+            worker_init_fn=_live_and_die_with_the_main_process,
+            snapshot_every_n_steps=1,
+            # Each iterator draws a seed for its workers' global generators. We use none of those, but the draw would
+            # shift torch's global generator in this process, and with it whatever the training loop draws next.
+            generator=torch.Generator().manual_seed(stream.seed),
+        )
+
+
+def _live_and_die_with_the_main_process(worker: int) -> None:
+    # A terminal and a job scheduler signal the whole group; workers that died of it would take the running step along.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # And when the main process is killed, they must not stay behind.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Samples to one batch.
+
+    Returns:
+        "pixel_values": uint8 (B, 3, h, w). "keys": B names. "skipped": the records of all samples in one list.
+        Other fields: tensors, arrays and numbers stacked to a tensor (B, ...), anything else as a list of B.
+
+    Raises:
+        ValueError: the samples' tensors differ in shape.
+    """
+    batch: dict[str, Any] = {
+        "keys": [sample["key"] for sample in samples],
+        "skipped": [record for sample in samples for record in sample["skipped"]],
+    }
+    for name in samples[0].keys() - {"key", "skipped"}:
+        batch[name] = _stack(name, [sample[name] for sample in samples], batch["keys"])
+    return batch
+
+
+def _stack(name: str, values: list, keys: list[str]) -> torch.Tensor | list:
+    if not all(isinstance(value, torch.Tensor | np.ndarray | np.generic | int | float) for value in values):
+        return values
+    tensors = [torch.as_tensor(value) for value in values]
+    for key, tensor in zip(keys, tensors, strict=True):
+        if tensor.shape != tensors[0].shape:
+            raise ValueError(
+                f"{name} of {key} has the shape {tuple(tensor.shape)}, of {keys[0]} {tuple(tensors[0].shape)}: "
+                "a batch needs one shape, have the transform crop or pad to it"
+            )
+    return torch.stack(tensors)
+
+
+def loader_state(loader: StatefulDataLoader) -> dict[str, Any]:
+    """The position after the last batch that the loader has handed out, as a copy of JSON types only.
+
+    Raises:
+        TypeError: something in it would not come back from JSON as it was.
+    """
+    stream: ImageStream = loader.dataset
+    return {
+        "format": _FORMAT,
+        "stream": stream.identity(),
+        "loader": _json_copy(loader.state_dict(), "loader"),
+    }
+
+
+def restore_loader(loader: StatefulDataLoader, state: Mapping[str, Any]) -> None:
+    """Make the next `iter(loader)` continue after the batch where `loader_state` was taken.
+
+    The batch size may have changed: no sample is then lost or repeated, they are only batched otherwise.
+
+    Raises:
+        StreamStateError: the state is of another format, or its stream had another seed, rank, number of ranks or
+            workers, block size or number of shards.
+    """
+    if state.get("format") != _FORMAT:
+        raise StreamStateError(f"the saved position has format {state.get('format')}, this version reads {_FORMAT}")
+    stream: ImageStream = loader.dataset
+    stream.check_identity(state["stream"])
+    loader.load_state_dict(_json_copy(state["loader"], "loader"))
+
+
+def _json_copy(value: Any, where: str) -> Any:
+    """A deep copy, refusing what JSON would change or not take: tuples, odd keys, NaN, tensors, objects."""
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str:
+                raise TypeError(f"the loader's state cannot be saved as JSON: {where} has the key {key!r}")
+        return {key: _json_copy(item, f"{where}.{key}") for key, item in value.items()}
+    if type(value) is list:
+        return [_json_copy(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+        return value
+    raise TypeError(f"the loader's state cannot be saved as JSON: {where} is {type(value).__name__} {value!r:.80}")

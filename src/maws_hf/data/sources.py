@@ -1,0 +1,235 @@
+"""Open a data set as a stream of rows whose images are still bytes.
+
+Four kinds, told apart by looking: Parquet shards, WebDataset tar shards, a plain folder of images, a Hub data set.
+Whatever the kind, a row carries its image as `{"bytes": ..., "path": ...}`; decoding is left to
+`maws_hf.processing.decode`, and `path` is only ever a name for messages: nobody opens a path found in data.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from datasets import ClassLabel, Features, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
+
+from maws_hf.processing.decode import DEFAULT_LIMITS
+
+__all__ = ["DataSourceError", "find_image_column", "open_stream"]
+
+IMAGE_COLUMN_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img")
+MOST_IMAGE_SHARDS = 8192  # of an image folder; with fewer images than that, each is a shard of its own
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SHARD_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
+
+# What Image(decode=False) yields, declared as plain data: encoding a row of an Image feature drops the bytes of an
+# image whose path happens to exist on this computer, as the names inside a tar may.
+_STORED_IMAGE = {"bytes": Value("binary"), "path": Value("string")}
+
+_LOOKED_FOR = f"*.parquet, *.tar or images ({' '.join('*' + extension for extension in IMAGE_EXTENSIONS)})"
+_SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+class DataSourceError(ValueError):
+    """The data set cannot be opened as asked; the message says what was found and what to type."""
+
+
+def open_stream(
+    name_or_path: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    name: str | None = None,
+    data_files: str | Sequence[str] | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+) -> IterableDataset:
+    """Open a data set for streaming, with its images as undecoded bytes.
+
+    Args:
+        name_or_path: a folder of *.parquet shards, of WebDataset *.tar shards or of images (with or without a
+            sub-folder for each class); one shard; a glob such as `shards/*.tar`; or the id of a data set on the Hub.
+            A folder whose README.md declares `datasets` configurations is read as they say.
+        split: which part. In a local folder the parts are told by the first sub-folder (`train/`, `val/` ...) or by
+            the beginning of each file name (`train-00000.parquet`), if all of them name one; otherwise all is "train".
+        name: configuration of a Hub data set that has several.
+        data_files: paths or globs within the folder or Hub repository; together they are the split.
+        revision: branch, tag or commit on the Hub.
+        image_column: the column of the images; found by `find_image_column` when None.
+
+    Returns:
+        A stream whose image column holds `{"bytes": ..., "path": ...}` (or bare bytes, if stored so). Shards are the
+        files; in an image folder every image is a shard, so that shuffling shards shuffles images (beyond 8192 images,
+        shards of several, dealt over all folders), and class folders become the column `label`.
+
+    Raises:
+        DataSourceError: nothing there, nothing readable there, no such split, or no unambiguous image column.
+    """
+    source = os.fspath(name_or_path)
+    if os.path.isdir(source) and data_files is None and _declares_configurations(source):
+        dataset = _load(source, name_or_path=source, split=split, name=name)
+    elif os.path.exists(source) or glob.has_magic(source):
+        dataset = _open_local(source, split, data_files)
+    elif _looks_like_hub_id(source):
+        files = {split: data_files} if data_files is not None else None
+        label = f"{source} (no such folder here, so taken for a data set on the Hub)"
+        dataset = _load(source, name_or_path=label, split=split, name=name, data_files=files, revision=revision)
+    else:
+        raise DataSourceError(
+            f"{source} does not exist: give a folder, a glob of shards, or a Hub data set id such as 'user/name'"
+        )
+    column = find_image_column(dataset, image_column)
+    dataset = dataset.decode(False)  # every media column stays as stored, also those that nobody asked for
+    if isinstance(dataset.features[column], Image):
+        dataset = dataset.cast_column(column, _STORED_IMAGE)
+    return dataset
+
+
+def find_image_column(dataset: IterableDataset, image_column: str | None = None) -> str:
+    """Name of the image column: the given one, else the only one of image type, else the only usual name.
+
+    Works before and after `open_stream` has turned decoding off.
+
+    Raises:
+        DataSourceError: the given column is absent, or none or several columns qualify.
+    """
+    features = dataset.features
+    if features is None:
+        raise DataSourceError("the data set declares no columns: save it as Parquet with an Image feature")
+    columns = ", ".join(features)
+    if image_column is not None:
+        if image_column in features:
+            return image_column
+        raise DataSourceError(f"--image_column_name {image_column}: no such column, there are {columns}")
+    candidates = [column for column, kind in features.items() if isinstance(kind, Image) or kind == _STORED_IMAGE]
+    if not candidates:
+        candidates = [column for column in features if column.lower() in IMAGE_COLUMN_NAMES]
+    if len(candidates) == 1:
+        return candidates[0]
+    found = f"several image columns ({', '.join(candidates)})" if candidates else "no image column"
+    raise DataSourceError(f"{found} among the columns {columns}: name it with --image_column_name")
+
+
+def _looks_like_hub_id(source: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is not None
+
+
+def _declares_configurations(folder: str) -> bool:
+    readme = Path(folder, "README.md")
+    if not readme.is_file():
+        return False
+    text = readme.read_text(encoding="utf-8", errors="replace")
+    header = re.match(r"---\r?\n(.*?)\n---", text, flags=re.DOTALL)
+    return header is not None and re.search(r"^configs:", header[1], flags=re.MULTILINE) is not None
+
+
+def _load(builder: str, *, name_or_path: str, split: str, **options) -> IterableDataset:
+    """`datasets.load_dataset` for one split, with its many failures told in one sentence."""
+    try:
+        splits = load_dataset(builder, streaming=True, **options)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise DataSourceError(f"{name_or_path} cannot be opened: {type(error).__name__}: {reason}") from error
+    assert isinstance(splits, IterableDatasetDict)
+    if split not in splits:
+        raise DataSourceError(f"{name_or_path} has no split {split!r}, there are {', '.join(splits)}")
+    return splits[split]
+
+
+def _open_local(source: str, split: str, data_files: str | Sequence[str] | None) -> IterableDataset:
+    if os.path.isdir(source) and data_files is None:
+        root, files = source, _list_files(source)
+    else:  # files that the user has picked are the split, whatever they are called
+        patterns = [data_files] if isinstance(data_files, str) else data_files
+        patterns = [source] if patterns is None else [os.path.join(source, pattern) for pattern in patterns]
+        matches = {match for pattern in patterns for match in glob.glob(pattern, recursive=True)}
+        root, files = "", sorted(match for match in matches if os.path.isfile(match))
+        if not files:
+            raise DataSourceError(f"no file matches {', '.join(patterns)}")
+
+    for extension, builder in SHARD_BUILDERS.items():
+        shards = [
+            file for file in files if file.lower().endswith(extension) and os.path.basename(file) != "metadata.parquet"
+        ]
+        if shards:
+            chosen = _select_split(shards, split, root)
+            # datasets takes every path for a glob
+            paths = [glob.escape(os.path.abspath(os.path.join(root, shard))) for shard in chosen]
+            # The size of a shard's first row group is the default; that of an empty shard is 0, which pyarrow refuses.
+            options = {"batch_size": 256} if builder == "parquet" else {}
+            return _load(builder, name_or_path=source, split=split, data_files={split: paths}, **options)
+    images = [file for file in files if file.lower().endswith(IMAGE_EXTENSIONS)]
+    if not images:
+        raise DataSourceError(f"{source} holds none of {_LOOKED_FOR}")
+    return _open_images(root, _select_split(images, split, root))
+
+
+def _list_files(folder: str) -> list[str]:
+    """Regular files below `folder`, relative to it and sorted, hidden ones left out. Links are followed, loops not."""
+    files, visited = [], set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(path) in visited:
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(path))
+        folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
+        paths = (os.path.join(path, entry) for entry in names if not entry.startswith("."))
+        files += [os.path.relpath(file, folder) for file in paths if os.path.isfile(file)]
+    return sorted(files)
+
+
+def _select_split(files: list[str], split: str, root: str) -> list[str]:
+    """The files of one split; names count only if all files have one, for `train` may also be a class."""
+    if not root:
+        return files
+    for pattern in (r"([a-zA-Z]+)\d*[/\\]", r"(?:.*[/\\])?([a-zA-Z]+)(?![a-zA-Z])[^/\\]*$"):
+        matches = [re.match(pattern, file) for file in files]
+        names = [_SPLIT_NAMES.get(match[1].lower()) if match else None for match in matches]
+        if all(names):
+            break
+        found = sorted(set(filter(None, names)))
+        if len(found) > 1:  # one could be a class; of two, one is held-out data that must not slip into training
+            stray = files[names.index(None)]
+            raise DataSourceError(
+                f"{root} has the splits {', '.join(found)}, but {stray} belongs to none of them: "
+                "move it away, or name the folder or the files of one split"
+            )
+    else:
+        names = ["train"] * len(files)
+    chosen = [file for file, name in zip(files, names, strict=True) if name == _SPLIT_NAMES.get(split, split)]
+    if not chosen:
+        there = ", ".join(sorted({str(name) for name in names}))
+        raise DataSourceError(f"{root} has no split {split!r}, there are {there}")
+    return chosen
+
+
+def _open_images(root: str, images: list[str]) -> IterableDataset:
+    """A stream over image files; a label where all images lie in two or more folders."""
+    folders = [os.path.basename(os.path.dirname(image)) for image in images]
+    classes = sorted(set(folders))
+    labelled = len(classes) > 1 and "" not in classes
+    files = [
+        (os.path.join(root, image), classes.index(folder) if labelled else None)
+        for image, folder in zip(images, folders, strict=True)
+    ]
+    # Every shard costs time and memory at each start of an epoch. Dealt out like cards, each holds all classes.
+    shards = min(len(files), MOST_IMAGE_SHARDS)
+    features = Features({"image": _STORED_IMAGE, **({"label": ClassLabel(names=classes)} if labelled else {})})
+    dealt = [files[shard::shards] for shard in range(shards)]
+    return IterableDataset.from_generator(_read_images, features=features, gen_kwargs={"shards": dealt})
+
+
+def _read_images(shards: list[list[tuple[str, int | None]]]) -> Iterator[dict]:
+    for path, label in (file for shard in shards for file in shard):
+        try:
+            with open(path, "rb") as file:
+                content = file.read(DEFAULT_LIMITS.max_bytes + 1)  # enough for the decoder to see that it is too much
+        except OSError:
+            content = b""  # refused and counted as a bad sample under its path, like any other damaged image
+        row = {"image": {"bytes": content, "path": path}}
+        yield row if label is None else {**row, "label": label}

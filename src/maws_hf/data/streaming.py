@@ -1,0 +1,311 @@
+"""An endless stream of training samples that every process can leave and re-enter at any sample.
+
+A *consumer* is one worker of one rank; there are C = ranks x max(1, workers) of them. In every epoch the consumers
+share the data set exactly: no sample is lost, none is seen twice. What a consumer yields depends on nothing but
+(seed, epoch, consumer, index), never on a global generator or on how often the run was stopped.
+
+    epoch   the shards are put into an order that all consumers agree on, and each takes its share
+    block   `block_size` samples are read as bytes and permuted
+    sample  goes through `transform` with a generator of its own; a bad one is skipped and recorded
+
+The position is the data set's own state at the start of a block and an offset into it, so re-entering costs one block
+(plus what the format must read to get there: a row group in Parquet, a shard from its start in tar).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import fsspec.asyn
+import numpy as np
+import torch
+from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import get_worker_info
+
+from maws_hf.processing.decode import ImageDecodeError, decode_image
+
+__all__ = ["KEY_COLUMNS", "ImageStream", "StreamError", "StreamStateError", "prepare_image"]
+
+Sample = dict[str, Any]
+Transform = Callable[[Sample, np.random.Generator], Sample]
+
+KEY = "__key__"  # WebDataset's name for it; the stream gives every sample one
+KEY_COLUMNS = (KEY, "key", "id")
+
+# With so many shards for each consumer their counts differ by 3 % at most, which is better than reading all the data
+# C times; consumers then begin their epochs at slightly different times, but each epoch is still shared exactly.
+SHARDS_ARE_EVEN_ENOUGH = 32
+
+_SHARD_ORDER, _BLOCK_ORDER, _AUGMENTATION = range(3)  # what a generator is for: first word of its seed
+
+
+class StreamError(RuntimeError):
+    """The stream cannot go on; the message says where it stands and what to change."""
+
+
+class StreamStateError(ValueError):
+    """A saved position belongs to another stream; the message lists every difference."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a consumer is: the next sample is number `index` of its epoch and number `offset` of its block."""
+
+    epoch: int = 0
+    index: int = 0
+    block: int = 0
+    offset: int = 0
+    block_state: dict | None = None  # the data set's state where the block starts; None at the start of an epoch
+
+
+class ImageStream(torch.utils.data.IterableDataset):
+    """Samples without end for one rank, to be batched by `maws_hf.data.loader.build_loader`.
+
+    Yields what `transform(sample, rng)` returns, a dict, with one field more: "skipped", the records
+    `{"key", "reason", "epoch", "consumer"}` of the bad samples met since the last good one. The sample handed to
+    `transform` always has a name under "__key__".
+
+    Args:
+        dataset: from `open_stream`, neither shuffled nor split: both happen here.
+        transform: makes a training sample of a row; raises `ImageDecodeError` for a row to be skipped.
+        seed: of everything random, not negative.
+        rank, world_size: this process among those that share the data.
+        num_workers: DataLoader workers of each rank; 0 reads in the main process.
+        block_size: samples permuted together, held in memory as bytes by every consumer.
+        shuffle: False gives the order of the files in every epoch.
+        max_consecutive_skips: so many bad samples in a row end the stream.
+
+    Raises:
+        ValueError: an argument is out of range.
+        StreamError: while iterating, when a consumer has no samples or no good ones.
+    """
+
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        transform: Transform,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        block_size: int = 1024,
+        shuffle: bool = True,
+        max_consecutive_skips: int = 1000,
+    ):
+        limits = {"seed": (seed, 0), "num_workers": (num_workers, 0), "world_size": (world_size, 1)}
+        limits |= {"block_size": (block_size, 1), "max_consecutive_skips": (max_consecutive_skips, 1)}
+        for name, (value, least) in limits.items():
+            if value < least:
+                raise ValueError(f"{name} is {value}, it must be at least {least}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}, it must lie in 0..{world_size - 1} (world_size {world_size})")
+        self.dataset, self.transform = dataset, transform
+        self.seed, self.rank, self.world_size, self.num_workers = seed, rank, world_size, num_workers
+        self.block_size, self.shuffle, self.max_consecutive_skips = block_size, shuffle, max_consecutive_skips
+        self.consumers = world_size * max(1, num_workers)
+        self.strategy = self._choose_strategy()
+        self._position = Position()
+        self._loaded: Position | None = None
+
+    def _choose_strategy(self) -> str:
+        shards, consumers = self.dataset.num_shards, self.consumers
+        if shards % consumers == 0 or shards >= SHARDS_ARE_EVEN_ENOUGH * consumers:
+            return "shards"
+        if self.rank == 0:
+            warnings.warn(
+                f"{shards} shards cannot be dealt evenly to {consumers} consumers ({self.world_size} ranks x "
+                f"{max(1, self.num_workers)} workers): each reads all the data and keeps one sample in {consumers}; "
+                f"to read it once, write a multiple of {consumers} shards or change --dataloader_num_workers",
+                stacklevel=3,
+            )
+        return "examples"
+
+    def __iter__(self) -> Iterator[Sample]:
+        # Set here and not in the generator, which starts with the first sample: the loader asks for the state before.
+        self._position, self._loaded = self._loaded or Position(), None
+        return self._samples(self._position)
+
+    def _samples(self, position: Position) -> Iterator[Sample]:
+        if get_worker_info() is not None:
+            fsspec.asyn.reset_lock()  # a lock inherited through fork hangs remote reads; datasets does so in __iter__
+        skipped: list[dict] = []  # outlives epochs: a record travels with the next good sample, whenever that comes
+        while True:
+            yield from self._epoch(position, skipped)
+            position = Position(epoch=position.epoch + 1)
+
+    def _epoch(self, start: Position, skipped: list[dict]) -> Iterator[Sample]:
+        epoch, consumer = start.epoch, self._consumer()
+        index, offset, found_good = start.index, start.offset, start.index > 0
+        for block, state, rows in self._blocks(start):
+            order = self._generator(_BLOCK_ORDER, epoch, consumer, block).permutation(len(rows))
+            if not self.shuffle:
+                order.sort()
+            for place in range(offset, len(rows)):
+                sample = rows[order[place]]
+                name = _sample_key(sample)
+                sample[KEY] = name or f"epoch {epoch} consumer {consumer} sample {index}"
+                rng = self._generator(_AUGMENTATION, epoch, consumer, index)
+                index += 1
+                try:
+                    prepared = self.transform(sample, rng)
+                except ImageDecodeError as error:
+                    key = error.key if name else _content_key(sample) or error.key
+                    skipped.append({"key": key, "reason": error.reason, "epoch": epoch, "consumer": consumer})
+                    if len(skipped) >= self.max_consecutive_skips:
+                        message = self._about_skips(f"{len(skipped)} bad samples in a row", epoch, skipped)
+                        raise StreamError(message) from error
+                    continue
+                except Exception as error:
+                    raise StreamError(f"{sample[KEY]}: {type(error).__name__} in the transform: {error}") from error
+                found_good = True
+                self._position = Position(epoch, index, block, place + 1, state)
+                yield {**prepared, "skipped": list(skipped)}
+                skipped.clear()
+            offset = 0  # only the first block was entered in its middle
+        if index == 0:
+            raise StreamError(
+                f"{self._name(consumer)} finds no sample in epoch {epoch}: the data set has fewer samples than the "
+                f"{self.consumers} consumers; use fewer processes or a lower --dataloader_num_workers"
+            )
+        if not found_good:
+            raise StreamError(self._about_skips(f"no good sample among {index}", epoch, skipped))
+
+    def _blocks(self, start: Position) -> Iterator[tuple[int, dict | None, list[Sample]]]:
+        """(number, state of the data set before it, rows) of each block from `start` to the end of the epoch."""
+        consumer, consumers = self._consumer(), self.consumers
+        dataset = split_dataset_by_node(self.dataset, rank=consumer, world_size=consumers, strategy=self.strategy)
+        # The data set orders its shards by what it takes for an epoch, and ignores a state of another epoch silently.
+        epoch_seed = self._generator(_SHARD_ORDER, start.epoch).integers(1, 2**32) if self.shuffle else 0
+        dataset.set_epoch(int(epoch_seed))
+        if start.block_state is not None:
+            if start.block_state["epoch"] != epoch_seed:
+                raise StreamStateError("the saved position contradicts itself: its shards were in another order")
+            dataset.load_state_dict(start.block_state)
+        block, state = start.block, start.block_state
+        # iter(dataset) would split once more by DataLoader worker; dataset.iter() does not.
+        batches = dataset.iter(batch_size=self.block_size)
+        while True:
+            try:
+                columns = next(batches, None)
+            except Exception as error:
+                where = f"{self._name(consumer)} cannot read block {block} of epoch {start.epoch}"
+                raise StreamError(f"{where}: {type(error).__name__}: {error}") from error
+            if columns is None:
+                return
+            count = len(next(iter(columns.values())))
+            yield block, state, [{name: column[i] for name, column in columns.items()} for i in range(count)]
+            block, state = block + 1, dataset.state_dict()
+
+    def _generator(self, purpose: int, *counters: int) -> np.random.Generator:
+        return np.random.default_rng([purpose, self.seed, *counters])
+
+    def _worker(self) -> int:
+        info = get_worker_info()
+        workers, worker = (info.num_workers, info.id) if info is not None else (0, 0)
+        if workers != self.num_workers:
+            raise StreamError(
+                f"the stream was made for num_workers={self.num_workers} and is read by {workers}: "
+                "iterate over build_loader(stream, ...)"
+            )
+        return worker
+
+    def _consumer(self) -> int:
+        return self.rank * max(1, self.num_workers) + self._worker()
+
+    def _name(self, consumer: int) -> str:
+        return f"consumer {consumer} of {self.consumers} (rank {self.rank}, worker {self._worker()})"
+
+    def _about_skips(self, what: str, epoch: int, skipped: list[dict]) -> str:
+        reasons = Counter(record["reason"] for record in skipped)
+        listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        return (
+            f"{self._name(self._consumer())} meets {what} in epoch {epoch}, the last {skipped[-1]['key']} "
+            f"({listed}): check --image_column_name and the data"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What a saved position is only valid with."""
+        names = ("seed", "rank", "world_size", "num_workers", "block_size", "shuffle")
+        return {name: getattr(self, name) for name in names} | {"num_shards": self.dataset.num_shards}
+
+    def check_identity(self, saved: dict[str, Any]) -> None:
+        """Raises StreamStateError listing every difference between `saved` and this stream's `identity()`."""
+        now = self.identity()
+        differences = [f"{name} {saved.get(name)} (now {now[name]})" for name in now if saved.get(name) != now[name]]
+        if differences:
+            raise StreamStateError(
+                f"the saved position belongs to a stream with {', '.join(differences)}: continue with the same values"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position after the last sample yielded, of JSON types only, with all that it is valid with."""
+        return {"identity": self.identity(), "worker": self._worker(), **asdict(self._position)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next `iter()` continue there.
+
+        Raises:
+            StreamStateError: the state was saved by a stream or worker that reads other samples.
+        """
+        self.check_identity(state["identity"])
+        if state["worker"] != self._worker():
+            raise StreamStateError(f"the position of worker {state['worker']} was given to worker {self._worker()}")
+        self._loaded = Position(**{name: state[name] for name in asdict(Position())})
+        self._position = self._loaded
+
+
+def prepare_image(
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    image_column: str,
+    transform: Callable[[np.ndarray, np.random.Generator], torch.Tensor],
+    extra: Callable[[Sample, np.random.Generator], Sample] | None = None,
+) -> Sample:
+    """A row to a training sample; bind the keywords with `functools.partial` to get a stream's `transform`.
+
+    Args:
+        sample: a row with the image under `image_column`, as `{"bytes", "path"}` or bare bytes, and "__key__".
+        rng: the sample's generator, handed to `transform` and then to `extra`.
+        image_column: see `maws_hf.data.sources.find_image_column`.
+        transform: uint8 (H, W, 3) to a uint8 tensor (3, h, w).
+        extra: further fields of the same row, such as labels or a caption.
+
+    Returns:
+        {"pixel_values": uint8 (3, h, w), "key": str, **extra}.
+
+    Raises:
+        ImageDecodeError: there are no bytes or they are no image. A path without bytes is never opened.
+    """
+    key, image = sample[KEY], sample[image_column]
+    data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
+    if isinstance(data, str):
+        data, path = None, data
+    if data is None:
+        reason = "it holds a path but no bytes, and paths in data are never opened" if path else "it holds no image"
+        raise ImageDecodeError(key, reason)
+    prepared = {"pixel_values": transform(decode_image(data, key=key), rng), "key": key}
+    return prepared if extra is None else {**prepared, **extra(sample, rng)}
+
+
+def _sample_key(sample: Sample) -> str | None:
+    """The sample's own name: a key column, else the path that came with its image."""
+    for column in KEY_COLUMNS:
+        if sample.get(column) is not None:
+            return str(sample[column])
+    paths = (value.get("path") for value in sample.values() if isinstance(value, dict))
+    return next((path for path in paths if isinstance(path, str) and path), None)
+
+
+def _content_key(sample: Sample) -> str | None:
+    """What to call a nameless bad image: the same in every epoch, unlike its place in a shuffled stream."""
+    values = (value.get("bytes") if isinstance(value, dict) else value for value in sample.values())
+    data = next((value for value in values if isinstance(value, bytes)), None)
+    return None if data is None else f"sha256:{hashlib.sha256(data).hexdigest()[:16]}"

@@ -1,0 +1,1 @@
+"""Configurations and models. Depends on torch and transformers only."""

@@ -1,0 +1,268 @@
+"""Checkpoints that survive kills, full disks and flipped bits.
+
+A checkpoint is a directory `step-00000123` that never changes once it has that name. It is written beside
+(`.tmp-step-00000123`), hashed into `manifest.json`, flushed to disk and renamed; only then are older ones removed. The
+newest one is found by verifying, never by a pointer. Nothing is pickled: tensors are safetensors, the rest is JSON.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_STEP_NAME = re.compile(r"step-(\d{8})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, or does not fit; the message names the file or parameter."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.manifest["step"]
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    write_files: Callable[[Path], None],
+    *,
+    facts: dict[str, Any],
+    keep: int,
+    is_main: bool = True,
+    barrier: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes `root/step-00000123` (for step 123) atomically; called by every rank.
+
+    Args:
+        write_files: writes this rank's files into the directory it is given.
+        facts: JSON values kept in the manifest beside the step and the hashes.
+        keep: checkpoints that remain, at least 2: the newest may sit on a dying disk.
+        barrier: waits for all ranks.
+
+    Raises:
+        CheckpointError: if the disk refuses; what was there before is intact.
+    """
+    temporary, final = root / f".tmp-step-{step:08d}", root / f"step-{step:08d}"
+    if is_main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    barrier()
+    try:
+        write_files(temporary)
+        barrier()
+        if is_main:
+            _seal(temporary, {"format": FORMAT, "step": step, **facts})
+            if final.exists():
+                _remove(final)
+            os.rename(temporary, final)
+            _flush(root)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        free = shutil.disk_usage(root).free
+        newest = max((path.name for path in root.glob("step-*")), default=None)
+        intact = f"{newest} is intact" if newest else "there is no earlier checkpoint"
+        raise CheckpointError(f"cannot write {final} ({error}); {free / 2**20:.0f} MiB are free; {intact}") from error
+    barrier()
+    if is_main:
+        prune(root, keep)
+
+
+def find_latest(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that verifies; damaged ones are reported through `warn` and passed over.
+
+    Raises:
+        CheckpointError: if there are checkpoints but none of them is whole; starting over unasked would hide that.
+    """
+    damaged = []
+    for path in sorted(root.glob("step-*"), reverse=True):
+        if not _STEP_NAME.fullmatch(path.name):
+            continue
+        try:
+            return verify(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            warn(f"{error}; falling back to the one before")
+    if damaged:
+        raise CheckpointError(
+            f"no whole checkpoint in {root}: {'; '.join(damaged)}. Remove them to start over, or restore one"
+        )
+    return None
+
+
+def verify(path: Path) -> Checkpoint:
+    """Reads the manifest and compares size and SHA-256 of every file.
+
+    Raises:
+        CheckpointError: naming the first file that is missing or differs.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        digest = manifest.pop("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
+    if digest != _digest(manifest):
+        raise CheckpointError(f"{path / MANIFEST} is not what was written")
+    if manifest["format"] != FORMAT or path.name != f"step-{manifest['step']:08d}":
+        raise CheckpointError(
+            f"{path / MANIFEST} describes step {manifest['step']} in format {manifest['format']}; this version reads "
+            f"format {FORMAT}"
+        )
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+            raise CheckpointError(f"{file} is not what was written")
+    return Checkpoint(path, manifest)
+
+
+def prune(root: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, at least 2, and what a killed save has left behind."""
+    for leftover in root.glob(".tmp-step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    steps = sorted(path for path in root.glob("step-*") if _STEP_NAME.fullmatch(path.name))
+    for path in steps[: -max(keep, 2)]:
+        _remove(path)
+
+
+def set_aside_newer(root: Path, step: int) -> None:
+    """Renames what lies beyond the checkpoint that a run continues from: it is damaged, and must not count as kept."""
+    for path in root.glob("step-*"):
+        if _STEP_NAME.fullmatch(path.name) and path.name > f"step-{step:08d}":
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
+
+
+def _remove(path: Path) -> None:
+    # Out of sight first: a kill during the removal must not leave a half checkpoint under a good name.
+    doomed = path.with_name(f".tmp-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Optimizer state as safetensors, each tensor under `parameter name|state name`."""
+    tensors = {}
+    for name, parameter in _named_members(optimizer):
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{name}|{key}"] = torch.as_tensor(value).detach().contiguous()
+    save_file(tensors, path)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Puts each state back to the parameter of the same name.
+
+    Raises:
+        CheckpointError: naming the first parameter that is missing, unknown or has another shape.
+    """
+    tensors = load_file(path)
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, state_name = key.rpartition("|")
+        states.setdefault(name, {})[state_name] = tensor
+    members = dict(_named_members(optimizer))
+    _compare_names(set(states), set(members), path)
+    for name, parameter in members.items():
+        for state_name, tensor in states[name].items():
+            if tensor.dim() and tensor.shape != parameter.shape:
+                raise CheckpointError(
+                    f"{path}: {name}|{state_name} has shape {tuple(tensor.shape)}, the model's {name} "
+                    f"{tuple(parameter.shape)}; resume with the model that wrote the checkpoint"
+                )
+        # A fused or capturable optimizer keeps its counter beside the parameter, a plain one on the host.
+        on_device = optimizer.param_groups[0].get("fused") or optimizer.param_groups[0].get("capturable")
+        optimizer.state[parameter] = {
+            state_name: tensor.to(parameter.device) if tensor.dim() or on_device else tensor
+            for state_name, tensor in states[name].items()
+        }
+
+
+def load_weights(model: nn.Module, directory: Path) -> None:
+    """Reads `model*.safetensors` of a checkpoint into `model`, strictly.
+
+    Raises:
+        CheckpointError: naming the first tensor that is missing, unknown or has another shape.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(directory.glob("model*.safetensors")):
+        tensors.update(load_file(file))
+    expected = model.state_dict()
+    _compare_names(set(tensors), set(expected), directory)
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{directory}: {name} has shape {tuple(tensor.shape)}, the model's {tuple(expected[name].shape)}; "
+                "resume with the model options that wrote the checkpoint, or choose another --output_dir"
+            )
+    model.load_state_dict(tensors)
+
+
+def _named_members(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    return [
+        (name, parameter)
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    ]
+
+
+def _compare_names(found: set[str], expected: set[str], where: Path) -> None:
+    for names, verdict in ((expected - found, "lacks"), (found - expected, "holds the unknown")):
+        if names:
+            raise CheckpointError(
+                f"{where} {verdict} {min(names)!r} (and {len(names) - 1} more); resume with the model options that "
+                "wrote the checkpoint, or choose another --output_dir"
+            )
+
+
+def _seal(directory: Path, manifest: dict[str, Any]) -> None:
+    """Flushes every file, then writes the manifest that vouches for them."""
+    files = {}
+    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+        _flush(file)
+        files[str(file.relative_to(directory))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    manifest = {**manifest, "files": files}
+    manifest_file = directory / MANIFEST
+    manifest_file.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1), encoding="utf-8")
+    _flush(manifest_file)
+    _flush(directory)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Of the manifest itself, independent of its layout."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,75 @@
+"""The processes of a run, as Accelerate sees them."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from .arguments import TrainingArguments
+
+
+def build_accelerator(recipe: TrainingArguments) -> Accelerator:
+    """Devices, precision, gradient synchronisation and trackers of this run; makes `output_dir`.
+
+    Raises:
+        ValueError: if the tracker of `--report_to` is not installed.
+    """
+    start_cpu_ranks()
+    output_dir = Path(recipe.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    wanted = None if recipe.report_to == "none" else recipe.report_to
+    accelerator = Accelerator(
+        mixed_precision="bf16" if recipe.bf16 else "no",
+        log_with=wanted,
+        project_dir=output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    if wanted is not None and not accelerator.log_with:
+        raise ValueError(f"--report_to {wanted}: that tracker is not installed; pip install {wanted}")
+    options = {name: value for name, value in asdict(recipe).items() if value is not None}
+    accelerator.init_trackers("maws_hf", config=options)
+    return accelerator
+
+
+def launcher_process() -> int | None:
+    """The process id of `accelerate launch`, which does not pass SIGTERM on; None under torchrun or plain python."""
+    if "MAWS_HF_LAUNCHER" in os.environ:
+        return int(os.environ["MAWS_HF_LAUNCHER"])
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
+        return os.getppid()
+    return None
+
+
+def start_cpu_ranks() -> None:
+    """Makes `accelerate launch --cpu --num_processes N` start N processes.
+
+    Without MPI, Accelerate starts a single one there, silently: it sets the rendezvous address, but no rank. This
+    process then replaces itself by torchrun with N of its kind. N is known only to the launcher, our parent.
+
+    Raises:
+        ValueError: if the launcher's command does not tell N.
+    """
+    if "MASTER_PORT" not in os.environ or "ACCELERATE_USE_CPU" not in os.environ or "RANK" in os.environ:
+        return
+    if any(name in os.environ for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")):
+        return
+    launcher = psutil.Process().parent()
+    count = _num_processes(launcher.cmdline() if launcher else [])
+    if count is None:
+        raise ValueError(
+            "accelerate launch asked for several CPU processes but started one; use "
+            "`torchrun --nproc_per_node N` with ACCELERATE_USE_CPU=true instead"
+        )
+    os.environ["MAWS_HF_LAUNCHER"] = str(launcher.pid)
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    os.execv(sys.executable, [*ranks, *sys.argv])
+
+
+def _num_processes(command: Sequence[str]) -> int | None:
+    match = re.search(r"--num[_-]processes[= ](\d+)", " ".join(command))
+    return int(match[1]) if match else None

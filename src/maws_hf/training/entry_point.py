@@ -1,0 +1,32 @@
+"""How a command starts and ends."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def run_script(main: Callable[[], int]) -> None:
+    """Exits with `main`'s code; what is wrong with options, data or disk is one line, not a traceback.
+
+    `MAWS_HF_TRACEBACK=1` in the environment shows the traceback all the same.
+    """
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        ours = type(error).__module__.startswith("maws_hf")
+        if os.environ.get("MAWS_HF_TRACEBACK") or not (ours or isinstance(error, ValueError | OSError | ImportError)):
+            raise
+        hint = "" if ours else " (MAWS_HF_TRACEBACK=1 shows where)"
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {_one_line(error)}{hint}")
+    sys.exit(code)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    if text.startswith("Caught ") and "worker process" in text:
+        # A data worker's error arrives with the worker's traceback before it.
+        text = text.splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+    return " ".join(text.split())

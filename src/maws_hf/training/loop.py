@@ -1,0 +1,343 @@
+"""The one training loop.
+
+Rank discipline: functions with collectives (`prepare`, `backward`, `reduce`, `save_checkpoint`) are called by all
+ranks at the same point of the step; only the main process writes metrics and pictures. A decision (stop, refuse, give
+up) is taken from a sum over ranks, so all ranks take it together.
+"""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..data.loader import loader_state, restore_loader
+from ..optim.groups import parameter_groups
+from ..optim.schedules import scaled_learning_rate, warmup_cosine
+from . import checkpoint as ckpt
+from .arguments import TrainingArguments
+from .distributed import launcher_process
+from .interruption import GracefulStop
+from .output_lock import lock_output
+from .records import JsonLines, Progress
+from .seeding import seed_step
+
+BatchLoss = Callable[[torch.nn.Module, dict[str, Any]], Tensor]
+SKIP_WINDOW = 10_000  # images over which the rate of bad ones is judged
+TOLERATED_BAD_IMAGES = 10  # so many different ones never end a run: in a small folder a single one is a high rate
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; its last checkpoint is intact."""
+
+
+@dataclass
+class State:
+    """Everything about a run that is neither a weight, nor optimizer state, nor a position in the stream."""
+
+    step: int = 0
+    images_seen: int = 0
+    images_skipped: int = 0
+    refused_in_a_row: int = 0
+    loss_sum: float = 0.0  # since the last line of metrics
+    loss_count: int = 0
+    recent_skips: list[list] = field(default_factory=list)  # this rank's [images, keys of skipped ones] a step
+
+
+@dataclass
+class Outcome:
+    """How a run ended: `exit_code` is 0, or 128 + the signal that stopped it."""
+
+    step: int
+    exit_code: int
+
+
+def train(
+    model: PreTrainedModel,
+    batch_loss: BatchLoss,
+    loader: Any,
+    recipe: TrainingArguments,
+    accelerator: Accelerator,
+    *,
+    flops_per_image: int | None = None,
+    matmul_peak: float | None = None,
+    after_step: Callable[[int, PreTrainedModel], None] | None = None,
+) -> Outcome:
+    """Trains `model` in place until `recipe.max_steps`, from the checkpoint in `recipe.output_dir` if there is one.
+
+    Args:
+        model: on any device; `accelerator.unwrap_model` of it holds the result.
+        batch_loss: the objective, a mean over the images of a batch.
+        loader: infinite batches from `maws_hf.data.loader.build_loader`, of this rank.
+        flops_per_image, matmul_peak: for the share of useful FLOPs in the bar.
+        after_step: called on the main process after each update, with the unwrapped model.
+
+    Raises:
+        TrainingError: after too many non-finite updates in a row or too many bad images.
+        CheckpointError: if a checkpoint does not fit the recipe, or cannot be written.
+    """
+    run = _Run(model, loader, recipe, accelerator)
+    if flops_per_image and matmul_peak:
+        run.utilization_of_image_rate = flops_per_image / (matmul_peak * accelerator.num_processes)
+    batches = iter(loader)
+    exit_code = 0
+    with GracefulStop(launcher_process()) as stop:
+        while run.state.step < recipe.max_steps:
+            learning_rate = run.set_learning_rate()
+            window = [next(batches) for _ in range(recipe.gradient_accumulation_steps)]
+            loss = run.accumulate_gradients(window, batch_loss)
+            gradient_norm = run.clip()
+            loss, anyone_stops = run.agree(loss, stop.requested, window)
+            if math.isfinite(loss) and math.isfinite(gradient_norm):
+                run.optimizer.step()
+                run.accept(loss)
+            else:
+                run.refuse(window, loss, gradient_norm)
+            run.optimizer.zero_grad(set_to_none=True)
+            run.finish_step(gradient_norm, learning_rate)
+            if after_step is not None and accelerator.is_main_process:
+                after_step(run.state.step, accelerator.unwrap_model(run.model))
+            due = run.state.step % recipe.save_steps == 0 or run.state.step == recipe.max_steps
+            if due or anyone_stops:
+                run.save()
+            if run.give_up is not None:
+                raise TrainingError(run.give_up)
+            if anyone_stops:
+                exit_code = stop.exit_code or 128 + signal.SIGTERM  # another rank may have got the signal
+                break
+    run.progress.close()
+    return Outcome(run.state.step, exit_code)
+
+
+class _Run:
+    """The moving parts of one run; each method is one line of the loop above."""
+
+    def __init__(self, model: PreTrainedModel, loader: Any, recipe: TrainingArguments, accelerator: Accelerator):
+        self.recipe, self.accelerator, self.loader = recipe, accelerator, loader
+        self.root = Path(recipe.output_dir) / "checkpoints"
+        self.images_per_step = (
+            recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * accelerator.num_processes
+        )
+        self.peak_learning_rate = recipe.learning_rate
+        if recipe.learning_rate is None:
+            self.peak_learning_rate = scaled_learning_rate(recipe.base_learning_rate, self.images_per_step)
+        if accelerator.is_main_process:
+            self.lock = lock_output(Path(recipe.output_dir))
+        self.state = State()
+        self.utilization_of_image_rate: float | None = None
+        self.give_up: str | None = None  # why the run cannot go on after this step
+        resumed = self._find_checkpoint()
+        if resumed is not None:
+            ckpt.load_weights(model, resumed.path)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, recipe.weight_decay),
+            lr=0.0,
+            betas=(recipe.adam_beta1, recipe.adam_beta2),
+            eps=recipe.adam_epsilon,
+            fused=True,
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        if resumed is not None:
+            self._restore(resumed)
+        rank = accelerator.process_index
+        suffix = f"-rank{rank}" if rank else ""
+        self.skipped = JsonLines(Path(recipe.output_dir) / f"skipped{suffix}.jsonl")
+        self.refused = JsonLines(Path(recipe.output_dir) / f"refused{suffix}.jsonl")
+        for lines in (self.skipped, self.refused):
+            lines.cut_back(self.state.step)
+        self.progress = Progress(accelerator, Path(recipe.output_dir), self.state.step, recipe.max_steps)
+        if resumed is not None:
+            self.progress.say(f"resuming after step {self.state.step} from {resumed.path}")
+        self._tick = (time.perf_counter(), self.state.step)
+
+    def set_learning_rate(self) -> float:
+        learning_rate = warmup_cosine(
+            self.state.step,
+            peak=self.peak_learning_rate,
+            warmup_steps=self.recipe.warmup_steps,
+            max_steps=self.recipe.max_steps,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        return learning_rate
+
+    def accumulate_gradients(self, window: list[dict[str, Any]], batch_loss: BatchLoss) -> Tensor:
+        """Gradients of the mean over the whole window; returns that mean on the device, this rank's."""
+        total = torch.zeros((), device=self.accelerator.device)
+        self.model.train()
+        for micro_step, batch in enumerate(window):
+            seed_step(self.recipe.seed, self.accelerator.process_index, self.state.step, micro_step)
+            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+            is_last = micro_step == len(window) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                loss = batch_loss(self.model, batch) / len(window)
+                self.accelerator.backward(loss)
+            total += loss.detach().float()
+        return total
+
+    def clip(self) -> float:
+        """The global gradient norm before clipping; equal on all ranks, because the gradients are."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.recipe.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.max_grad_norm, norm)
+        return float(norm)
+
+    def agree(self, loss: Tensor, stop: bool, window: list[dict[str, Any]]) -> tuple[float, bool]:
+        """Mean loss of all ranks, and whether any wants to stop: a signal came, or bad images are too many."""
+        skipped, too_many = self._note_skipped(window)
+        votes = torch.tensor([0.0, stop, skipped, too_many], device=loss.device)
+        votes[0] = loss
+        loss_sum, stops, all_skipped, any_too_many = self.accelerator.reduce(votes, reduction="sum").tolist()
+        self.state.images_skipped += int(all_skipped)
+        if any_too_many:
+            self.give_up = self._too_many_bad_images(too_many)
+        return loss_sum / self.accelerator.num_processes, stops + any_too_many > 0
+
+    def accept(self, loss: float) -> None:
+        self.state.refused_in_a_row = 0
+        self.state.loss_sum += loss
+        self.state.loss_count += 1
+
+    def refuse(self, window: list[dict[str, Any]], loss: float, gradient_norm: float) -> None:
+        self.state.refused_in_a_row += 1
+        keys = [key for batch in window for key in batch["keys"]]
+        step = self.state.step + 1
+        self.refused.append({"step": step, "loss": str(loss), "grad_norm": str(gradient_norm), "keys": keys})
+        message = (
+            f"step {step} refused: loss {loss}, gradient norm {gradient_norm}; its images are in {self.refused.path}"
+        )
+        if self.state.refused_in_a_row >= self.recipe.max_nonfinite_steps:
+            raise TrainingError(
+                f"{message}. That was {self.state.refused_in_a_row} in a row (--max_nonfinite_steps). Try a lower "
+                "--base_learning_rate, a longer --warmup_steps, --max_grad_norm 1 or no --bf16; earlier checkpoints "
+                "are intact"
+            )
+        self.progress.say(message)
+
+    def finish_step(self, gradient_norm: float, learning_rate: float) -> None:
+        state = self.state
+        state.step += 1
+        state.images_seen += self.images_per_step
+        self.progress.advance()
+        if state.step % self.recipe.logging_steps and state.step != self.recipe.max_steps:
+            return
+        now, (since, since_step) = time.perf_counter(), self._tick
+        rate = (state.step - since_step) * self.images_per_step / (now - since)
+        metrics = {
+            "loss": state.loss_sum / state.loss_count if state.loss_count else None,
+            "learning_rate": learning_rate,
+            "grad_norm": gradient_norm if math.isfinite(gradient_norm) else None,
+            "images_seen": state.images_seen,
+            "images_skipped": state.images_skipped,
+            "images_per_second": rate,
+        }
+        if self.utilization_of_image_rate is not None:
+            metrics["flops_utilization"] = rate * self.utilization_of_image_rate
+        self.progress.log(state.step, metrics)
+        state.loss_sum, state.loss_count = 0.0, 0
+        self._tick = (now, state.step)
+
+    def save(self) -> None:
+        rank = self.accelerator.process_index
+
+        def write_files(directory: Path) -> None:
+            if self.accelerator.is_main_process:
+                self.accelerator.unwrap_model(self.model).save_pretrained(directory)
+                ckpt.save_optimizer(self.optimizer, directory / "optimizer.safetensors")
+            position = {"state": asdict(self.state), "stream": loader_state(self.loader)}
+            (directory / f"rank-{rank:05d}.json").write_text(json.dumps(position), encoding="utf-8")
+
+        ckpt.save_checkpoint(
+            self.root,
+            self.state.step,
+            write_files,
+            facts=self._facts(),
+            keep=self.recipe.save_total_limit,
+            is_main=self.accelerator.is_main_process,
+            barrier=self.accelerator.wait_for_everyone,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What a later run is compared with before it continues."""
+        return {
+            "world_size": self.accelerator.num_processes,
+            "recipe": asdict(self.recipe),
+            "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate)},
+        }
+
+    def _find_checkpoint(self) -> ckpt.Checkpoint | None:
+        """The run's own newest checkpoint; before its first one, the one it was told to start from."""
+        own = ckpt.find_latest(self.root, warn=self.accelerator.print)
+        self.accelerator.wait_for_everyone()
+        if own is not None and self.accelerator.is_main_process:
+            ckpt.set_aside_newer(self.root, own.step)
+        if self.recipe.resume_from_checkpoint == "auto":
+            return own
+        chosen = ckpt.verify(Path(self.recipe.resume_from_checkpoint))
+        if own is not None and chosen.path.resolve().parent == self.root.resolve() and chosen.step != own.step:
+            raise ckpt.CheckpointError(
+                f"{self.root} already holds step {own.step}: leave out --resume_from_checkpoint to continue from it, "
+                f"or branch off from step {chosen.step} with another --output_dir"
+            )
+        return own or chosen
+
+    def _restore(self, checkpoint: ckpt.Checkpoint) -> None:
+        self._compare_recipes(checkpoint)
+        ckpt.load_optimizer(self.optimizer, checkpoint.path / "optimizer.safetensors")
+        position = checkpoint.read_json(f"rank-{self.accelerator.process_index:05d}.json")
+        self.state = State(**position["state"])
+        restore_loader(self.loader, position["stream"])
+
+    def _compare_recipes(self, checkpoint: ckpt.Checkpoint) -> None:
+        """Names every option that differs; stops where the stream could not continue."""
+        before, now = checkpoint.manifest["recipe"], asdict(self.recipe)
+        world_size = checkpoint.manifest["world_size"]
+        if world_size != self.accelerator.num_processes:
+            raise ckpt.CheckpointError(
+                f"{checkpoint.path} was written by {world_size} processes, this run has "
+                f"{self.accelerator.num_processes}; start it with --num_processes {world_size}"
+            )
+        for name in ("seed", "dataloader_num_workers"):
+            if before.get(name) != now[name]:
+                raise ckpt.CheckpointError(
+                    f"{checkpoint.path} was written with --{name} {before.get(name)}, this run has {now[name]}; the "
+                    f"data stream can only be continued with the same: pass --{name} {before.get(name)}"
+                )
+        for name in sorted(set(before) & set(now) - {"output_dir", "resume_from_checkpoint"}):
+            if before[name] != now[name]:
+                self.accelerator.print(f"warning: --{name} was {before[name]} in the checkpoint, now {now[name]}")
+
+    def _note_skipped(self, window: list[dict[str, Any]]) -> tuple[int, bool]:
+        """This step's skipped images, and whether the last `SKIP_WINDOW` hold more than the recipe allows."""
+        skipped = [record for batch in window for record in batch["skipped"]]
+        for record in skipped:
+            self.skipped.append({"step": self.state.step + 1, **record})
+        recent = self.state.recent_skips
+        recent.append([sum(len(batch["keys"]) for batch in window), [record["key"] for record in skipped]])
+        while sum(images for images, _ in recent[1:]) >= SKIP_WINDOW:
+            recent.pop(0)
+        bad = [key for _, keys in recent for key in keys]
+        too_many = len(bad) > self.recipe.max_skip_rate * SKIP_WINDOW and len(set(bad)) >= TOLERATED_BAD_IMAGES
+        return len(skipped), too_many
+
+    def _too_many_bad_images(self, here: bool) -> str:
+        images = sum(images for images, _ in self.state.recent_skips)
+        bad = sum(len(keys) for _, keys in self.state.recent_skips)
+        what = f"{bad} of the last {images + bad} images could not be read (each with its reason: {self.skipped.path})"
+        return (
+            f"{what if here else 'another process could not read too many of its images'}. Repair the data, or allow "
+            f"more than {self.recipe.max_skip_rate:.1%} with --max_skip_rate"
+        )

@@ -1,0 +1,86 @@
+"""What a run leaves to read: metrics, skipped images, refused steps, and a progress bar."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+
+class JsonLines:
+    """An append-only `.jsonl` file whose lines carry a `step` and that can be cut back to a checkpoint."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def cut_back(self, step: int) -> None:
+        """Drops lines after `step`: updates that a killed run did but could not save will be done again."""
+        if not self.path.exists():
+            return
+        kept = [json.dumps(line) for line in self.read() if line["step"] <= step]
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in kept))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines that are whole: a kill or a full disk may have torn one, which is no reason to stop a run."""
+        lines = []
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
+        return lines
+
+
+class Progress:
+    """The bar, `metrics.jsonl` and Accelerate's trackers; only the main process shows and writes."""
+
+    def __init__(self, accelerator: Accelerator, output_dir: Path, first_step: int, max_steps: int):
+        self.accelerator = accelerator
+        self.metrics = JsonLines(output_dir / "metrics.jsonl")
+        if accelerator.is_main_process:
+            self.metrics.cut_back(first_step)
+        self.bar = tqdm(
+            total=max_steps,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not accelerator.is_main_process,
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # seconds; a log file keeps every update
+        )
+
+    def advance(self) -> None:
+        self.bar.update()
+
+    def log(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Metrics that are None were not to be had, such as the loss where every update was refused."""
+        if not self.accelerator.is_main_process:
+            return
+        self.metrics.append({"step": step, **metrics})
+        self.accelerator.log({name: value for name, value in metrics.items() if value is not None}, step=step)
+        loss = "refused" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+        shown = {"loss": loss, "img/s": f"{metrics['images_per_second']:.0f}"}
+        if "flops_utilization" in metrics:
+            shown["of peak"] = f"{metrics['flops_utilization']:.0%}"
+        self.bar.set_postfix(shown)
+
+    def say(self, message: str) -> None:
+        """A line above the bar, from the main process only."""
+        if self.accelerator.is_main_process:
+            self.bar.write(message)
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,90 @@
+"""Pictures of a run: what was hidden and what the model made of it, and curves."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from .models.modeling_maws_mae import MawsMAEReconstruction
+
+
+def reconstruction_grid(
+    reconstruction: "MawsMAEReconstruction", *, tile: int = 112, gap: int = 6, across: int = 2
+) -> Image.Image:
+    """Masked, reconstructed and original picture of each image, side by side under their names.
+
+    Args:
+        reconstruction: of B images, from `MawsMAEForPreTraining.reconstruct`.
+        tile: least height of a picture in pixels; small ones are enlarged by a whole number, without smoothing.
+        gap: white pixels around each picture.
+        across: images in a row.
+    """
+    columns = {
+        "masked": reconstruction.masked,
+        "reconstructed": reconstruction.reconstruction,
+        "original": reconstruction.original,
+    }
+    count, _, height, width = reconstruction.original.shape
+    scale = max(1, -(-tile // height))
+    cell_height, cell_width = height * scale + 2 * gap, width * scale + 2 * gap
+    header = 20
+    rows = -(-count // across)
+    picture = Image.new("RGB", (across * 3 * cell_width, header + rows * cell_height), "white")
+    drawing = ImageDraw.Draw(picture)
+    for column, (name, pictures) in enumerate(columns.items()):
+        for index in range(count):
+            left = (index % across * 3 + column) * cell_width + gap
+            top = header + index // across * cell_height + gap
+            pixels = (pictures[index] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+            image = Image.fromarray(np.ascontiguousarray(pixels))
+            picture.paste(image.resize((width * scale, height * scale), Image.Resampling.NEAREST), (left, top))
+            if index < across:
+                drawing.text((left, gap), name, fill="black")
+    return picture
+
+
+def plot_curve(metrics_file: Path, picture_file: Path, *, references: dict[str, float] | None = None) -> None:
+    """Draws the loss in a run's `metrics.jsonl` over the images seen, with the learning rate behind it.
+
+    Args:
+        references: names and values of horizontal lines to compare with.
+
+    Raises:
+        ValueError: if the file holds no metrics yet.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # a file is wanted, and there may be no screen
+    from matplotlib import pyplot
+
+    lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line["loss"] is not None]
+    if not lines:
+        raise ValueError(f"{metrics_file} holds no metrics yet")
+    images = [line["images_seen"] for line in lines]
+    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axis.plot(images, [line["loss"] for line in lines], marker="." if len(lines) < 60 else None)
+    for name, value in (references or {}).items():
+        axis.axhline(value, linestyle="--", linewidth=1, color="grey")
+        # A fifth from the left: there a loss has fallen below the high lines and not yet reached the low ones.
+        axis.annotate(name, (images[0] + (images[-1] - images[0]) / 5, value), va="bottom", color="grey")
+    axis.set(xlabel="images seen", ylabel="loss")
+    rate_axis = axis.twinx()
+    rate_axis.plot(images, [line["learning_rate"] for line in lines], color="tab:orange", alpha=0.4)
+    rate_axis.set_ylabel("learning rate", color="tab:orange")
+    save_picture(lambda path: figure.savefig(path, dpi=120, format="png"), picture_file)
+    pyplot.close(figure)
+
+
+def save_picture(draw: Callable[[Path], None], picture_file: Path) -> None:
+    """Calls `draw(path)` on a path beside `picture_file`, then renames: a viewer never sees half a picture."""
+    picture_file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = picture_file.with_name(f".{picture_file.name}.tmp")
+    draw(temporary)
+    os.replace(temporary, picture_file)

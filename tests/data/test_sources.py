@@ -1,0 +1,235 @@
+"""Opening data sets: each kind is recognised, images stay bytes, and every refusal says what to type."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+
+from maws_hf.data.sources import DataSourceError, find_image_column, open_stream
+from maws_hf.processing.decode import DEFAULT_LIMITS
+
+
+def picture(shade: int, form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    PILImage.new("RGB", (6, 4), (shade % 256, 0, 0)).save(file, form)
+    return file.getvalue()
+
+
+def write_parquet(path, shades, column="image", **columns):
+    images = [{"bytes": picture(shade), "path": f"{shade}.png"} for shade in shades]
+    features = Features({column: Image(), **{name: Value("string") for name in columns}})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_dict({column: images, **columns}, features=features).to_parquet(str(path))
+
+
+def write_tar(path, shades, extension="png"):
+    with tarfile.open(path, "w") as tar:
+        for shade in shades:
+            for name, content in ((extension, picture(shade)), ("txt", b"a caption")):
+                member = tarfile.TarInfo(f"{shade:04d}.{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def write_image(path, shade=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture(shade))
+
+
+def stored(dataset, column="image"):
+    return [row[column]["bytes"] for row in dataset]
+
+
+def test_parquet_folder_keeps_the_bytes_as_they_are(tmp_path):
+    write_parquet(tmp_path / "a.parquet", range(3))
+    write_parquet(tmp_path / "b.parquet", range(3, 5))
+    dataset = open_stream(tmp_path)
+    assert stored(dataset) == [picture(shade) for shade in range(5)]
+    assert dataset.num_shards == 2
+
+
+def test_files_named_after_splits_are_kept_apart(tmp_path):
+    write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", range(3))
+    write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", range(3, 5))
+    assert len(stored(open_stream(tmp_path))) == 3
+    assert len(stored(open_stream(tmp_path, split="val"))) == 2
+    with pytest.raises(DataSourceError, match=r"no split 'test', there are train, validation"):
+        open_stream(tmp_path, split="test")
+
+
+def test_folder_with_a_card_is_read_as_the_card_says(tmp_path):
+    write_parquet(tmp_path / "x" / "one.parquet", range(3))
+    write_parquet(tmp_path / "x" / "two.parquet", range(3, 5))
+    config = "configs:\n- config_name: default\n  data_files:\n  - split: holdout\n    path: x/two.parquet\n"
+    (tmp_path / "README.md").write_text(f"---\n{config}---\n# Words\n")
+    assert stored(open_stream(tmp_path, split="holdout")) == [picture(3), picture(4)]
+    with pytest.raises(DataSourceError, match="there are holdout"):
+        open_stream(tmp_path)
+
+
+def test_card_without_configurations_changes_nothing(tmp_path):
+    write_parquet(tmp_path / "one.parquet", range(3))
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Words\n")
+    assert len(stored(open_stream(tmp_path))) == 3
+
+
+def test_tar_folder_glob_and_single_file(tmp_path):
+    write_tar(tmp_path / "shard-0.tar", range(3))
+    write_tar(tmp_path / "shard-1.tar", range(3, 5))
+    assert len(stored(open_stream(tmp_path), "png")) == 5
+    assert len(stored(open_stream(f"{tmp_path}/*.tar"), "png")) == 5
+    assert len(stored(open_stream(tmp_path / "shard-1.tar"), "png")) == 2
+    assert len(stored(open_stream(tmp_path, data_files="shard-0.tar"), "png")) == 3
+
+
+def test_file_that_shares_its_name_with_a_tar_member_does_not_displace_it(tmp_path, monkeypatch):
+    write_tar(tmp_path / "shard-0.tar", range(3))
+    elsewhere = tmp_path / "elsewhere"
+    write_image(elsewhere / "0001.png", shade=99)
+    monkeypatch.chdir(elsewhere)
+    assert stored(open_stream(tmp_path / "shard-0.tar"), "png") == [picture(shade) for shade in range(3)]
+
+
+def test_image_folder_without_classes(tmp_path):
+    for shade in range(4):
+        write_image(tmp_path / f"{shade}.png", shade)
+    (tmp_path / "notes.txt").write_text("not an image")
+    dataset = open_stream(tmp_path)
+    assert stored(dataset) == [picture(shade) for shade in range(4)]
+    assert dataset.num_shards == 4
+    assert list(dataset.features) == ["image"]
+
+
+def test_image_folder_with_classes_and_splits(tmp_path):
+    for split, count in (("train", 2), ("val", 1)):
+        for name in ("cat", "dog"):
+            for i in range(count):
+                write_image(tmp_path / split / name / f"{i}.png")
+    dataset = open_stream(tmp_path)
+    assert [row["label"] for row in dataset] == [0, 0, 1, 1]
+    assert dataset.features["label"].names == ["cat", "dog"]
+    assert len(list(open_stream(tmp_path, split="validation"))) == 2
+
+
+def test_class_called_train_is_a_class(tmp_path):
+    for name in ("boat", "train"):
+        write_image(tmp_path / name / "0.png")
+    assert open_stream(tmp_path).features["label"].names == ["boat", "train"]
+
+
+def test_linked_class_folders_are_followed_and_loops_end(tmp_path):
+    write_image(tmp_path / "elsewhere" / "0.png")
+    root = tmp_path / "root"
+    write_image(root / "a" / "0.png")
+    os.symlink(tmp_path / "elsewhere", root / "b")
+    os.symlink(root, root / "a" / "loop")
+    assert len(list(open_stream(root))) == 2
+
+
+def test_vanished_or_oversized_image_files_are_left_for_the_decoder_to_refuse(tmp_path):
+    for shade in range(3):
+        write_image(tmp_path / f"{shade}.png", shade)
+    dataset = open_stream(tmp_path)
+    (tmp_path / "1.png").unlink()
+    with open(tmp_path / "2.png", "wb") as file:
+        file.truncate(DEFAULT_LIMITS.max_bytes * 100)
+    lengths = [len(content) for content in stored(dataset)]
+    assert lengths == [len(picture(0)), 0, DEFAULT_LIMITS.max_bytes + 1]
+
+
+def test_image_column_is_found_by_type_by_name_or_by_argument(tmp_path):
+    write_parquet(tmp_path / "typed" / "0.parquet", [1], column="photo", image=["a caption"])
+    assert find_image_column(open_stream(tmp_path / "typed")) == "photo"
+    (tmp_path / "named").mkdir()
+    pq.write_table(pa.table({"jpg": [picture(1)], "other": [b"x"]}), tmp_path / "named" / "0.parquet")
+    assert next(iter(open_stream(tmp_path / "named")))["jpg"] == picture(1)
+    assert find_image_column(open_stream(tmp_path / "named", image_column="other"), "other") == "other"
+
+
+def test_ambiguous_or_absent_image_column_names_the_columns(tmp_path):
+    row = {"bytes": picture(1), "path": None}
+    pair = Dataset.from_dict({"left": [row], "right": [row]}, features=Features({"left": Image(), "right": Image()}))
+    (tmp_path / "pair").mkdir()
+    pair.to_parquet(str(tmp_path / "pair" / "0.parquet"))
+    with pytest.raises(DataSourceError, match=r"several image columns \(left, right\).*--image_column_name"):
+        open_stream(tmp_path / "pair")
+    rows = next(iter(open_stream(tmp_path / "pair", image_column="right")))
+    assert rows["left"]["bytes"] == rows["right"]["bytes"] == picture(1)
+
+    (tmp_path / "text").mkdir()
+    pq.write_table(pa.table({"caption": ["a"], "url": ["b"]}), tmp_path / "text" / "0.parquet")
+    with pytest.raises(DataSourceError, match=r"no image column among the columns caption, url.*--image_column_name"):
+        open_stream(tmp_path / "text")
+    with pytest.raises(DataSourceError, match="--image_column_name photo: no such column, there are caption, url"):
+        open_stream(tmp_path / "text", image_column="photo")
+
+
+def test_nothing_there_says_what_was_looked_for(tmp_path):
+    with pytest.raises(DataSourceError, match="does not exist: give a folder"):
+        open_stream(tmp_path / "absent")
+    with pytest.raises(DataSourceError, match=r"no file matches .*nothing-\*\.tar"):
+        open_stream(f"{tmp_path}/nothing-*.tar")
+    (tmp_path / "words.csv").write_text("a,b\n")
+    with pytest.raises(DataSourceError, match=r"holds none of \*\.parquet, \*\.tar or images"):
+        open_stream(tmp_path)
+
+
+def test_broken_shard_is_named(tmp_path):
+    (tmp_path / "train-0.parquet").write_bytes(b"not parquet at all")
+    with pytest.raises(DataSourceError, match="cannot be opened: "):
+        open_stream(tmp_path)
+
+
+def test_pipes_and_other_commands_are_not_sources():
+    with pytest.raises(DataSourceError, match="does not exist"):
+        open_stream("pipe:cat shard.tar")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/a.png", "val/b.png", "logo.png"],
+        ["train/a.png", "test/b.png", "unlabeled/c.png"],
+        ["train-0.png", "test-0.png", "unseen-0.png"],
+    ],
+)
+def test_held_out_files_never_slip_into_training_because_of_a_stray_one(names: list[str], tmp_path: Path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataSourceError, match=r"has the splits (test, train|train, validation), but .* none of them"):
+        open_stream(tmp_path)
+
+
+def test_numbered_split_folders_are_splits(tmp_path: Path):
+    for name in ("train2017/a.png", "val2017/b.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    assert [Path(row["image"]["path"]).name for row in open_stream(tmp_path)] == ["a.png"]
+
+
+def test_large_image_folders_are_dealt_into_few_shards_with_all_classes(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("maws_hf.data.sources.MOST_IMAGE_SHARDS", 4)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(9):
+            (tmp_path / name / f"{index}.png").write_bytes(f"{name}{index}".encode())
+    stream = open_stream(tmp_path)
+    assert stream.num_shards == 4
+    rows = list(stream)
+    assert sorted(row["image"]["bytes"] for row in rows) == sorted(f"{n}{i}".encode() for n in "ab" for i in range(9))
+    assert {row["label"] for row in rows[:5]} == {0, 1}
+    assert all(Path(row["image"]["path"]).parent.name == "ab"[row["label"]] for row in rows)
+
+
+def test_an_empty_parquet_shard_is_no_obstacle(tmp_path: Path):
+    table = pa.table({"image": [b"one", b"two"]})
+    pq.write_table(table.slice(0, 0), tmp_path / "train-0.parquet")
+    pq.write_table(table, tmp_path / "train-1.parquet")
+    assert [row["image"] for row in open_stream(tmp_path)] == [b"one", b"two"]

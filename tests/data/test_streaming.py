@@ -1,0 +1,421 @@
+"""The stream: exact partition, exact resume, keyed randomness, bounded skips."""
+
+import io
+import itertools
+import json
+import tarfile
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import IterableDataset, load_dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from maws_hf.data import streaming
+from maws_hf.data.sources import open_stream
+from maws_hf.data.streaming import ImageStream, StreamError, StreamStateError, prepare_image
+from maws_hf.processing.decode import ImageDecodeError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*shards cannot be dealt evenly")
+
+
+def keep_key(sample, rng):
+    return {"key": sample["__key__"], "draw": rng.random()}
+
+
+def rows(numbers):
+    for number in numbers:
+        yield {"id": number}
+
+
+def memory_shards(sizes):
+    """One shard for each size, with the ids 0, 1, 2, ... in order."""
+    ends = list(itertools.accumulate(sizes))
+    shards = [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
+    return IterableDataset.from_generator(rows_of_shards, gen_kwargs={"shards": shards})
+
+
+def rows_of_shards(shards):
+    for shard in shards:
+        yield from rows(shard)
+
+
+def parquet_shards(folder, shards, rows_each=11, row_group_size=4):
+    for shard in range(shards):
+        table = pa.table({"id": list(range(shard * rows_each, (shard + 1) * rows_each))})
+        pq.write_table(table, folder / f"train-{shard:05d}.parquet", row_group_size=row_group_size)
+    return load_dataset("parquet", data_dir=str(folder), split="train", streaming=True)
+
+
+def picture(shade=0, form="PNG"):
+    file = io.BytesIO()
+    Image.new("RGB", (6, 4), (shade % 256, shade // 256, 0)).save(file, form)
+    return file.getvalue()
+
+
+def tar_shards(folder, shards, images_each=5):
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for i in range(images_each):
+                member = tarfile.TarInfo(f"{shard}-{i}.png")
+                member.size = len(picture(i))
+                tar.addfile(member, io.BytesIO(picture(i)))
+    return open_stream(folder)
+
+
+def image_folder(folder, images=23):
+    for i in range(images):
+        (folder / f"{i:03d}.png").write_bytes(picture(i))
+    return open_stream(folder)
+
+
+@pytest.fixture
+def as_worker(monkeypatch):
+    """Makes a stream believe that this process is DataLoader worker `worker` of `workers`."""
+
+    def become(worker, workers):
+        info = SimpleNamespace(id=worker, num_workers=workers) if workers else None
+        monkeypatch.setattr(streaming, "get_worker_info", lambda: info)
+
+    return become
+
+
+def take(stream, count):
+    return [(sample["key"], sample["draw"]) for sample in itertools.islice(iter(stream), count)]
+
+
+def epochs(stream, count):
+    """The keys of the first `count` epochs, a list for each."""
+    found = [[] for _ in range(count)]
+    for sample in stream:
+        epoch = stream.state_dict()["epoch"]
+        if epoch >= count:
+            return found
+        found[epoch].append(sample["key"])
+
+
+def all_consumers(dataset, as_worker, ranks, workers, count=2, **options):
+    """[epoch][consumer] -> keys."""
+    streams = []
+    for rank, worker in itertools.product(range(ranks), range(max(1, workers))):
+        as_worker(worker, workers)
+        stream = ImageStream(dataset, keep_key, seed=3, rank=rank, world_size=ranks, num_workers=workers, **options)
+        streams.append(epochs(stream, count))
+    return list(zip(*streams, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------- partition
+
+
+@pytest.mark.parametrize("shards", range(1, 8))
+def test_every_epoch_is_shared_exactly(tmp_path, as_worker, shards):
+    dataset = parquet_shards(tmp_path, shards, rows_each=7, row_group_size=3)
+    for ranks, workers in itertools.product((1, 2, 3), (0, 1, 2)):
+        for shares in all_consumers(dataset, as_worker, ranks, workers, block_size=4):
+            assert sorted(map(int, itertools.chain(*shares))) == list(range(7 * shards)), (ranks, workers)
+            lengths = [len(share) for share in shares]
+            assert max(lengths) - min(lengths) <= 1, (ranks, workers)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=9),
+    ranks=st.integers(1, 3),
+    workers=st.integers(0, 3),
+    block_size=st.integers(1, 9),
+    shuffle=st.booleans(),
+)
+def test_partition_holds_for_uneven_shards(as_worker, sizes, ranks, workers, block_size, shuffle):
+    if sum(sizes) < ranks * max(1, workers):
+        return
+    dataset = memory_shards(sizes)
+    for shares in all_consumers(dataset, as_worker, ranks, workers, block_size=block_size, shuffle=shuffle):
+        assert sorted(map(int, itertools.chain(*shares))) == list(range(sum(sizes)))
+
+
+def test_shards_that_divide_evenly_are_read_by_one_consumer_each(as_worker):
+    for shares in all_consumers(memory_shards([4] * 6), as_worker, 3, 0, block_size=4):
+        for share in shares:
+            assert len({int(number) // 4 for number in share}) == 2
+
+
+def test_many_shards_are_dealt_whole_even_if_not_evenly(as_worker):
+    dataset = memory_shards([1] * 65)
+    stream = ImageStream(dataset, keep_key, seed=0, world_size=2)
+    assert stream.strategy == "shards"
+    first, second = all_consumers(dataset, as_worker, 2, 0, count=1)[0]
+    assert sorted(map(int, first + second)) == list(range(65))
+
+
+def test_uneven_shards_are_told_once_with_numbers_and_a_way_out():
+    with pytest.warns(UserWarning, match=r"5 shards .* 6 consumers \(3 ranks x 2 workers\).* a multiple of 6 shards"):
+        ImageStream(memory_shards([3] * 5), keep_key, seed=0, world_size=3, num_workers=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ImageStream(memory_shards([3] * 5), keep_key, seed=0, rank=1, world_size=3, num_workers=2)
+        ImageStream(memory_shards([3] * 6), keep_key, seed=0, world_size=3, num_workers=2)
+
+
+def test_fewer_samples_than_consumers_is_an_error(as_worker):
+    as_worker(1, 2)
+    stream = ImageStream(memory_shards([3]), keep_key, seed=0, rank=1, world_size=2, num_workers=2)
+    with pytest.raises(StreamError, match=r"consumer 3 of 4 \(rank 1, worker 1\) finds no sample.*fewer processes"):
+        next(iter(stream))
+
+
+# -------------------------------------------------------------------------------------------------------- order
+
+
+def test_shuffle_mixes_shards_and_blocks_anew_in_each_epoch(as_worker):
+    dataset = memory_shards([8] * 6)
+    (first,), (second,) = all_consumers(dataset, as_worker, 1, 0, block_size=8)
+    numbers = np.array(list(map(int, first)))
+    assert first != second
+    assert len({number // 8 for number in numbers[:8]}) == 1  # a block is one shard here ...
+    assert list(numbers[::8] // 8) != list(range(6))  # ... and the shards are out of order,
+    assert list(numbers[:8]) != sorted(numbers[:8])  # as are the samples within
+
+
+def test_single_shard_is_shuffled_anew_in_each_epoch(as_worker):
+    (first,), (second,) = all_consumers(memory_shards([40]), as_worker, 1, 0, block_size=16)
+    assert first != second
+    assert set(first[:16]) == set(second[:16])
+
+
+def test_without_shuffle_every_epoch_is_in_file_order(tmp_path, as_worker):
+    dataset = parquet_shards(tmp_path, 3)
+    expected = [str(number) for number in range(33)]
+    assert all_consumers(dataset, as_worker, 1, 0, block_size=5, shuffle=False) == [(expected,), (expected,)]
+
+
+def test_seed_decides_and_global_generators_do_not():
+    dataset = memory_shards([5] * 4)
+    first = take(ImageStream(dataset, keep_key, seed=1), 50)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    assert take(ImageStream(dataset, keep_key, seed=1), 50) == first
+    assert take(ImageStream(dataset, keep_key, seed=2), 50) != first
+
+
+def test_draws_differ_between_ranks_epochs_and_samples(as_worker):
+    draws = []
+    for rank in range(2):
+        stream = ImageStream(memory_shards([8] * 2), keep_key, seed=1, rank=rank, world_size=2)
+        draws += [draw for _, draw in take(stream, 24)]
+    assert len(set(draws)) == len(draws)
+
+
+# ------------------------------------------------------------------------------------------------------- resume
+
+
+def assert_resumes_everywhere(dataset, count, step=1, ahead=12, **options):
+    whole = ImageStream(dataset, keep_key, seed=4, **options)
+    expected = take(ImageStream(dataset, keep_key, seed=4, **options), count + ahead)
+    states = [whole.state_dict()]
+    states += [whole.state_dict() for _ in itertools.islice(iter(whole), count)]
+    for k in range(0, count + 1, step):
+        fresh = ImageStream(dataset, keep_key, seed=4, **options)
+        fresh.load_state_dict(json.loads(json.dumps(states[k])))
+        assert fresh.state_dict() == states[k]
+        assert take(fresh, ahead) == expected[k : k + ahead], k
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 1, "world_size": 2}, {"rank": 0, "world_size": 5}])
+def test_parquet_resumes_at_every_sample(tmp_path, options):
+    dataset = parquet_shards(tmp_path, 5)
+    count = 2 * 55 // options.get("world_size", 1) + 5  # past the second epoch's end
+    assert_resumes_everywhere(dataset, count, block_size=7, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 1, "world_size": 2}, {"shuffle": False}])
+def test_tar_resumes_at_every_sample(tmp_path, options):
+    assert_resumes_everywhere(tar_shards(tmp_path, 3), 33, step=2, block_size=4, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 1, "world_size": 3}])
+def test_image_folder_resumes_at_every_sample(tmp_path, options):
+    assert_resumes_everywhere(image_folder(tmp_path), 50, step=3, block_size=6, **options)
+
+
+def test_resumed_stream_can_be_stopped_and_resumed_again(tmp_path):
+    dataset = parquet_shards(tmp_path, 3)
+    expected = take(ImageStream(dataset, keep_key, seed=4, block_size=6), 90)
+    found, state = [], None
+    while len(found) < 90:
+        stream = ImageStream(dataset, keep_key, seed=4, block_size=6)
+        if state is not None:
+            stream.load_state_dict(json.loads(state))
+        found += take(stream, 5)
+        state = json.dumps(stream.state_dict())
+    assert found == expected
+
+
+def test_second_iterator_starts_from_the_beginning():
+    stream = ImageStream(memory_shards([5] * 4), keep_key, seed=1)
+    first = take(stream, 7)
+    state = stream.state_dict()
+    assert take(stream, 7) == first
+    stream.load_state_dict(state)
+    assert take(stream, 7) != first
+    assert take(stream, 7) == first
+
+
+def test_state_of_another_stream_is_refused_with_every_difference(as_worker):
+    dataset = memory_shards([5] * 4)
+    state = ImageStream(dataset, keep_key, seed=1, world_size=2, block_size=8).state_dict()
+    other = ImageStream(memory_shards([5] * 3), keep_key, seed=2, world_size=3, block_size=8)
+    with pytest.raises(StreamStateError, match=r"seed 1 \(now 2\), world_size 2 \(now 3\), num_shards 4 \(now 3\)"):
+        other.load_state_dict(state)
+    as_worker(0, 2)
+    state = ImageStream(dataset, keep_key, seed=1, num_workers=2).state_dict()
+    as_worker(1, 2)
+    with pytest.raises(StreamStateError, match="position of worker 0 was given to worker 1"):
+        ImageStream(dataset, keep_key, seed=1, num_workers=2).load_state_dict(state)
+
+
+# -------------------------------------------------------------------------------------------------- bad samples
+
+
+def refuse_odd(sample, rng):
+    if int(sample["__key__"]) % 2:
+        raise ImageDecodeError(sample["__key__"], "odd")
+    return keep_key(sample, rng)
+
+
+def test_bad_samples_are_skipped_and_each_recorded_once(tmp_path):
+    dataset = parquet_shards(tmp_path, 3, rows_each=10)
+    found = list(itertools.islice(ImageStream(dataset, refuse_odd, seed=1, block_size=7), 15))
+    assert sorted(int(sample["key"]) for sample in found) == list(range(0, 30, 2))
+    tail = list(itertools.islice(ImageStream(dataset, refuse_odd, seed=1, block_size=7), 30))[15:]
+    records = [record for sample in found + tail for record in sample["skipped"]]
+    first_epoch = [record for record in records if record["epoch"] == 0]
+    assert sorted(int(record["key"]) for record in first_epoch) == list(range(1, 30, 2))
+    assert {record["reason"] for record in records} == {"odd"}
+    assert set(records[0]) == {"key", "reason", "epoch", "consumer"}
+
+
+def test_records_are_neither_lost_nor_repeated_by_resuming(tmp_path):
+    dataset = parquet_shards(tmp_path, 3)
+    whole = list(itertools.islice(ImageStream(dataset, refuse_odd, seed=1, block_size=7), 40))
+    for k in range(1, 40, 3):
+        stream = ImageStream(dataset, refuse_odd, seed=1, block_size=7)
+        head = list(itertools.islice(stream, k))
+        fresh = ImageStream(dataset, refuse_odd, seed=1, block_size=7)
+        fresh.load_state_dict(stream.state_dict())
+        assert head + list(itertools.islice(fresh, 40 - k)) == whole
+
+
+def test_too_many_bad_samples_in_a_row_end_the_stream():
+    def refuse(sample, rng):
+        raise ImageDecodeError(sample["__key__"], "empty" if int(sample["__key__"]) % 5 else "torn")
+
+    stream = ImageStream(memory_shards([50]), refuse, seed=1, max_consecutive_skips=20)
+    with pytest.raises(StreamError, match=r"20 bad samples in a row in epoch 0.*x empty; \d+ x torn.*image_column"):
+        next(iter(stream))
+
+
+def test_epoch_without_a_good_sample_ends_the_stream():
+    def refuse(sample, rng):
+        raise ImageDecodeError(sample["__key__"], "empty")
+
+    with pytest.raises(StreamError, match=r"no good sample among 6 in epoch 0.*6 x empty"):
+        next(iter(ImageStream(memory_shards([6]), refuse, seed=1)))
+
+
+def test_fault_in_the_transform_names_the_sample():
+    def fail(sample, rng):
+        raise ZeroDivisionError("by zero")
+
+    with pytest.raises(StreamError, match="0: ZeroDivisionError in the transform: by zero"):
+        next(iter(ImageStream(memory_shards([6]), fail, seed=1, shuffle=False)))
+
+
+def test_unreadable_shard_names_the_place(tmp_path):
+    dataset = parquet_shards(tmp_path, 2, rows_each=4)
+    (tmp_path / "train-00001.parquet").write_bytes(b"PAR1 torn")
+    stream = iter(ImageStream(dataset, keep_key, seed=1, shuffle=False, block_size=4))
+    assert [next(stream)["key"] for _ in range(4)] == ["0", "1", "2", "3"]
+    with pytest.raises(StreamError, match=r"consumer 0 of 1 .* cannot read block 1 of epoch 0"):
+        next(stream)
+
+
+# ------------------------------------------------------------------------------------------------------- images
+
+
+def whole_image(image, rng):
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
+
+
+def prepare(sample, **options):
+    rng = np.random.default_rng(0)
+    return prepare_image({"__key__": "k", **sample}, rng, image_column="image", transform=whole_image, **options)
+
+
+def test_prepared_image_is_a_uint8_tensor_with_its_key():
+    for image in ({"bytes": picture(7), "path": None}, picture(7)):
+        sample = prepare({"image": image})
+        assert sample["key"] == "k"
+        assert sample["pixel_values"].dtype == torch.uint8
+        assert sample["pixel_values"].shape == (3, 4, 6)
+        assert sample["pixel_values"][0].unique().tolist() == [7]
+
+
+def test_other_columns_come_along():
+    sample = {"image": picture(7), "label": 5}
+    assert prepare(sample, extra=lambda sample, rng: {"label": sample["label"]})["label"] == 5
+
+
+@pytest.mark.parametrize("as_string", [False, True])
+def test_path_found_in_data_is_never_opened(tmp_path, as_string):
+    (tmp_path / "secret.png").write_bytes(picture())
+    path = str(tmp_path / "secret.png")
+    with pytest.raises(ImageDecodeError, match="never opened"):
+        prepare({"image": path if as_string else {"bytes": None, "path": path}})
+
+
+def test_missing_image_and_words_are_bad_samples():
+    with pytest.raises(ImageDecodeError, match="holds no image"):
+        prepare({"image": None})
+    with pytest.raises(ImageDecodeError, match="not a JPEG"):
+        prepare({"image": b"<html>404</html>"})
+
+
+def test_untrusted_path_in_parquet_is_counted_and_the_stream_goes_on(tmp_path):
+    (tmp_path / "secret.png").write_bytes(picture())
+    images = [{"bytes": picture(1), "path": "a.png"}, {"bytes": None, "path": str(tmp_path / "secret.png")}]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    (tmp_path / "shards").mkdir()
+    pq.write_table(pa.table({"image": pa.array(images, kind)}), tmp_path / "shards" / "0.parquet")
+
+    def transform(sample, rng):
+        return prepare_image(sample, rng, image_column="image", transform=whole_image)
+
+    stream = ImageStream(open_stream(tmp_path / "shards"), transform, seed=1, shuffle=False)
+    first, second = itertools.islice(stream, 2)
+    assert first["skipped"] == []
+    assert [(record["key"], record["epoch"]) for record in second["skipped"]] == [(str(tmp_path / "secret.png"), 0)]
+
+
+def test_sample_without_a_name_is_called_by_its_place():
+    dataset = IterableDataset.from_generator(lambda: ({"x": i} for i in range(3)))
+    keys = [sample["key"] for sample in itertools.islice(ImageStream(dataset, keep_key, seed=1), 4)]
+    assert keys == [f"epoch 0 consumer 0 sample {i}" for i in range(3)] + ["epoch 1 consumer 0 sample 0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed is -1, it must be at least 0"),
+        ({"seed": 0, "block_size": 0}, "block_size is 0, it must be at least 1"),
+        ({"seed": 0, "rank": 2, "world_size": 2}, r"rank is 2, it must lie in 0\.\.1"),
+    ],
+)
+def test_impossible_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ImageStream(memory_shards([3]), keep_key, **options)

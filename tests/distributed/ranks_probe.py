@@ -1,0 +1,62 @@
+"""Started on two processes by test_ranks.py: trains a tiny model and prints what each rank saw and has.
+
+Rank 1 meets a NaN once: all ranks must refuse that update together.
+"""
+
+import hashlib
+import json
+import sys
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tiny import tiny_config
+
+from maws_hf import MawsMAEForPreTraining
+from maws_hf.data.loader import build_loader
+from maws_hf.data.sources import open_stream
+from maws_hf.data.streaming import ImageStream, prepare_image
+from maws_hf.processing.transforms import TrainTransform
+from maws_hf.training.arguments import TrainingArguments
+from maws_hf.training.loop import train
+
+
+def main(corpus: str, output_dir: str) -> None:
+    accelerator = Accelerator(cpu=True)
+    recipe = TrainingArguments(
+        output_dir=output_dir,
+        max_steps=4,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        dataloader_num_workers=0,
+    )
+    stream = ImageStream(
+        open_stream(corpus),
+        partial(prepare_image, image_column="image", transform=TrainTransform(16)),
+        seed=recipe.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    torch.manual_seed(0)
+    model = MawsMAEForPreTraining(tiny_config(image_size=16, patch_size=4, drop_path_rate=0.5))
+    masks, keys = [], []
+
+    def objective(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+        outputs = model(batch["pixel_values"])
+        masks.append(outputs.mask.flatten().int().tolist())
+        keys.extend(batch["keys"])
+        spoiled = accelerator.process_index == 1 and len(masks) == 4  # one rank, the second update
+        return outputs.loss * float("nan") if spoiled else outputs.loss
+
+    train(model, objective, build_loader(stream, batch_size=4), recipe, accelerator)
+    digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
+    finite = all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    answers = gather_object([{"masks": masks, "keys": keys, "weights": digest, "finite": finite}])
+    if accelerator.is_main_process:
+        print("ANSWER " + json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,59 @@
+"""Two real processes over gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROBE = Path(__file__).with_name("ranks_probe.py")
+
+
+@pytest.fixture(scope="module")
+def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def ranks(image_shards: Path, output_dir: Path) -> list[dict]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    finished = subprocess.run(
+        [*launch, str(PROBE), str(image_shards), str(output_dir)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROBE.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    answer = next(line for line in finished.stdout.splitlines() if line.startswith("ANSWER "))
+    return json.loads(answer.removeprefix("ANSWER "))
+
+
+@pytest.mark.slow
+def test_ranks_end_with_the_same_weights(ranks: list[dict]):
+    assert len(ranks) == 2
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+
+
+@pytest.mark.slow
+def test_masks_differ_between_ranks_steps_and_micro_batches(ranks: list[dict]):
+    masks = [tuple(mask) for rank in ranks for mask in rank["masks"]]
+    assert len(masks) == 2 * 4 * 2
+    assert len(set(masks)) == len(masks)
+
+
+@pytest.mark.slow
+def test_ranks_read_different_images(ranks: list[dict]):
+    first, second = (set(rank["keys"]) for rank in ranks)
+    assert len(first) == len(second) == 4 * 2 * 4
+    assert not first & second
+
+
+@pytest.mark.slow
+def test_a_nan_on_one_rank_is_refused_by_all_at_the_same_step(ranks: list[dict], output_dir: Path):
+    assert all(rank["finite"] for rank in ranks)
+    for name in ("refused.jsonl", "refused-rank1.jsonl"):
+        (refused,) = (json.loads(line) for line in (output_dir / name).read_text().splitlines())
+        assert refused["step"] == 2

@@ -1,0 +1,289 @@
+"""`examples/run_mae.py` as a user runs it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor
+
+from maws_hf import MawsMAEForPreTraining, MawsViTModel
+
+ROOT = Path(__file__).parents[2]
+STEPS = 60
+TINY = (
+    "image_size=16,patch_size=4,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,"
+    "decoder_hidden_size=8,decoder_num_hidden_layers=1,decoder_num_attention_heads=2,decoder_intermediate_size=16,"
+    "drop_path_rate=0.1"
+)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def command(corpus: Path, output_dir: Path, **options: object) -> list[str]:
+    defaults = {
+        "dataset_name": corpus,
+        "output_dir": output_dir,
+        "config_overrides": TINY,
+        "max_steps": STEPS,
+        "warmup_steps": 5,
+        "per_device_train_batch_size": 5,
+        "gradient_accumulation_steps": 2,
+        "shuffle_block_size": 7,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_steps": 7,
+        "picture_steps": 30,
+        "dataloader_num_workers": 0,
+    }
+    flags = [f"--{name}={value}" for name, value in {**defaults, **options}.items()]
+    return [sys.executable, "examples/run_mae.py", *flags]
+
+
+def start(arguments: list[str], **options) -> subprocess.Popen:
+    # One thread and the CPU: what is compared bit for bit must be computed in the same order.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+    )
+
+
+def finish(process: subprocess.Popen, expected: int = 0) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == expected, output
+    return output
+
+
+def steps_logged(output_dir: Path) -> list[int]:
+    file = output_dir / "metrics.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line)["step"] for line in file.read_text().split("\n")[:-1]]
+
+
+def kill_after(process: subprocess.Popen, output_dir: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (steps_logged(output_dir) or [0])[-1] >= step:
+            break
+        time.sleep(0.002)
+    assert process.poll() is None, process.communicate()[0]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def comparable_metrics(output_dir: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "flops_utilization")} for line in lines]
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    for name in ("model.safetensors", f"checkpoints/step-{STEPS:08d}/optimizer.safetensors"):
+        first, second = load_file(left / name), load_file(right / name)
+        assert first.keys() == second.keys()
+        for key in first:
+            assert torch.equal(first[key], second[key]), f"{name}: {key}"
+    assert comparable_metrics(left) == comparable_metrics(right)
+
+
+@pytest.fixture(scope="module")
+def straight_run(image_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.mktemp("straight")
+    output = finish(start(command(image_shards, output_dir)))
+    assert "loss on masked patches" in output
+    assert str(output_dir / "reconstruction.png") in output
+    return output_dir
+
+
+def test_a_run_leaves_a_model_pictures_and_metrics(straight_run: Path):
+    assert steps_logged(straight_run) == list(range(1, STEPS + 1))
+    for picture in ("reconstruction.png", "loss.png", "reconstructions/step-00000030.png"):
+        assert (straight_run / picture).read_bytes().startswith(b"\x89PNG"), picture
+    checkpoints = sorted(path.name for path in (straight_run / "checkpoints").iterdir())
+    assert checkpoints == ["step-00000056", "step-00000060"]
+    assert not list(straight_run.rglob("*.bin")), "nothing may be pickled"
+    assert not list(straight_run.rglob("*.pkl")), "nothing may be pickled"
+
+    encoder, report = MawsViTModel.from_pretrained(straight_run, output_loading_info=True)
+    assert not report["missing_keys"]
+    processor = AutoImageProcessor.from_pretrained(straight_run)
+    image = torch.zeros(3, 30, 20, dtype=torch.uint8)
+    assert encoder(**processor(image, return_tensors="pt")).pooler_output.shape == (1, 16)
+
+
+def test_the_same_seed_ends_in_identical_weights(straight_run: Path, image_shards: Path, tmp_path: Path):
+    finish(start(command(image_shards, tmp_path)))
+    assert_same_run(straight_run, tmp_path)
+
+
+def test_a_rectangular_model_started_from_half_precision_weights_trains_in_float32(image_shards: Path, tmp_path: Path):
+    options = {"max_steps": 2, "warmup_steps": 0, "picture_steps": 1}
+    first, second = tmp_path / "first", tmp_path / "second"
+    finish(
+        start(
+            command(
+                image_shards,
+                first,
+                **options,
+                config_overrides=f"{TINY},image_size=[16,24]".replace("image_size=16,", ""),
+            )
+        )
+    )
+    half = tmp_path / "half"
+    MawsMAEForPreTraining.from_pretrained(first, dtype=torch.bfloat16).save_pretrained(half)
+    finish(start(command(image_shards, second, **options, model_name_or_path=half, config_overrides="mask_ratio=0.5")))
+    model = MawsMAEForPreTraining.from_pretrained(second)
+    assert model.config.image_size == (16, 24)
+    assert model.config.mask_ratio == 0.5
+    assert {tensor.dtype for tensor in load_file(second / "model.safetensors").values()} == {torch.float32}
+
+
+def test_another_seed_ends_in_other_weights(straight_run: Path, image_shards: Path, tmp_path: Path):
+    finish(start(command(image_shards, tmp_path, seed=1)))
+    first, second = load_file(straight_run / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert not torch.equal(first["vit.layers.0.mlp.fc1.weight"], second["vit.layers.0.mlp.fc1.weight"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_three_kills_change_nothing(workers: int, straight_run: Path, image_shards: Path, tmp_path: Path):
+    reference = straight_run
+    if workers:
+        reference = tmp_path / "straight"
+        finish(start(command(image_shards, reference, dataloader_num_workers=workers)))
+    killed = tmp_path / "killed"
+    arguments = command(image_shards, killed, dataloader_num_workers=workers)
+    for step in sorted(random.SystemRandom().sample(range(2, STEPS - 2), 3)):
+        print(f"killing after step {step}")
+        kill_after(start(arguments, start_new_session=True), killed, step)
+    finish(start(arguments))
+    assert_same_run(reference, killed)
+
+
+def test_sigterm_saves_at_once_and_says_how_to_go_on(straight_run: Path, image_shards: Path, tmp_path: Path):
+    arguments = command(image_shards, tmp_path, save_steps=1000)
+    process = start(arguments)
+    while (steps_logged(tmp_path) or [0])[-1] < 10:
+        time.sleep(0.01)
+    process.terminate()
+    output = finish(process, expected=128 + signal.SIGTERM)
+    assert "the same command continues" in output
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    finish(start(arguments))
+    assert_same_run_weights(straight_run, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_saves_though_workers_get_it_too(number: int, image_shards: Path, tmp_path: Path):
+    options = {
+        "dataloader_num_workers": 2,
+        "gradient_accumulation_steps": 8,
+        "max_steps": 100_000,
+        "save_steps": 99_999,
+    }
+    process = start(command(image_shards, tmp_path, **options), start_new_session=True)
+    while (steps_logged(tmp_path) or [0])[-1] < 5 and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    output = finish(process, expected=128 + number)
+    assert "the same command continues" in output
+    assert "Traceback" not in output
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    assert int(checkpoint.name[-8:]) == steps_logged(tmp_path)[-1]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(image_shards: Path, tmp_path: Path):
+    arguments = command(image_shards, tmp_path, max_steps=100_000, save_steps=99_999)
+    first = start(arguments)
+    while not steps_logged(tmp_path) and first.poll() is None:
+        time.sleep(0.01)
+    output = finish(start(arguments), expected=1)
+    assert f"process {first.pid} is training in {tmp_path}" in output.splitlines()[-1]
+    first.terminate()
+    finish(first, expected=128 + signal.SIGTERM)
+
+
+def test_killing_the_launcher_stops_and_saves_the_run(image_shards: Path, tmp_path: Path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--cpu"]
+    process = start(launch + command(image_shards, tmp_path, max_steps=100_000, save_steps=99_999)[1:])
+    while not steps_logged(tmp_path) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    output, _ = process.communicate(timeout=60)  # ends only when the orphaned script has closed its output too
+    assert "the same command continues" in output
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def assert_same_run_weights(left: Path, right: Path) -> None:
+    first, second = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+
+
+def test_two_processes_finish_and_save_one_model(image_shards: Path, tmp_path: Path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2", "--cpu"]
+    arguments = command(image_shards, tmp_path, max_steps=8, dataloader_num_workers=1)
+    finish(start(launch + arguments[1:]))
+    assert steps_logged(tmp_path) == list(range(1, 9))
+    ranks = sorted(path.name for path in (tmp_path / "checkpoints" / "step-00000008").glob("rank-*.json"))
+    assert ranks == ["rank-00000.json", "rank-00001.json"]
+    assert MawsMAEForPreTraining.from_pretrained(tmp_path).config.hidden_size == 16
+
+    again = tmp_path / "again"
+    shorter = command(image_shards, again, max_steps=8, dataloader_num_workers=1, save_steps=3)
+    process = start(launch + shorter[1:], start_new_session=True)
+    kill_after(process, again, 5)
+    finish(start(launch + shorter[1:]))
+    assert_same_run_weights(tmp_path, again)
+
+    output = finish(start(command(image_shards, tmp_path, max_steps=9, dataloader_num_workers=1)), expected=1)
+    assert "was written by 2 processes" in output.splitlines()[-1]
+
+
+def test_bf16_checkpointing_and_a_tracker_train_alike(straight_run: Path, image_shards: Path, tmp_path: Path):
+    options = {"bf16": True, "gradient_checkpointing": True, "report_to": "tensorboard", "max_grad_norm": 1}
+    finish(start(command(image_shards, tmp_path, **options)))
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
+    plain, mixed = (comparable_metrics(folder)[-1]["loss"] for folder in (straight_run, tmp_path))
+    assert plain != mixed
+    assert mixed == pytest.approx(plain, rel=0.02)
+
+
+def test_a_compiled_run_trains_alike_and_saves_plain_names(straight_run: Path, image_shards: Path, tmp_path: Path):
+    finish(start(command(image_shards, tmp_path, torch_compile=True)))
+    compiled, plain = load_file(tmp_path / "model.safetensors"), load_file(straight_run / "model.safetensors")
+    assert compiled.keys() == plain.keys()
+    # The compiler draws other masks from the same seed.
+    first, last = (comparable_metrics(tmp_path)[index]["loss"] for index in (0, -1))
+    assert last < first
+    assert last == pytest.approx(comparable_metrics(straight_run)[-1]["loss"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"max_stepz": 3}, "--max_stepz"),
+        ({"config_overrides": "hidden_size=30,num_attention_heads=4"}, "num_attention_heads=4 is not possible"),
+        ({"config_overrides": "hiden_size=30"}, "did you mean 'hidden_size'"),
+        ({"dataset_name": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"warmup_steps": 60}, "--warmup_steps 60 is not possible"),
+        ({"dataset_split": "validation"}, "no split 'validation'"),
+        ({"config_overrides": "hidden_size=16.5"}, "hidden_size"),
+        ({"config_overrides": "hidden_size"}, "must be field=value"),
+        ({"report_to": "wandb"}, "pip install wandb"),
+        ({"picture_steps": 0}, "--picture_steps 0 is not possible"),
+        ({"model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all"),
+    ],
+)
+def test_a_bad_option_is_one_line_that_names_it(options: dict, wanted: str, image_shards: Path, tmp_path: Path):
+    process = start(command(image_shards, tmp_path / "run", **options))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode not in (0, None)
+    assert wanted in output.splitlines()[-1], output
+    assert "Traceback" not in output

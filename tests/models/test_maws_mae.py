@@ -1,0 +1,106 @@
+import pytest
+import torch
+from tiny import tiny_config
+
+from maws_hf import MawsMAEForPreTraining
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model() -> MawsMAEForPreTraining:
+    torch.manual_seed(0)
+    return MawsMAEForPreTraining(tiny_config())
+
+
+def test_masks_differ_between_samples_and_hide_three_quarters(model, images):
+    outputs = model(images)
+    assert outputs.mask.sum(1).tolist() == [18, 18]
+    assert not torch.equal(outputs.mask[0], outputs.mask[1])
+    assert outputs.logits.shape == (2, 18, 8 * 8 * 3)
+    assert outputs.ids_keep.shape == (2, 6)
+
+
+def test_noise_generator_and_explicit_mask_choose_the_mask(model, images):
+    noise = torch.rand(2, 24)
+    by_noise = model(images, noise=noise)
+    again = model(images, noise=noise)
+    assert torch.equal(by_noise.loss, again.loss)
+    by_mask = model(images, bool_masked_pos=by_noise.mask.bool())
+    assert torch.equal(by_mask.mask, by_noise.mask)
+    # The order of the tokens differs, the objective does not.
+    assert by_mask.loss.item() == pytest.approx(by_noise.loss.item(), abs=1e-6)
+
+    first, second, third = (model(images, generator=torch.Generator().manual_seed(seed)).mask for seed in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_a_generator_leaves_the_global_one_alone(model, images):
+    model.eval()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    model(images, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["noise", "bool_masked_pos"])
+def test_a_mask_of_the_wrong_shape_is_refused(name: str, model, images):
+    with pytest.raises(ValueError, match=rf"{name} has shape \(2, 16\); expected .* \(2, 24\)"):
+        model(images, **{name: torch.rand(2, 16)})
+
+
+def test_every_trainable_parameter_gets_a_gradient(model, images):
+    model(images).loss.backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+def test_positions_matter_to_untrained_predictions(model, images):
+    # With zero position tables every masked patch of an image would get the same prediction.
+    predictions = model(images).logits
+    assert (predictions[:, 0] - predictions[:, 1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_any_decoder_depth(depth: int, images):
+    model = MawsMAEForPreTraining(tiny_config(decoder_num_hidden_layers=depth))
+    assert torch.isfinite(model(images).loss)
+
+
+def test_reconstruct_keeps_visible_patches_and_returns_pictures(model, images):
+    model.train()
+    result = model.reconstruct(images, generator=torch.Generator().manual_seed(0))
+    assert model.training
+    assert torch.equal(result.original, images / 255)
+    visible = (
+        (1 - result.mask).view(2, 1, 4, 6).repeat_interleave(8, 2).repeat_interleave(8, 3).bool().expand(-1, 3, -1, -1)
+    )
+    for picture in (result.masked, result.reconstruction):
+        assert picture.shape == images.shape
+        assert 0 <= picture.min() <= picture.max() <= 1
+        assert torch.equal(picture[visible], result.original[visible])
+    assert not torch.equal(result.reconstruction[~visible], result.original[~visible])
+    hidden = result.masked[~visible].view(2, 3, -1)
+    assert torch.allclose(hidden, torch.tensor(model.config.image_mean)[None, :, None].expand_as(hidden))
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+@pytest.mark.parametrize("as_float", [True, False])
+def test_a_perfect_prediction_reconstructs_the_original(norm_pix_loss: bool, as_float: bool, images, monkeypatch):
+    model = MawsMAEForPreTraining(tiny_config(norm_pix_loss=norm_pix_loss))
+
+    def perfect(encoded, ids_keep, ids_mask, grid):
+        targets = model.target_pixels(pixels, ids_mask)
+        if not norm_pix_loss:
+            return targets
+        return (targets - targets.mean(-1, keepdim=True)) / (targets.var(-1, keepdim=True) + 1e-6).sqrt()
+
+    monkeypatch.setattr(model.decoder, "forward", perfect)
+    pixels = model.vit.embeddings.normalize(images, channel_dim=1) if as_float else images
+    result = model.reconstruct(pixels)
+    assert result.loss.item() < 1e-10
+    assert torch.allclose(result.reconstruction, images / 255, atol=1e-5)

@@ -1,0 +1,119 @@
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from maws_hf.models.configuration_maws_vit import SIZES
+from maws_hf.training.arguments import TrainingArguments, option, parse_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(kw_only=True)
+class Recipe(TrainingArguments):
+    crop_scale: float = option(0.2, "Smallest crop.")
+    config_overrides: str = option("", "Fields.")
+
+
+def parse(*argv: str) -> Recipe:
+    return parse_recipe(Recipe, "a test", list(argv))
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("max_steps: 7\nbf16: true\nbase_learning_rate: 1.5e-3\nconfig_overrides: {a: 1, b: x}\n")
+    recipe = parse("--config", str(file), "--output_dir", "runs/x", "--max_steps", "9")
+    assert recipe.max_steps == 9
+    assert recipe.bf16 is True
+    assert recipe.base_learning_rate == 1.5e-3
+    assert recipe.config_overrides == 'a=1,b="x"'
+    assert recipe.crop_scale == 0.2
+    assert parse("--config", str(file), "--output_dir", "runs/x", "--bf16", "false").bf16 is False
+    extended = parse("--config", str(file), "--output_dir", "runs/x", "--config_overrides", "b=2,c=[3,4]")
+    assert extended.config_overrides == 'a=1,b="x",b=2,c=[3,4]'
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--output_dir", "x", "--max_stps", "3"], "--max_stps"),
+        (["--output_dir", "x", "--max", "3"], "--max"),
+        (["--output_dir", "x", "--max_steps", "three"], "--max_steps/--max-steps: invalid int value: 'three'"),
+        (["--output_dir", "x", "--bf16", "maybe"], "maybe"),
+        (["--max_steps", "3"], "--output_dir"),
+        (["--output_dir", "x", "--save_total_limit", "1"], "--save_total_limit 1 is not possible"),
+        (["--output_dir", "x", "--max_steps", "5", "--warmup_steps", "5"], "smaller than --max_steps 5"),
+        (["--output_dir", "x", "--adam_beta2", "1.0"], "--adam_beta2 1.0"),
+        (["--output_dir", "x", "--learning_rate", "-1"], "--learning_rate -1.0"),
+        (["--output_dir", "x", "--weight_decay", "inf"], "--weight_decay inf"),
+        (["--output_dir", "x", "--base_learning_rate", "nan"], "--base_learning_rate nan"),
+        (["--config", "nowhere.yaml", "--output_dir", "x"], "nowhere.yaml"),
+    ],
+)
+def test_a_bad_command_exits_with_its_name(argv: list[str], message: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stopped:
+        parse(*argv)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_stps: 3", "unknown option 'max_stps'; did you mean 'max_steps'"),
+        ("- a\n- b", "got a list"),
+        ("a: [", "is not YAML"),
+        ("max_steps: many", "invalid int value: 'many'"),
+    ],
+)
+def test_a_bad_file_exits_with_its_name(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        parse("--config", str(file), "--output_dir", "x")
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, item in Recipe.__dataclass_fields__.items():
+        assert f"--{name}" in shown
+        assert item.metadata["help"].split(".")[0] in shown
+
+
+@pytest.fixture
+def run_mae(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    return importlib.import_module("run_mae")
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("", {}),
+        ("image_size=96, patch_size=8", {"image_size": 96, "patch_size": 8}),
+        ("image_size=[16,24],norm_pix_loss=false", {"image_size": [16, 24], "norm_pix_loss": False}),
+        ("layer_norm_eps=1e-6,hidden_act=relu", {"layer_norm_eps": 1e-6, "hidden_act": "relu"}),
+    ],
+)
+def test_config_overrides_are_json_values(text: str, fields: dict, run_mae):
+    assert run_mae.parse_overrides(text) == fields
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "examples" / "recipes").glob("mae_*.yaml")), ids=lambda file: file.stem
+)
+def test_shipped_recipes_are_valid_and_scale_to_the_papers_batch(file: Path, run_mae):
+    recipe = parse_recipe(run_mae.MAERecipe, "", ["--config", str(file), "--output_dir", "x", "--dataset_name", "y"])
+    config = run_mae.build_config(recipe, SIZES[recipe.model_size])
+    if file.stem != "mae_laptop":
+        assert recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * 8 == 4096
+        assert recipe.max_steps == round(5e9 / 4096)
+        assert recipe.base_learning_rate == 1.5e-4
+        assert (recipe.adam_beta1, recipe.adam_beta2, recipe.weight_decay) == (0.9, 0.95, 0.05)
+        assert config.decoder_hidden_size == 512
+    assert recipe.bf16 is (file.stem not in ("mae_laptop", "mae_vit_6.5b14"))

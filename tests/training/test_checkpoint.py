@@ -1,0 +1,232 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from maws_hf.optim.groups import parameter_groups
+from maws_hf.training import checkpoint as ckpt
+
+
+def write(root: Path, step: int, content: bytes = b"weights", keep: int = 2) -> None:
+    def write_files(directory: Path) -> None:
+        (directory / "model.safetensors").write_bytes(content)
+        (directory / "nested").mkdir()
+        (directory / "nested" / "rank.json").write_text("{}")
+
+    ckpt.save_checkpoint(root, step, write_files, facts={"world_size": 1}, keep=keep)
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
+def fail_if_called(message: str) -> None:
+    raise AssertionError(message)
+
+
+def test_the_newest_is_found_and_older_ones_are_removed(tmp_path: Path):
+    for step in (5, 10, 15):
+        write(tmp_path, step)
+    assert names(tmp_path) == ["step-00000010", "step-00000015"]
+    newest = ckpt.find_latest(tmp_path, warn=fail_if_called)
+    assert newest.step == 15
+    assert newest.manifest["world_size"] == 1
+    assert set(newest.manifest["files"]) == {"model.safetensors", "nested/rank.json"}
+
+
+def test_an_empty_or_missing_folder_holds_none(tmp_path: Path):
+    assert ckpt.find_latest(tmp_path, warn=fail_if_called) is None
+    assert ckpt.find_latest(tmp_path / "nowhere", warn=fail_if_called) is None
+
+
+def test_at_least_two_are_kept(tmp_path: Path):
+    for step in (1, 2, 3):
+        write(tmp_path, step, keep=1)
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray((path / "model.safetensors").read_bytes())
+    data[3] ^= 1
+    (path / "model.safetensors").write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(b"wei")
+
+
+def lose_a_file(path: Path) -> None:
+    (path / "model.safetensors").unlink()
+
+
+def lose_the_manifest(path: Path) -> None:
+    (path / "manifest.json").unlink()
+
+
+def empty_the_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text("")
+
+
+def flip_the_manifest(path: Path) -> None:
+    file = path / "manifest.json"
+    file.write_text(file.read_text().replace('"world_size"', '"world_sizf"'))
+
+
+def make_the_manifest_a_list(path: Path) -> None:
+    (path / "manifest.json").write_text("[]")
+
+
+DAMAGES = [
+    flip_the_manifest,
+    make_the_manifest_a_list,
+    flip_a_bit,
+    truncate,
+    lose_a_file,
+    lose_the_manifest,
+    empty_the_manifest,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_path: Path):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    damage(tmp_path / "step-00000002")
+    warnings: list[str] = []
+    assert ckpt.find_latest(tmp_path, warn=warnings.append).step == 1
+    assert len(warnings) == 1
+    assert "step-00000002" in warnings[0]
+
+
+def test_a_renamed_checkpoint_does_not_pass_for_another_step(tmp_path: Path):
+    write(tmp_path, 1)
+    os.rename(tmp_path / "step-00000001", tmp_path / "step-00000009")
+    with pytest.raises(ckpt.CheckpointError, match="describes step 1"):
+        ckpt.verify(tmp_path / "step-00000009")
+
+
+def test_nothing_whole_left_is_an_error_and_no_fresh_start(tmp_path: Path):
+    write(tmp_path, 1)
+    flip_a_bit(tmp_path / "step-00000001")
+    with pytest.raises(ckpt.CheckpointError, match=r"no whole checkpoint.*model\.safetensors is not what was written"):
+        ckpt.find_latest(tmp_path, warn=lambda message: None)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing but the file system survives it."""
+
+
+@pytest.mark.parametrize("function", ["os.fsync", "os.rename", "shutil.rmtree"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
+    function: str, after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    kills = 0
+    for call in range(20):
+        root = tmp_path / f"{call}"
+        write(root, 1)
+        write(root, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(f"maws_hf.training.checkpoint.{function}", killing(function, call, after))
+            try:
+                write(root, 3)
+                killed = False
+            except Killed:
+                killed = True
+        kills += killed
+        latest = ckpt.find_latest(root, warn=fail_if_called)
+        assert latest.step in ((2, 3) if killed else (3,))
+        write(root, 4)
+        assert ckpt.find_latest(root, warn=fail_if_called).step == 4
+        assert not list(root.glob(".tmp-*")), "what a kill left behind is cleaned up by the next save"
+        if not killed:
+            break
+    assert kills >= 1
+
+
+def killing(function: str, at_call: int, after: bool):
+    module, name = function.split(".")
+    original = getattr(getattr(ckpt, module), name)
+    calls = 0
+
+    def wrapped(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == at_call + 1 and not after:
+            raise Killed
+        result = original(*args, **kwargs)
+        if calls == at_call + 1:
+            raise Killed
+        return result
+
+    return wrapped
+
+
+def test_a_refusing_disk_is_one_error_and_leaves_the_old_ones(tmp_path: Path):
+    write(tmp_path, 1)
+
+    def write_files(directory: Path) -> None:
+        (directory / "model.safetensors").write_bytes(b"part")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(
+        ckpt.CheckpointError, match=r"step-00000002.*No space left.*MiB are free; step-00000001 is intact"
+    ):
+        ckpt.save_checkpoint(tmp_path, 2, write_files, facts={}, keep=2)
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    return model, torch.optim.AdamW(parameter_groups(model, 0.1), lr=0.1, fused=True)
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, times: int) -> None:
+    for time in range(times):
+        model(torch.full((5, 3), 1.0 + time)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_optimizer_state_continues_bit_for_bit(tmp_path: Path):
+    model, optimizer = model_and_optimizer()
+    update(model, optimizer, 3)
+    ckpt.save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    other, other_optimizer = model_and_optimizer()
+    other.load_state_dict(model.state_dict())
+    ckpt.load_optimizer(other_optimizer, tmp_path / "optimizer.safetensors")
+    for pair in ((model, optimizer), (other, other_optimizer)):
+        update(*pair, 2)
+    for left, right in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), "holds the unknown '2.bias'"),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2), nn.Linear(2, 1)), "lacks '3.bias'"),
+        (lambda: nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2)), r"0.weight.*\(4, 3\).*\(4, 5\)"),
+    ],
+)
+def test_another_model_is_refused_by_parameter_name(change, message: str, tmp_path: Path):
+    model, optimizer = model_and_optimizer()
+    update(model, optimizer, 1)
+    ckpt.save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    ckpt.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    changed = change()
+    with pytest.raises(ckpt.CheckpointError, match=message):
+        ckpt.load_weights(changed, tmp_path)
+    with pytest.raises(ckpt.CheckpointError, match=message):
+        ckpt.load_optimizer(torch.optim.AdamW(parameter_groups(changed, 0.1)), tmp_path / "optimizer.safetensors")
+
+
+def test_the_manifest_is_plain_json(tmp_path: Path):
+    write(tmp_path, 7)
+    manifest = json.loads((tmp_path / "step-00000007" / "manifest.json").read_text())
+    assert manifest["step"] == 7
+    assert manifest["files"]["model.safetensors"]["bytes"] == len(b"weights")

@@ -1,0 +1,293 @@
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny import draw_image
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from maws_hf.data.loader import build_loader
+from maws_hf.data.sources import open_stream
+from maws_hf.data.streaming import ImageStream, prepare_image
+from maws_hf.processing.transforms import TrainTransform
+from maws_hf.training.arguments import TrainingArguments
+from maws_hf.training.checkpoint import CheckpointError
+from maws_hf.training.loop import Outcome, TrainingError, train
+
+
+class LineConfig(PreTrainedConfig):
+    model_type = "line"
+
+
+class Line(PreTrainedModel):
+    """The smallest model with a loss: the mean pixel against one weight."""
+
+    config_class = LineConfig
+
+    def __init__(self, config: LineConfig):
+        super().__init__(config)
+        self.line = nn.Linear(1, 1)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.weight, 0.5)
+            nn.init.constant_(module.bias, 0.1)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        mean = pixel_values.float().mean((1, 2, 3))[:, None] / 255
+        return (self.line(mean) - 1).square().mean()
+
+
+def objective(model: nn.Module, batch: dict) -> torch.Tensor:
+    return model(batch["pixel_values"])
+
+
+def run(
+    corpus: Path, output_dir: Path, batch_loss=objective, max_consecutive_skips: int = 1000, **options
+) -> tuple[Outcome, Line]:
+    defaults = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.05,
+        "logging_steps": 1,
+        "save_steps": 3,
+        "dataloader_num_workers": 0,
+    }
+    output_dir.mkdir(exist_ok=True)
+    recipe = TrainingArguments(output_dir=str(output_dir), **{**defaults, **options})
+    stream = ImageStream(
+        open_stream(corpus),
+        partial(prepare_image, image_column="image", transform=TrainTransform(16)),
+        seed=recipe.seed,
+        num_workers=recipe.dataloader_num_workers,
+        max_consecutive_skips=max_consecutive_skips,
+    )
+    model = Line(LineConfig())
+    loader = build_loader(stream, batch_size=recipe.per_device_train_batch_size)
+    return train(model, batch_loss, loader, recipe, Accelerator(cpu=True)), model
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_training_lowers_the_loss_and_logs_every_step(image_shards: Path, tmp_path: Path):
+    outcome, _ = run(image_shards, tmp_path, max_steps=30)
+    assert outcome == Outcome(step=30, exit_code=0)
+    logged = lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in logged] == list(range(1, 31))
+    assert logged[-1]["loss"] < 0.5 * logged[0]["loss"]
+    assert logged[-1]["images_seen"] == 120
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch(image_shards: Path, tmp_path: Path):
+    _, whole = run(image_shards, tmp_path / "whole", per_device_train_batch_size=12)
+    _, accumulated = run(image_shards, tmp_path / "parts", gradient_accumulation_steps=3)
+    for left, right in zip(whole.parameters(), accumulated.parameters(), strict=True):
+        assert torch.allclose(left, right, atol=1e-6)
+    first, second = (lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    for left, right in zip(first, second, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], abs=1e-6)
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], abs=1e-5)
+
+
+def test_learning_rate_scales_with_the_batch_unless_given(image_shards: Path, tmp_path: Path):
+    run(image_shards, tmp_path, learning_rate=None, base_learning_rate=1.0, gradient_accumulation_steps=2)
+    assert lines(tmp_path / "metrics.jsonl")[0]["learning_rate"] == pytest.approx(8 / 256)
+
+
+def test_clipping_scales_the_gradient_to_the_limit(image_shards: Path, tmp_path: Path, monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def observed(optimizer, *args, **kwargs):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        return step(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", observed)
+
+    def steep(model: nn.Module, batch: dict) -> torch.Tensor:
+        return 1000 * objective(model, batch)
+
+    run(image_shards, tmp_path / "clipped", batch_loss=steep, max_steps=1, max_grad_norm=1.0)
+    run(image_shards, tmp_path / "free", batch_loss=steep, max_steps=1)
+    assert norms[0] == pytest.approx(1.0, rel=1e-4)
+    assert norms[1] > 100
+    for name in ("clipped", "free"):
+        assert lines(tmp_path / name / "metrics.jsonl")[0]["grad_norm"] == pytest.approx(norms[1])
+
+
+class Spoiled:
+    """An objective that turns bad at chosen calls."""
+
+    def __init__(self, bad_calls: set[int], spoil):
+        self.calls, self.bad_calls, self.spoil, self.weights = 0, bad_calls, spoil, []
+
+    def __call__(self, model: nn.Module, batch: dict) -> torch.Tensor:
+        self.weights.append([parameter.detach().clone() for parameter in model.parameters()])
+        loss = objective(model, batch)
+        bad = self.calls in self.bad_calls
+        self.calls += 1
+        return self.spoil(loss) if bad else loss
+
+
+def infinite_gradient(loss: torch.Tensor) -> torch.Tensor:
+    finite = loss.clone()
+    finite.register_hook(lambda gradient: gradient * float("inf"))
+    return finite
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda loss: loss * float("nan"), lambda loss: loss * float("inf"), infinite_gradient]
+)
+def test_a_non_finite_step_is_refused_and_its_images_are_noted(spoil, image_shards: Path, tmp_path: Path):
+    spoiled = Spoiled({2}, spoil)
+    outcome, model = run(image_shards, tmp_path, batch_loss=spoiled)
+    assert outcome.step == 6
+    before, after, later = spoiled.weights[2:5]
+    assert all(torch.equal(left, right) for left, right in zip(before, after, strict=True))
+    assert not all(torch.equal(left, right) for left, right in zip(after, later, strict=True))
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert lines(tmp_path / "metrics.jsonl")[2]["loss"] is None
+    (refused,) = lines(tmp_path / "refused.jsonl")
+    assert refused["step"] == 3
+    assert len(refused["keys"]) == 4
+
+
+def test_non_finite_steps_in_a_row_end_the_run_with_the_checkpoint_intact(image_shards: Path, tmp_path: Path):
+    spoiled = Spoiled({1, 4, 5}, lambda loss: loss * float("nan"))
+    with pytest.raises(TrainingError, match=r"step 6 refused.*2 in a row.*--max_grad_norm"):
+        run(image_shards, tmp_path, batch_loss=spoiled, max_nonfinite_steps=2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+@pytest.fixture
+def half_broken(image_shards: Path, tmp_path: Path) -> Path:
+    """The corpus with every second image cut short."""
+    from datasets import Dataset, Features, Image
+
+    rows = []
+    for row in open_stream(image_shards):
+        image = dict(row["image"])
+        if len(rows) % 2:
+            image["bytes"] = image["bytes"][:60]
+        rows.append(image)
+    folder = tmp_path / "half_broken"
+    folder.mkdir()
+    dataset = Dataset.from_dict({"image": rows}, features=Features({"image": Image(decode=False)}))
+    dataset.cast_column("image", Image()).to_parquet(folder / "train.parquet")
+    return folder
+
+
+def test_bad_images_are_skipped_and_written_down(half_broken: Path, tmp_path: Path):
+    outcome, _ = run(half_broken, tmp_path / "run", max_steps=10)
+    assert outcome.step == 10
+    skipped = lines(tmp_path / "run" / "skipped.jsonl")
+    assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["images_skipped"] == len(skipped)
+    assert 20 < len(skipped) < 60
+    assert all(record["key"].endswith(".png") and record["reason"] and record["step"] for record in skipped)
+
+
+def test_too_many_bad_images_end_the_run(half_broken: Path, tmp_path: Path):
+    message = r"\d+ of the last \d+ images could not be read .*skipped\.jsonl.*more than 0\.2% with --max_skip_rate"
+    with pytest.raises(TrainingError, match=message):
+        run(half_broken, tmp_path / "run", max_steps=100, save_steps=1000, max_skip_rate=0.002)
+    assert len(lines(tmp_path / "run" / "skipped.jsonl")) > 20
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert int(saved.name[-8:]) == lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+
+
+def test_one_bad_image_in_a_small_folder_is_no_reason_to_stop(tmp_path: Path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(9):
+        (folder / f"{index}.png").write_bytes(draw_image(index) if index else b"no image")
+    outcome, _ = run(folder, tmp_path / "run", max_steps=100, logging_steps=100)
+    assert outcome.step == 100
+    skipped = lines(tmp_path / "run" / "skipped.jsonl")
+    assert len(skipped) > 40
+    assert {Path(record["key"]).name for record in skipped} == {"0.png"}
+
+
+def test_a_nameless_bad_image_has_one_name_in_all_epochs(tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "nameless"
+    folder.mkdir()
+    images = [draw_image(index) if index else b"no image" for index in range(9)]
+    pq.write_table(pa.table({"image": images}), folder / "train.parquet")
+    run(folder, tmp_path / "run", max_steps=60, logging_steps=60)
+    keys = [record["key"] for record in lines(tmp_path / "run" / "skipped.jsonl")]
+    assert len(keys) > 20
+    assert set(keys) == {f"sha256:{hashlib.sha256(b'no image').hexdigest()[:16]}"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 1), ("dataloader_num_workers", 1)])
+def test_resuming_with_another_stream_is_refused_by_name(name: str, value: int, image_shards: Path, tmp_path: Path):
+    run(image_shards, tmp_path, max_steps=3)
+    with pytest.raises(CheckpointError, match=rf"--{name} 0, this run has 1.*pass --{name} 0"):
+        run(image_shards, tmp_path, **{name: value})
+
+
+def test_resuming_with_other_options_says_so_and_goes_on(image_shards: Path, tmp_path: Path, capsys):
+    run(image_shards, tmp_path, max_steps=3)
+    outcome, _ = run(image_shards, tmp_path, max_steps=5, weight_decay=0.1)
+    assert outcome.step == 5
+    printed = capsys.readouterr().out
+    assert "--max_steps was 3 in the checkpoint, now 5" in printed
+    assert "--weight_decay was 0.05 in the checkpoint, now 0.1" in printed
+
+
+def test_a_chosen_checkpoint_is_resumed_from(image_shards: Path, tmp_path: Path):
+    _, straight = run(image_shards, tmp_path)
+    chosen = tmp_path / "checkpoints" / "step-00000003"
+    outcome, again = run(image_shards, tmp_path / "other", resume_from_checkpoint=str(chosen))
+    assert outcome.step == 6
+    for left, right in zip(straight.parameters(), again.parameters(), strict=True):
+        assert torch.equal(left, right)
+    assert [line["step"] for line in lines(tmp_path / "other" / "metrics.jsonl")] == [4, 5, 6]
+
+
+def test_going_back_is_refused_in_the_same_folder(image_shards: Path, tmp_path: Path):
+    run(image_shards, tmp_path)
+    with pytest.raises(CheckpointError, match=r"already holds step 6.*another --output_dir"):
+        run(image_shards, tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoints" / "step-00000003"))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_a_run_started_elsewhere_continues_its_own_checkpoints(image_shards: Path, tmp_path: Path):
+    run(image_shards, tmp_path / "first", max_steps=3)
+    seed = str(tmp_path / "first" / "checkpoints" / "step-00000003")
+    for max_steps in (6, 9):
+        run(image_shards, tmp_path / "second", max_steps=max_steps, resume_from_checkpoint=seed)
+    assert [line["step"] for line in lines(tmp_path / "second" / "metrics.jsonl")] == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_and_not_counted(image_shards: Path, tmp_path: Path):
+    run(image_shards, tmp_path)
+    damaged = tmp_path / "checkpoints" / "step-00000006" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    run(image_shards, tmp_path, max_steps=5)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["damaged-step-00000006", "step-00000003", "step-00000005"]
+
+
+def test_a_learning_rate_of_zero_is_zero(image_shards: Path, tmp_path: Path):
+    run(image_shards, tmp_path, max_steps=1, learning_rate=0.0)
+    assert lines(tmp_path / "metrics.jsonl")[0]["learning_rate"] == 0.0
+
+
+def test_metrics_after_the_checkpoint_are_cut_back_on_resume(image_shards: Path, tmp_path: Path):
+    run(image_shards, tmp_path, max_steps=3)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')  # done but not saved, and torn by a kill
+    (tmp_path / "skipped.jsonl").write_bytes(b"\xff\xfe garbage\n[1]\n{}\n")
+    run(image_shards, tmp_path)
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]

@@ -1,0 +1,31 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maws_hf.training.output_lock import lock_output
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from maws_hf.training.output_lock import lock_output
+lock = lock_output(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match=rf"process {holder.pid} is training in .*kill {holder.pid}"):
+            lock_output(tmp_path)
+    finally:
+        holder.kill()
+        holder.communicate()
+    lock = lock_output(tmp_path)
+    assert (tmp_path / ".lock").read_text() == str(os.getpid())
+    lock.close()
