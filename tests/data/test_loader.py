@@ -3,6 +3,9 @@
 import io
 import itertools
 import json
+import os
+import signal
+import subprocess
 import sys
 from functools import partial
 
@@ -154,6 +157,31 @@ def test_worker_error_reaches_the_main_process(tmp_path):
         next(iterator)
     for worker in iterator._workers:  # torch waits five seconds for each worker that has raised
         worker.terminate()
+
+
+def test_a_process_that_still_holds_an_iterator_can_end(tmp_path):
+    shards(tmp_path / "shards", 2)
+    program = (
+        "import sys, test_loader\n"
+        f"dataset = test_loader.open_stream({str(tmp_path / 'shards')!r})\n"
+        "sys.held = iter(test_loader.loader_of(dataset, workers=2))\n"
+        "next(sys.held)\n"
+    )
+    here = os.path.dirname(__file__)
+    environment = {**os.environ, "PYTHONPATH": here}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
+
+
+def test_workers_outlive_a_signal_that_is_not_from_the_main_process(tmp_path):
+    iterator = iter(loader_of(shards(tmp_path, 2), workers=1))
+    next(iterator)
+    worker = iterator._workers[0]
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.join(timeout=0.5)
+    assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(timeout=10)
+    assert worker.exitcode == 0
 
 
 def refuse(sample, rng):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -70,11 +72,19 @@ def build_loader(
 
 def _live_and_die_with_the_main_process(worker: int) -> None:
     # A terminal and a job scheduler signal the whole group; workers that died of it would take the running step along.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    # And when the main process is killed, they must not stay behind.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
+        # The main process ends its workers by SIGTERM, and at its own exit waits until they are gone: that one counts.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_when_the_main_process_says_so, args=(os.getppid(),), daemon=True).start()
+        # And when the main process is killed, they must not stay behind.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _exit_when_the_main_process_says_so(main_process: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+        pass
+    os._exit(0)
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
