@@ -1,7 +1,15 @@
 import numpy as np
+import pytest
 import torch
 
-from maws_hf.losses import masked_pixel_loss, normalize_patches
+from maws_hf.losses import (
+    binary_weak_label_loss,
+    masked_pixel_loss,
+    normalize_patches,
+    soft_target_loss,
+    weak_label_loss,
+    weak_label_loss_in_place,
+)
 
 
 def test_loss_equals_the_closed_form_in_float64():
@@ -23,3 +31,84 @@ def test_bfloat16_predictions_are_compared_in_float32():
 
 def test_a_flat_patch_normalizes_to_zero_not_to_infinity():
     assert torch.equal(normalize_patches(torch.full((1, 1, 12), 0.7)), torch.zeros(1, 1, 12))
+
+
+def dense_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The authors' statement, word for word, in float64: multi-hot over its number of positives, then softmax CE."""
+    logits = logits.double()
+    losses = []
+    for row, indices in zip(logits, labels.tolist(), strict=True):
+        positives = [index for index in indices if index >= 0]
+        if positives:
+            target = torch.zeros_like(row)
+            target[positives] = 1 / len(positives)
+            losses.append(-(target * row.log_softmax(0)).sum())
+    return torch.stack(losses).mean()
+
+
+def random_labels(images: int, places: int, classes: int, generator: torch.Generator) -> torch.Tensor:
+    """Distinct indices in each row, a random number of them, -100 behind; the first image has none."""
+    labels = torch.stack([torch.randperm(classes, generator=generator)[:places] for _ in range(images)])
+    counts = torch.randint(1, places + 1, (images, 1), generator=generator)
+    counts[0] = 0
+    return labels.masked_fill(torch.arange(places) >= counts, -100)
+
+
+@pytest.mark.parametrize("loss_function", [weak_label_loss, weak_label_loss_in_place])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_index_lists_equal_the_dense_form_in_float64(loss_function, dtype, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(70, 16, generator=generator).to(dtype)  # three chunks of the in-place form
+    weight = torch.randn(50, 16, generator=generator).to(dtype)
+    labels = random_labels(70, 5, 50, generator)
+    exact = (features.double().requires_grad_(), weight.double().requires_grad_())
+    expected = dense_loss(exact[0] @ exact[1].T, labels)
+    (3 * expected).backward()
+    ours = (features.clone().requires_grad_(), weight.clone().requires_grad_())
+    loss = loss_function(ours[0] @ ours[1].T, labels)
+    (3 * loss).backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+    for mine, theirs in zip(ours, exact, strict=True):
+        assert (mine.grad.double() - theirs.grad).norm() <= tolerance * theirs.grad.norm()
+
+
+@pytest.mark.parametrize("loss_function", [weak_label_loss, weak_label_loss_in_place])
+def test_a_batch_without_labels_costs_nothing_and_still_has_gradients(loss_function):
+    logits = torch.randn(3, 4, requires_grad=True)
+    loss = loss_function(logits * 1, torch.full((3, 2), -100))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros(3, 4))
+
+
+def test_in_place_form_keeps_logits_that_need_no_gradient():
+    logits = torch.randn(3, 4)
+    before = logits.clone()
+    weak_label_loss_in_place(logits, torch.tensor([[0], [1], [2]]))
+    assert torch.equal(logits, before)
+
+
+def test_soft_targets_are_divided_by_their_sum_and_empty_rows_ignored():
+    logits = torch.randn(4, 6, dtype=torch.float64)
+    targets = torch.tensor([[2.0, 0, 0, 2, 0, 0], [0, 1, 0, 0, 0, 0], [0] * 6, [0.1, 0.2, 0, 0, 0, 0.7]])
+    log_probabilities = logits.log_softmax(1)
+    expected = (
+        -(
+            (log_probabilities[0, 0] + log_probabilities[0, 3]) / 2
+            + log_probabilities[1, 1]
+            + 0.1 * log_probabilities[3, 0]
+            + 0.2 * log_probabilities[3, 1]
+            + 0.7 * log_probabilities[3, 5]
+        )
+        / 3
+    )
+    assert soft_target_loss(logits, targets).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_binary_lists_equal_binary_cross_entropy_of_labelled_rows():
+    generator = torch.Generator().manual_seed(1)
+    logits, labels = torch.randn(8, 9, generator=generator), random_labels(8, 3, 9, generator)
+    targets = torch.zeros(8, 9).scatter_add_(1, labels.clamp(min=0), (labels >= 0).float())
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[1:].double(), targets[1:].double())
+    assert binary_weak_label_loss(logits, labels).item() == pytest.approx(expected.item(), rel=1e-6)

@@ -1,13 +1,19 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from maws_hf import MawsMAEForPreTraining, MawsViTConfig
-from maws_hf.evaluation.flops import mae_training_flops, measure_matmul_peak
+from maws_hf import MawsMAEForPreTraining, MawsViTConfig, MawsViTForImageClassification
+from maws_hf.evaluation.flops import (
+    lit_training_flops,
+    mae_training_flops,
+    measure_matmul_peak,
+    wsp_training_flops,
+)
 
 
-def test_the_closed_form_equals_what_torch_counts():
-    config = MawsViTConfig(
+def small_config(**overrides) -> MawsViTConfig:
+    return MawsViTConfig(
         image_size=(32, 48),
         patch_size=8,
         hidden_size=32,
@@ -18,11 +24,49 @@ def test_the_closed_form_equals_what_torch_counts():
         decoder_num_hidden_layers=3,
         decoder_num_attention_heads=3,
         decoder_intermediate_size=56,
+        **overrides,
     )
+
+
+def test_the_closed_form_of_mae_equals_what_torch_counts():
+    config = small_config()
     model = MawsMAEForPreTraining._from_config(config, attn_implementation="eager")  # sdpa is not in torch's table
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(3, 3, 32, 48, dtype=torch.uint8)).loss.backward()
     assert counter.get_total_flops() == 3 * mae_training_flops(config)
+
+
+def test_the_closed_form_of_wsp_equals_what_torch_counts():
+    config = small_config(num_labels=17)
+    model = MawsViTForImageClassification._from_config(config, attn_implementation="eager")
+    labels = torch.tensor([[1, 2], [3, -100], [4, 5]])
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(3, 3, 32, 48, dtype=torch.uint8), labels=labels, skip_logits=True).loss.backward()
+    assert counter.get_total_flops() == 3 * wsp_training_flops(config)
+
+
+def test_the_closed_form_of_lit_equals_what_torch_counts():
+    vision_config = small_config(num_labels=0)
+    text_config = XLMRobertaConfig(
+        vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=64
+    )
+    image_tower = MawsViTForImageClassification._from_config(vision_config, attn_implementation="eager")
+    text_tower = XLMRobertaModel._from_config(text_config, attn_implementation="eager", add_pooling_layer=False)
+    projections = [torch.nn.Linear(width, 20, bias=False) for width in (32, 24)]
+    images, captions = torch.zeros(3, 3, 32, 48, dtype=torch.uint8), torch.full((3, 11), 5)
+    with FlopCounterMode(display=False) as counter:
+        with torch.no_grad():
+            image_features = image_tower(images).logits
+        text_features = text_tower(captions).last_hidden_state[:, 0]
+        (projections[0](image_features).sum() + projections[1](text_features).sum()).backward()
+    ours = lit_training_flops(vision_config, text_config, text_tokens=11, projection_dim=20)
+    assert counter.get_total_flops() == 3 * ours
+
+
+@pytest.mark.parametrize(("size", "counted"), [("vit_b16", 98.2), ("vit_l16", 356.7), ("vit_6.5b14", 9781.6)])
+def test_wsp_costs_what_was_counted_for_the_papers_sizes(size: str, counted: float):
+    # GFLOP of the encoder with 28,000 classes, whose patch embedding was counted three times instead of twice.
+    assert wsp_training_flops(MawsViTConfig.from_size(size), 28_000) / 1e9 == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.parametrize(("size", "original"), [("vit_b16", 58.456), ("vit_l16", 124.2), ("vit_h14", 291.0)])

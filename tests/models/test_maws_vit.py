@@ -329,9 +329,93 @@ def test_torch_export(model_class, images: torch.Tensor):
 def test_classifier_reads_the_normed_class_token(images: torch.Tensor):
     model = randomize(MawsViTForImageClassification(tiny_config(num_labels=5))).eval()
     outputs = model(images, labels=torch.tensor([3, 0]))
-    assert torch.equal(outputs.logits, model.classifier(model.vit(images).last_hidden_state[:, 0]))
+    torch.testing.assert_close(outputs.logits, model.classifier(model.vit(images).last_hidden_state[:, 0]))
     expected = torch.nn.functional.cross_entropy(outputs.logits, torch.tensor([3, 0]))
     assert outputs.loss.item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_the_class_token_alone_is_what_it_is_among_all_tokens(images: torch.Tensor, backend: str):
+    model = randomize(MawsViTModel(tiny_config(drop_path_rate=0.5, attn_implementation=backend))).train()
+    results = []
+    for class_token_only in (False, True):
+        torch.manual_seed(1)  # drop path draws the same either way
+        output = model(images, class_token_only=class_token_only)
+        model.zero_grad()
+        output.pooler_output.square().sum().backward()
+        gradients = [parameter.grad.clone() for parameter in model.parameters()]
+        results.append((output.pooler_output, gradients))
+    assert output.last_hidden_state.shape == (2, 1, 32)
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_classifier_takes_the_shortcut_only_where_nobody_can_tell(images: torch.Tensor, monkeypatch):
+    model = randomize(MawsViTForImageClassification(tiny_config(num_labels=5))).train()
+    asked = []
+    original = model.vit.forward
+    monkeypatch.setattr(
+        model.vit, "forward", lambda *args, **kw: (asked.append(kw["class_token_only"]), original(*args, **kw))[1]
+    )
+    model(images)
+    assert len(model(images, output_hidden_states=True).hidden_states) == 3
+    model(images, output_attentions=True)
+    model.config.hidden_dropout_prob = 0.1
+    model(images)
+    model.eval()(images)
+    model.config.output_hidden_states = True
+    model(images)
+    assert asked == [True, False, False, False, True, False]
+
+
+LABEL_FORMS = {
+    "single": torch.tensor([3, 0]),
+    "lists": torch.tensor([[3, 1, -100], [0, -100, -100]]),
+    "multi-hot": torch.tensor([[0, 1, 0, 1, 0], [1, 0, 0, 0, 0]]).float(),
+    "bool": torch.tensor([[0, 1, 0, 1, 0], [1, 0, 0, 0, 0]]).bool(),
+    "soft": torch.tensor([[0, 0.25, 0, 0.75, 0], [1, 0, 0, 0, 0]]),
+}
+
+
+@pytest.mark.parametrize("form", LABEL_FORMS)
+@pytest.mark.parametrize("binary", [False, True])
+def test_classifier_takes_every_form_of_labels(images: torch.Tensor, form: str, binary: bool):
+    problem_type = "multi_label_classification" if binary else None
+    model = randomize(MawsViTForImageClassification(tiny_config(num_labels=5, problem_type=problem_type))).eval()
+    labels = LABEL_FORMS[form]
+    outputs = model(images, labels=labels)
+    if form == "single":
+        targets = torch.nn.functional.one_hot(labels, 5).double()
+    elif form == "lists":
+        targets = LABEL_FORMS["multi-hot"].double()
+    else:
+        targets = labels.double()
+    logits = outputs.logits.double()
+    if binary:
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    else:
+        expected = -(targets / targets.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
+    assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("form", ["single", "lists"])
+def test_skipped_logits_change_neither_loss_nor_gradients(images: torch.Tensor, form: str):
+    model = randomize(MawsViTForImageClassification(tiny_config(num_labels=5)))
+    results = []
+    for skip_logits in (False, True):
+        outputs = model(images, labels=LABEL_FORMS[form], skip_logits=skip_logits)
+        model.zero_grad()
+        outputs.loss.backward()
+        results.append((outputs.loss, [parameter.grad.clone() for parameter in model.parameters()]))
+    assert outputs.logits is None
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_labels_of_no_known_form_are_refused(images: torch.Tensor):
+    model = MawsViTForImageClassification(tiny_config(num_labels=5))
+    with pytest.raises(ValueError, match=r"float32 of shape \(2, 4\) for 2 images and 5 classes; expected integers"):
+        model(images, labels=torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"int64 of shape \(3, 4\)"):
+        model(images, labels=torch.zeros(3, 4, dtype=torch.long))
 
 
 def test_backbone_returns_normed_maps_of_the_stages_asked_for(images: torch.Tensor):

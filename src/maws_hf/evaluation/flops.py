@@ -1,4 +1,4 @@
-"""What a training step costs, in closed form, and what the machine could do at best.
+"""The ledger of training operations, in closed form (the x axis of the paper's Figure 5), and a machine's best rate.
 
 One multiply-add counts as two operations. Counted are the matrix products (projections, attention, patch embedding,
 head); element-wise work is not "useful" in this ledger.
@@ -7,6 +7,7 @@ head); element-wise work is not "useful" in this ledger.
 import time
 
 import torch
+from transformers import PreTrainedConfig
 
 from ..masking import num_kept_patches
 from ..models.configuration_maws_vit import MawsViTConfig, as_pair
@@ -19,6 +20,20 @@ def block_flops(tokens: int, width: int, mlp_width: int, queries: int | None = N
     attention = 2 * 2 * queries * tokens * width
     mlp = 2 * queries * 2 * width * mlp_width
     return projections + attention + mlp
+
+
+def encoder_flops(config: MawsViTConfig, *, class_token_only: bool = False) -> int:
+    """Forward operations of the encoder on one image of `config.image_size`, without the patch embedding."""
+    tokens, depth = config.grid_size[0] * config.grid_size[1] + 1, config.num_hidden_layers
+    block = (tokens, config.hidden_size, config.intermediate_size)
+    last = block_flops(*block, queries=1 if class_token_only else None)
+    return (depth - 1) * block_flops(*block) + last if depth else 0
+
+
+def embedding_flops(config: MawsViTConfig, patches: int) -> int:
+    """Forward operations of embedding so many patches; no gradient flows on to the pixels, so training costs twice."""
+    patch_height, patch_width = as_pair(config.patch_size)
+    return 2 * patches * patch_height * patch_width * config.num_channels * config.hidden_size
 
 
 def mae_training_flops(config: MawsViTConfig) -> int:
@@ -34,7 +49,6 @@ def mae_training_flops(config: MawsViTConfig) -> int:
     pixels = patch_height * patch_width * config.num_channels
     width, decoder_width = config.hidden_size, config.decoder_hidden_size
 
-    embedding = 2 * kept * pixels * width
     encoder = config.num_hidden_layers * block_flops(kept + 1, width, config.intermediate_size)
     bridge = 2 * (kept + 1) * width * decoder_width
     depth = config.decoder_num_hidden_layers
@@ -42,7 +56,41 @@ def mae_training_flops(config: MawsViTConfig) -> int:
     decoder = max(depth - 1, 0) * block_flops(patches + 1, decoder_width, decoder_mlp)
     decoder += block_flops(patches + 1, decoder_width, decoder_mlp, queries=masked) if depth else 0
     head = 2 * masked * decoder_width * pixels
-    return 2 * embedding + 3 * (encoder + bridge + decoder + head)
+    return 2 * embedding_flops(config, kept) + 3 * (encoder + bridge + decoder + head)
+
+
+def wsp_training_flops(config: MawsViTConfig, num_labels: int | None = None) -> int:
+    """Forward and backward operations of one image of `config.image_size` in weakly supervised pretraining.
+
+    All patches, the last block for the class token only, one linear layer to `num_labels` classes (the config's).
+    """
+    patches = config.grid_size[0] * config.grid_size[1]
+    head = 2 * config.hidden_size * (config.num_labels if num_labels is None else num_labels)
+    return 2 * embedding_flops(config, patches) + 3 * (encoder_flops(config, class_token_only=True) + head)
+
+
+def lit_training_flops(
+    vision_config: MawsViTConfig, text_config: PreTrainedConfig, *, text_tokens: int, projection_dim: int
+) -> int:
+    """Forward and backward operations of one image-caption pair in LiT: the image tower is locked, the text tower not.
+
+    The image tower runs forward only, and nothing of it is counted twice; its projection is trained, and no gradient
+    flows on from it. Looking up word embeddings is no matrix product. The similarities of the pairs of a batch are
+    left out: 0.3 % of the rest for ViT-B and XLM-R base in batches of 32,768 pairs, less for anything else.
+
+    Args:
+        text_config: with `hidden_size`, `num_hidden_layers` and `intermediate_size`, as XLM-RoBERTa's.
+        text_tokens: of the caption, padding included where it is computed.
+        projection_dim: of the common space.
+    """
+    patches = vision_config.grid_size[0] * vision_config.grid_size[1]
+    image = embedding_flops(vision_config, patches) + encoder_flops(vision_config, class_token_only=True)
+    image_projection = 2 * vision_config.hidden_size * projection_dim
+    text = text_config.num_hidden_layers * block_flops(
+        text_tokens, text_config.hidden_size, text_config.intermediate_size
+    )
+    text_projection = 2 * text_config.hidden_size * projection_dim
+    return image + 2 * image_projection + 3 * (text + text_projection)
 
 
 def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:

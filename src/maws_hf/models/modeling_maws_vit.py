@@ -21,6 +21,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ..losses import classification_loss
 from .configuration_maws_vit import MawsViTConfig, as_pair
 
 
@@ -378,6 +379,7 @@ class MawsViTModel(MawsViTPreTrainedModel):
         self,
         pixel_values: Tensor,
         ids_keep: Tensor | None = None,
+        class_token_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
@@ -386,6 +388,8 @@ class MawsViTModel(MawsViTPreTrainedModel):
                 `image_mean` and `image_std`. H and W may be any multiples of `patch_size`; the position table is
                 interpolated where they differ from `image_size`.
             ids_keep: `(B, K)` indices of the only patches to encode; the rest costs nothing.
+            class_token_only: the last block computes the class token alone, which then is all of
+                `last_hidden_state`. Exact, and 7 % (ViT-B) to 3 % (ViT-6.5B) less work for whoever reads only that.
             output_hidden_states, output_attentions: as everywhere in transformers. `hidden_states[-1]` is the last
                 block's output before the final norm.
 
@@ -393,8 +397,10 @@ class MawsViTModel(MawsViTPreTrainedModel):
             `last_hidden_state` `(B, 1 + L or K, D)`, class token first, and `pooler_output` `(B, D)`.
         """
         hidden_states = self.embeddings(pixel_values, ids_keep)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, **kwargs)
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            queries = slice(0, 1) if class_token_only and index == last else slice(None)
+            hidden_states = layer(hidden_states, queries, **kwargs)
         hidden_states = self.layernorm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
@@ -417,23 +423,54 @@ class MawsViTForImageClassification(MawsViTPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        skip_logits: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """
         Args:
             pixel_values: as for [`MawsViTModel`].
-            labels: class indices `(B,)` for cross-entropy, or with `config.problem_type` "regression" or
-                "multi_label_classification" float targets `(B, num_labels)`.
+            labels: integers `(B,)`, one class an image; integers `(B, K)`, the set of an image's classes padded with
+                -100; or floating point `(B, num_labels)`, multi-hot or soft targets (after mixup). The loss is softmax
+                cross-entropy, against a set or a multi-hot row divided by its number of positives (the authors' WSP
+                loss); images without labels are ignored. `config.problem_type="multi_label_classification"` asks for
+                sigmoid cross-entropy, "regression" for squared error on floating point `(B, num_labels)`.
+            skip_logits: for training; index labels only. The loss then overwrites the logits with their gradient
+                (faster, less memory) and none are returned.
 
         Returns:
             `logits` `(B, num_labels)`, and `loss` where labels are given.
+
+        Raises:
+            ValueError: the labels fit none of these forms.
         """
-        outputs = self.vit(pixel_values, return_dict=True, **kwargs)
+        outputs = self.vit(pixel_values, class_token_only=self._reads_only_class_token(kwargs), **kwargs)
         logits = self.classifier(outputs.pooler_output)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        loss = None if labels is None else self._loss(logits, labels, skip_logits, kwargs)
         return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=loss,
+            logits=None if skip_logits else logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
+
+    def _reads_only_class_token(self, kwargs: TransformersKwargs) -> bool:
+        """Whether the shortcut gives the same result: nothing else is handed out, no dropout draws other numbers."""
+        recorded = any(
+            kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
+        )
+        drops = self.training and (self.config.hidden_dropout_prob or self.config.attention_probs_dropout_prob)
+        return not recorded and not drops
+
+    def _loss(self, logits: Tensor, labels: Tensor, skip_logits: bool, kwargs: TransformersKwargs) -> Tensor:
+        problem_type = self.config.problem_type
+        binary = problem_type == "multi_label_classification"
+        regression = problem_type == "regression" or self.num_labels == 1
+        if regression or not (binary or skip_logits or labels.dim() == 2):
+            return self.loss_function(labels, logits, self.config, **kwargs)  # transformers' own
+        return classification_loss(logits, labels, binary=binary, logits_are_needed=not skip_logits)
 
 
 class MawsViTBackbone(BackboneMixin, MawsViTPreTrainedModel):
