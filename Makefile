@@ -6,11 +6,22 @@ THREADS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 1 ? cor
 
 .PHONY: demo test lint
 
+LAUNCH = $(VENV)/bin/accelerate launch --config_file examples/accelerate/single_process.yaml --cpu \
+	--num_cpu_threads_per_process $(THREADS)
+
 demo: $(INSTALLED)
 	$(VENV)/bin/maws-hf demo-data emoji --output_dir data/emoji
-	$(VENV)/bin/accelerate launch --config_file examples/accelerate/single_process.yaml --cpu \
-		--num_cpu_threads_per_process $(THREADS) examples/run_mae.py \
-		--config examples/recipes/mae_laptop.yaml --dataset_name data/emoji --eval_split unseen --output_dir runs/demo
+	$(VENV)/bin/python scripts/build_wsp_labels.py --dataset_name data/emoji --dataset_split train unseen \
+		--tags_column_name tags --output_dir data/emoji-synsets
+	$(LAUNCH) examples/run_mae.py --config examples/recipes/mae_laptop.yaml \
+		--dataset_name data/emoji --eval_split unseen --output_dir runs/demo/mae
+	$(LAUNCH) examples/run_wsp.py --config examples/recipes/wsp_laptop.yaml \
+		--dataset_name data/emoji-synsets --eval_split unseen --output_dir runs/demo/wsp
+	$(LAUNCH) examples/run_wsp.py --config examples/recipes/wsp_laptop.yaml --model_name_or_path runs/demo/mae \
+		--dataset_name data/emoji-synsets --eval_split unseen --output_dir runs/demo/mae-wsp
+	$(VENV)/bin/python examples/run_linear_probe.py --dataset_name data/emoji --label_column_name concept \
+		--eval_split test --model_name_or_path runs/demo/mae runs/demo/wsp runs/demo/mae-wsp \
+		--output_dir runs/demo/evaluation
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest

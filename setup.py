@@ -11,7 +11,8 @@ TRAIN = [
     "matplotlib>=3.8",
     "pyyaml>=6",
 ]
-DEMO = ["resvg-py>=0.5", *TRAIN]
+EVAL = ["evaluate>=0.4.6", "datasets>=5.2", "matplotlib>=3.8"]
+DEMO = ["resvg-py>=0.5", *TRAIN, *EVAL]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -27,14 +28,14 @@ DEV = [
 setup(
     name="maws_hf",
     version="0.1.0",
-    description="MAWS vision transformers and their MAE pre-pretraining in the Hugging Face stack",
+    description="MAWS vision transformers, their pre-pretraining (MAE) and pretraining (WSP), in the Hugging Face stack",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"maws_hf": ["py.typed"]},
+    package_data={"maws_hf": ["py.typed", "data/resources/*.json"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<6",
@@ -43,6 +44,6 @@ setup(
         "numpy>=1.26",
         "pillow>=12.3",
     ],
-    extras_require={"train": TRAIN, "demo": DEMO, "dev": DEV},
+    extras_require={"train": TRAIN, "eval": EVAL, "demo": DEMO, "dev": DEV},
     entry_points={"console_scripts": ["maws-hf=maws_hf.cli:main"]},
 )

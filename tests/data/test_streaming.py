@@ -3,8 +3,11 @@
 import io
 import itertools
 import json
+import math
 import tarfile
 import warnings
+from collections import Counter
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import IterableDataset, load_dataset
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -277,6 +280,175 @@ def test_state_of_another_stream_is_refused_with_every_difference(as_worker):
     as_worker(1, 2)
     with pytest.raises(StreamStateError, match="position of worker 0 was given to worker 1"):
         ImageStream(dataset, keep_key, seed=1, num_workers=2).load_state_dict(state)
+
+
+# ------------------------------------------------------------------------------------------------------- copies
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Row number n has the factor `factors[n % len(factors)]`."""
+
+    factors: tuple[float, ...]
+
+    def __call__(self, sample):
+        return self.factors[int(sample["__key__"]) % len(self.factors)]
+
+    @property
+    def fingerprint(self):
+        return "-".join(map(str, self.factors))
+
+
+HALF = Repeat((0.5,))
+REPEATS = Repeat((1.0, 2.5, 0.0, 1.25, 3.0, 0.5, 1.0))
+
+
+@pytest.mark.parametrize("shards", [1, 3, 6])
+def test_every_row_has_the_floor_or_the_ceiling_of_its_factor_in_every_epoch(tmp_path, as_worker, shards):
+    dataset = parquet_shards(tmp_path, shards, rows_each=14, row_group_size=4)
+    for ranks, workers in itertools.product((1, 2, 3), (0, 1, 2)):
+        for shares in all_consumers(dataset, as_worker, ranks, workers, block_size=5, repeats=REPEATS):
+            copies = Counter(int(key) for key in itertools.chain(*shares))
+            for number in range(14 * shards):
+                factor = REPEATS.factors[number % 7]
+                assert math.floor(factor) <= copies[number] <= math.ceil(factor), (ranks, workers, number)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=9),
+    copies=st.lists(st.integers(0, 4), min_size=1, max_size=7).filter(any),
+    ranks=st.integers(1, 2),
+    workers=st.integers(0, 2),
+    block_size=st.integers(1, 9),
+    shuffle=st.booleans(),
+)
+def test_whole_factors_are_exact_for_uneven_shards(as_worker, sizes, copies, ranks, workers, block_size, shuffle):
+    repeats = Repeat(tuple(map(float, copies)))
+    options = {"block_size": block_size, "shuffle": shuffle, "repeats": repeats}
+    expected = [number for number in range(sum(sizes)) for _ in range(copies[number % len(copies)])]
+    try:
+        found = all_consumers(memory_shards(sizes), as_worker, ranks, workers, **options)
+    except StreamError:
+        assume(False)  # some consumer's share was empty, or all of factor 0
+    for shares in found:
+        assert sorted(map(int, itertools.chain(*shares))) == expected
+
+
+def test_a_fraction_is_the_probability_of_one_more_copy():
+    count = 200
+    stream = ImageStream(memory_shards([9] * 4), keep_key, seed=8, block_size=16, repeats=REPEATS)
+    copies = Counter(int(key) for epoch in epochs(stream, count) for key in epoch)
+    # Hoeffding: the mean of 200 draws is further than this from its expectation with a probability of 1e-6 / 36 at
+    # most, thus any of 36 rows with 1e-6. The seed is fixed: a failure is a change of the code, not bad luck.
+    bound = math.sqrt(math.log(2 * 36 / 1e-6) / (2 * count))
+    for number in range(36):
+        factor = REPEATS.factors[number % 7]
+        assert abs(copies[number] / count - factor) <= (bound if factor % 1 else 0), number
+    expected = sum(REPEATS.factors[number % 7] for number in range(36))
+    fractional = [number for number in range(36) if REPEATS.factors[number % 7] % 1]
+    bound = math.sqrt(len(fractional) * math.log(2 / 1e-6) / (2 * count))  # of the sum of that many means
+    assert abs(copies.total() / count - expected) <= bound
+
+
+def test_copies_are_drawn_anew_for_each_epoch_block_consumer_and_seed():
+    def copies(seed, **options):
+        """Places within its shard of the rows that have a copy, for each epoch and half of it."""
+        stream = ImageStream(memory_shards([40] * 2), keep_key, seed=seed, block_size=20, repeats=HALF, **options)
+        found = [sorted(int(key) % 40 for key in epoch) for epoch in epochs(stream, 2)]
+        return [tuple(n % 20 for n in epoch if n // 20 == half) for epoch in found for half in (0, 1)]
+
+    every = copies(1, rank=0, world_size=2) + copies(1, rank=1, world_size=2) + copies(2, rank=0, world_size=2)
+    assert len(set(every)) == 12
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_one_copy_of_each_row_is_the_stream_without_repeats(tmp_path, shuffle):
+    dataset = parquet_shards(tmp_path, 3)
+    options = {"seed": 1, "block_size": 7, "shuffle": shuffle}
+    expected = take(ImageStream(dataset, keep_key, **options), 80)
+    assert take(ImageStream(dataset, keep_key, repeats=Repeat((1.0,)), **options), 80) == expected
+
+
+def test_copies_lie_apart_in_a_shuffled_block_and_side_by_side_in_file_order():
+    options = {"seed": 1, "block_size": 20, "repeats": Repeat((3.0,))}
+    key_order = [key for key, _ in take(ImageStream(memory_shards([20]), keep_key, shuffle=False, **options), 60)]
+    assert key_order == [str(number) for number in range(20) for _ in range(3)]
+    keys = [key for key, _ in take(ImageStream(memory_shards([20]), keep_key, **options), 60)]
+    assert sum(key == following for key, following in itertools.pairwise(keys)) < 10  # of 40 side by side
+
+
+def test_each_copy_has_a_generator_and_a_nameless_one_a_name_of_its_own():
+    dataset = IterableDataset.from_generator(lambda: ({"x": i} for i in range(3)))
+    found = take(ImageStream(dataset, keep_key, seed=1, repeats=lambda sample: 2.0 * sample["x"]), 6)
+    assert [key for key, _ in found] == [f"epoch 0 consumer 0 sample {i}" for i in range(6)]
+    assert len({draw for _, draw in found}) == 6
+
+
+def test_row_of_factor_zero_never_reaches_the_transform():
+    seen = []
+
+    def transform(sample, rng):
+        seen.append(int(sample["__key__"]))
+        return keep_key(sample, rng)
+
+    take(ImageStream(memory_shards([30]), transform, seed=1, repeats=Repeat((0.0, 1.0, 0.0))), 30)
+    assert set(seen) == set(range(1, 30, 3))
+
+
+def test_epoch_without_a_label_ends_the_stream_and_one_of_bad_luck_does_not():
+    stream = ImageStream(memory_shards([6]), keep_key, seed=1, repeats=Repeat((0.0,)))
+    with pytest.raises(StreamError, match=r"consumer 0 of 1 .* no row with a label among its 6 in epoch 0"):
+        next(iter(stream))
+    found = epochs(ImageStream(memory_shards([1]), keep_key, seed=1, repeats=Repeat((0.25,))), 40)
+    assert {len(epoch) for epoch in found} == {0, 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 1, "world_size": 2}, {"shuffle": False}])
+def test_parquet_resumes_at_every_copy(tmp_path, options):
+    dataset = parquet_shards(tmp_path, 3)
+    assert_resumes_everywhere(
+        dataset, 2 * 44 // options.get("world_size", 1) + 5, block_size=7, repeats=REPEATS, **options
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 1, "world_size": 2}])
+def test_tar_resumes_at_every_copy(tmp_path, options):
+    repeats = CountOfName()
+    assert_resumes_everywhere(tar_shards(tmp_path, 3), 40, step=3, block_size=4, repeats=repeats, **options)
+
+
+class CountOfName:
+    fingerprint = "by name"
+
+    def __call__(self, sample):
+        return len(sample["__key__"]) % 2 + int(sample["__key__"][-1]) / 2  # "2-3": 1 + 1.5
+
+
+def test_position_under_another_rule_is_refused_and_an_old_one_without_any_is_not():
+    dataset = memory_shards([5] * 4)
+    plain = ImageStream(dataset, keep_key, seed=1)
+    halves = ImageStream(dataset, keep_key, seed=1, repeats=Repeat((1.5,)))
+    for stream, state, message in (
+        (halves, plain.state_dict(), r"repeats None \(now 1.5\): continue with the same"),
+        (plain, halves.state_dict(), r"repeats 1.5 \(now None\)"),
+        (ImageStream(dataset, keep_key, seed=1, repeats=Repeat((2.0,))), halves.state_dict(), r"1.5 \(now 2.0\)"),
+        (ImageStream(dataset, keep_key, seed=1, repeats=lambda sample: 1.0), plain.state_dict(), "repeats None"),
+    ):
+        with pytest.raises(StreamStateError, match=message):
+            stream.load_state_dict(state)
+    state = plain.state_dict()
+    del state["identity"]["repeats"]
+    plain.load_state_dict(state)
+
+
+def test_fault_in_repeats_names_the_row():
+    for factor in (-1.0, math.nan, math.inf):
+        stream = ImageStream(memory_shards([6]), keep_key, seed=1, repeats=Repeat((factor,)))
+        with pytest.raises(StreamError, match=rf"^0: `repeats` gives {factor}, it must be finite and not negative"):
+            next(iter(stream))
+    with pytest.raises(StreamError, match=r"^0: KeyError in `repeats`: 'labels'"):
+        next(iter(ImageStream(memory_shards([6]), keep_key, seed=1, repeats=lambda sample: sample["labels"])))
 
 
 # -------------------------------------------------------------------------------------------------- bad samples

@@ -1,22 +1,29 @@
 """`examples/run_mae.py` as a user runs it."""
 
-import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from runs import (
+    assert_same_run,
+    assert_same_run_weights,
+    comparable_metrics,
+    finish,
+    kill_after,
+    script,
+    start,
+    steps_logged,
+)
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
 from maws_hf import MawsMAEForPreTraining, MawsViTModel
 
-ROOT = Path(__file__).parents[2]
 STEPS = 60
 TINY = (
     "image_size=16,patch_size=4,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,"
@@ -42,54 +49,7 @@ def command(corpus: Path, output_dir: Path, **options: object) -> list[str]:
         "picture_steps": 30,
         "dataloader_num_workers": 0,
     }
-    flags = [f"--{name}={value}" for name, value in {**defaults, **options}.items()]
-    return [sys.executable, "examples/run_mae.py", *flags]
-
-
-def start(arguments: list[str], **options) -> subprocess.Popen:
-    # One thread and the CPU: what is compared bit for bit must be computed in the same order.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(
-        arguments, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
-    )
-
-
-def finish(process: subprocess.Popen, expected: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == expected, output
-    return output
-
-
-def steps_logged(output_dir: Path) -> list[int]:
-    file = output_dir / "metrics.jsonl"
-    if not file.exists():
-        return []
-    return [json.loads(line)["step"] for line in file.read_text().split("\n")[:-1]]
-
-
-def kill_after(process: subprocess.Popen, output_dir: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (steps_logged(output_dir) or [0])[-1] >= step:
-            break
-        time.sleep(0.002)
-    assert process.poll() is None, process.communicate()[0]
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
-def comparable_metrics(output_dir: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "flops_utilization")} for line in lines]
-
-
-def assert_same_run(left: Path, right: Path) -> None:
-    for name in ("model.safetensors", f"checkpoints/step-{STEPS:08d}/optimizer.safetensors"):
-        first, second = load_file(left / name), load_file(right / name)
-        assert first.keys() == second.keys()
-        for key in first:
-            assert torch.equal(first[key], second[key]), f"{name}: {key}"
-    assert comparable_metrics(left) == comparable_metrics(right)
+    return script("run_mae.py", **{**defaults, **options})
 
 
 @pytest.fixture(scope="module")
@@ -217,12 +177,6 @@ def test_killing_the_launcher_stops_and_saves_the_run(image_shards: Path, tmp_pa
     output, _ = process.communicate(timeout=60)  # ends only when the orphaned script has closed its output too
     assert "the same command continues" in output
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
-
-
-def assert_same_run_weights(left: Path, right: Path) -> None:
-    first, second = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
-    for key in first:
-        assert torch.equal(first[key], second[key]), key
 
 
 def test_two_processes_finish_and_save_one_model(image_shards: Path, tmp_path: Path):

@@ -78,7 +78,7 @@ def lines(file: Path) -> list[dict]:
 
 def test_training_lowers_the_loss_and_logs_every_step(image_shards: Path, tmp_path: Path):
     outcome, _ = run(image_shards, tmp_path, max_steps=30)
-    assert outcome == Outcome(step=30, exit_code=0)
+    assert outcome == Outcome(step=30, exit_code=0, images_seen=120)
     logged = lines(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in logged] == list(range(1, 31))
     assert logged[-1]["loss"] < 0.5 * logged[0]["loss"]

@@ -140,7 +140,7 @@ def restore_loader(loader: StatefulDataLoader, state: Mapping[str, Any]) -> None
 
     Raises:
         StreamStateError: the state is of another format, or its stream had another seed, rank, number of ranks or
-            workers, block size or number of shards.
+            workers, block size, number of shards or rule of repeats.
     """
     if state.get("format") != _FORMAT:
         raise StreamStateError(f"the saved position has format {state.get('format')}, this version reads {_FORMAT}")

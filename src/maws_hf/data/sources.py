@@ -48,6 +48,7 @@ def open_stream(
     data_files: str | Sequence[str] | None = None,
     revision: str | None = None,
     image_column: str | None = None,
+    require_image: bool = True,
 ) -> IterableDataset:
     """Open a data set for streaming, with its images as undecoded bytes.
 
@@ -61,6 +62,7 @@ def open_stream(
         data_files: paths or globs within the folder or Hub repository; together they are the split.
         revision: branch, tag or commit on the Hub.
         image_column: the column of the images; found by `find_image_column` when None.
+        require_image: refuse a data set without images. When False, it is opened as it is.
 
     Returns:
         A stream whose image column holds `{"bytes": ..., "path": ...}` (or bare bytes, if stored so). Shards are the
@@ -83,7 +85,12 @@ def open_stream(
         raise DataSourceError(
             f"{source} does not exist: give a folder, a glob of shards, or a Hub data set id such as 'user/name'"
         )
-    column = find_image_column(dataset, image_column)
+    try:
+        column = find_image_column(dataset, image_column)
+    except DataSourceError:
+        if require_image or image_column is not None or dataset.features is None:
+            raise
+        return dataset.decode(False)
     dataset = dataset.decode(False)  # every media column stays as stored, also those that nobody asked for
     if isinstance(dataset.features[column], Image):
         dataset = dataset.cast_column(column, _STORED_IMAGE)

@@ -1,11 +1,12 @@
 """An endless stream of training samples that every process can leave and re-enter at any sample.
 
 A *consumer* is one worker of one rank; there are C = ranks x max(1, workers) of them. In every epoch the consumers
-share the data set exactly: no sample is lost, none is seen twice. What a consumer yields depends on nothing but
-(seed, epoch, consumer, index), never on a global generator or on how often the run was stopped.
+share the data set exactly: no sample is lost, none is seen twice. With `repeats` a row may be several samples of an
+epoch or none, by a count that is not shared out but decided where the row is read. What a consumer yields depends on
+nothing but (seed, epoch, consumer, index), never on a global generator or on how often the run was stopped.
 
     epoch   the shards are put into an order that all consumers agree on, and each takes its share
-    block   `block_size` samples are read as bytes and permuted
+    block   `block_size` rows are read as bytes, repeated if asked, and permuted
     sample  goes through `transform` with a generator of its own; a bad one is skipped and recorded
 
 The position is the data set's own state at the start of a block and an offset into it, so re-entering costs one block
@@ -15,6 +16,7 @@ The position is the data set's own state at the start of a block and an offset i
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -42,7 +44,7 @@ KEY_COLUMNS = (KEY, "key", "id")
 # C times; consumers then begin their epochs at slightly different times, but each epoch is still shared exactly.
 SHARDS_ARE_EVEN_ENOUGH = 32
 
-_SHARD_ORDER, _BLOCK_ORDER, _AUGMENTATION = range(3)  # what a generator is for: first word of its seed
+_SHARD_ORDER, _BLOCK_ORDER, _AUGMENTATION, _COPIES = range(4)  # what a generator is for: first word of its seed
 
 
 class StreamError(RuntimeError):
@@ -55,7 +57,10 @@ class StreamStateError(ValueError):
 
 @dataclass(frozen=True)
 class Position:
-    """Where a consumer is: the next sample is number `index` of its epoch and number `offset` of its block."""
+    """Where a consumer is: the next sample is number `index` of its epoch and number `offset` of its block.
+
+    Both count samples: a row that is repeated counts as often, a row left out not at all.
+    """
 
     epoch: int = 0
     index: int = 0
@@ -77,13 +82,18 @@ class ImageStream(torch.utils.data.IterableDataset):
         seed: of everything random, not negative.
         rank, world_size: this process among those that share the data.
         num_workers: DataLoader workers of each rank; 0 reads in the main process.
-        block_size: samples permuted together, held in memory as bytes by every consumer.
-        shuffle: False gives the order of the files in every epoch.
+        block_size: rows permuted together, held in memory as bytes by every consumer.
+        shuffle: False gives the order of the files in every epoch, copies of a row one after the other.
+        repeats: copies of a row that an epoch shall hold, as a pure function of the row (its image still bytes); all
+            rows have one when None. Of 2.3, each epoch makes 2 or 3, drawn anew with the mean 2.3; of 0, none, and the
+            row is never decoded. A copy is augmented by itself but stays in its row's block: the copies of a row may
+            meet in one batch, more rarely so in larger blocks. The attribute `fingerprint`, a string, tells one rule
+            from another when a position is resumed.
         max_consecutive_skips: so many bad samples in a row end the stream.
 
     Raises:
         ValueError: an argument is out of range.
-        StreamError: while iterating, when a consumer has no samples or no good ones.
+        StreamError: while iterating, when a consumer has no samples or no good ones, or `repeats` fails.
     """
 
     def __init__(
@@ -98,6 +108,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         block_size: int = 1024,
         shuffle: bool = True,
         max_consecutive_skips: int = 1000,
+        repeats: Callable[[Sample], float] | None = None,
     ):
         limits = {"seed": (seed, 0), "num_workers": (num_workers, 0), "world_size": (world_size, 1)}
         limits |= {"block_size": (block_size, 1), "max_consecutive_skips": (max_consecutive_skips, 1)}
@@ -109,6 +120,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         self.dataset, self.transform = dataset, transform
         self.seed, self.rank, self.world_size, self.num_workers = seed, rank, world_size, num_workers
         self.block_size, self.shuffle, self.max_consecutive_skips = block_size, shuffle, max_consecutive_skips
+        self.repeats = repeats
         self.consumers = world_size * max(1, num_workers)
         self.strategy = self._choose_strategy()
         self._position = Position()
@@ -143,12 +155,13 @@ class ImageStream(torch.utils.data.IterableDataset):
     def _epoch(self, start: Position, skipped: list[dict]) -> Iterator[Sample]:
         epoch, consumer = start.epoch, self._consumer()
         index, offset, found_good = start.index, start.offset, start.index > 0
+        rows_read, wanted_any = 0, False
         for block, state, rows in self._blocks(start):
-            order = self._generator(_BLOCK_ORDER, epoch, consumer, block).permutation(len(rows))
-            if not self.shuffle:
-                order.sort()
-            for place in range(offset, len(rows)):
-                sample = rows[order[place]]
+            wanted = self._wanted_copies(rows, f"epoch {epoch} consumer {consumer} block {block}")
+            rows_read, wanted_any = rows_read + len(rows), wanted_any or bool(wanted.any())
+            order = self._order(wanted, epoch, consumer, block)
+            for place in range(offset, len(order)):
+                sample = dict(rows[order[place]])  # a copy, for the row may come again and is not to keep this name
                 name = _sample_key(sample)
                 sample[KEY] = name or f"epoch {epoch} consumer {consumer} sample {index}"
                 rng = self._generator(_AUGMENTATION, epoch, consumer, index)
@@ -169,13 +182,43 @@ class ImageStream(torch.utils.data.IterableDataset):
                 yield {**prepared, "skipped": list(skipped)}
                 skipped.clear()
             offset = 0  # only the first block was entered in its middle
-        if index == 0:
+        if rows_read == 0:
             raise StreamError(
                 f"{self._name(consumer)} finds no sample in epoch {epoch}: the data set has fewer samples than the "
                 f"{self.consumers} consumers; use fewer processes or a lower --dataloader_num_workers"
             )
-        if not found_good:
+        if not wanted_any and index == 0:
+            raise StreamError(
+                f"{self._name(consumer)} finds no row with a label among its {rows_read} in epoch {epoch} (`repeats` "
+                "gives 0 for each): check the label column, or use fewer processes if only few rows have labels"
+            )
+        if not found_good and index > 0:  # without samples, all fractions were rounded down, and the next epoch draws
             raise StreamError(self._about_skips(f"no good sample among {index}", epoch, skipped))
+
+    def _wanted_copies(self, rows: list[Sample], where: str) -> np.ndarray:
+        """(rows,) what `repeats` says of each."""
+        if self.repeats is None:
+            return np.ones(len(rows))
+        wanted = np.empty(len(rows))
+        for number, row in enumerate(rows):
+            key = _sample_key(row) or f"{where} row {number}"
+            try:
+                wanted[number] = self.repeats({**row, KEY: key})
+            except Exception as error:
+                raise StreamError(f"{key}: {type(error).__name__} in `repeats`: {error}") from error
+            if not 0 <= wanted[number] < math.inf:
+                raise StreamError(f"{key}: `repeats` gives {wanted[number]}, it must be finite and not negative")
+        return wanted
+
+    def _order(self, wanted: np.ndarray, epoch: int, consumer: int, block: int) -> np.ndarray:
+        """Row numbers of a block's samples, each row's as often as the draws decide."""
+        whole = np.floor(wanted)
+        draws = self._generator(_COPIES, epoch, consumer, block).random(len(wanted))
+        copies = whole + (draws < wanted - whole)
+        order = np.repeat(np.arange(len(wanted)), copies.astype(np.int64))
+        if not self.shuffle:
+            return order
+        return order[self._generator(_BLOCK_ORDER, epoch, consumer, block).permutation(len(order))]
 
     def _blocks(self, start: Position) -> Iterator[tuple[int, dict | None, list[Sample]]]:
         """(number, state of the data set before it, rows) of each block from `start` to the end of the epoch."""
@@ -233,7 +276,10 @@ class ImageStream(torch.utils.data.IterableDataset):
     def identity(self) -> dict[str, Any]:
         """What a saved position is only valid with."""
         names = ("seed", "rank", "world_size", "num_workers", "block_size", "shuffle")
-        return {name: getattr(self, name) for name in names} | {"num_shards": self.dataset.num_shards}
+        # A rule that does not say which it is differs at least from none.
+        repeats = None if self.repeats is None else getattr(self.repeats, "fingerprint", "without a fingerprint")
+        identity = {name: getattr(self, name) for name in names}
+        return identity | {"num_shards": self.dataset.num_shards, "repeats": repeats}
 
     def check_identity(self, saved: dict[str, Any]) -> None:
         """Raises StreamStateError listing every difference between `saved` and this stream's `identity()`."""

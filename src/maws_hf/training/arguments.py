@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
-Recipe = TypeVar("Recipe", bound="TrainingArguments")
+Recipe = TypeVar("Recipe", bound="Options")
 
 
 def option(default: Any, help: str) -> Any:
@@ -20,7 +20,19 @@ def option(default: Any, help: str) -> Any:
 
 
 @dataclass(kw_only=True)
-class TrainingArguments:
+class Options:
+    """What all groups of options have: a recipe inherits from several, and each checks its own."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option that is impossible and what would do."""
+
+    def _require(self, holds: bool, name: str, wanted: str) -> None:
+        if not holds:
+            raise ValueError(f"--{name} {getattr(self, name)} is not possible: it must be {wanted}")
+
+
+@dataclass(kw_only=True)
+class TrainingArguments(Options):
     """Options shared by all training scripts; names follow transformers' `TrainingArguments` where it has them."""
 
     output_dir: str = field(
@@ -36,6 +48,7 @@ class TrainingArguments:
     adam_beta2: float = option(0.95, "AdamW beta2.")
     adam_epsilon: float = option(1e-8, "AdamW epsilon.")
     warmup_steps: int = option(0, "Updates over which the learning rate rises from 0.")
+    ema_decay: float = option(0.0, "Train on, but keep and save a float32 average of the weights; 0: none.")
     max_grad_norm: float = option(0.0, "Clip gradients to this global norm; 0 does not clip.")
     max_nonfinite_steps: int = option(
         3, "Updates with a NaN or infinite loss or gradient are refused; so many in a row end the run."
@@ -57,6 +70,7 @@ class TrainingArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("save_steps", "max_nonfinite_steps"):
@@ -66,14 +80,10 @@ class TrainingArguments:
         for name in ("base_learning_rate", "learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon"):
             value = getattr(self, name)
             self._require(value is None or 0 <= value < math.inf, name, "a finite number, 0 or more")
-        for name in ("adam_beta1", "adam_beta2", "max_skip_rate"):
+        for name in ("adam_beta1", "adam_beta2", "ema_decay", "max_skip_rate"):
             self._require(0 <= getattr(self, name) < 1, name, "in [0, 1)")
         self._require(self.save_total_limit >= 2, "save_total_limit", "at least 2: the newest may be damaged")
         self._require(self.warmup_steps < self.max_steps, "warmup_steps", f"smaller than --max_steps {self.max_steps}")
-
-    def _require(self, holds: bool, name: str, wanted: str) -> None:
-        if not holds:
-            raise ValueError(f"--{name} {getattr(self, name)} is not possible: it must be {wanted}")
 
 
 def parse_recipe(recipe_class: type[Recipe], description: str, argv: list[str] | None = None) -> Recipe:
@@ -137,4 +147,4 @@ def _as_text(mapping: dict[str, Any]) -> str:
     return ",".join(f"{key}={json.dumps(value)}" for key, value in mapping.items())
 
 
-__all__ = ["TrainingArguments", "option", "parse_recipe"]
+__all__ = ["Options", "TrainingArguments", "option", "parse_recipe"]

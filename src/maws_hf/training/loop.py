@@ -20,10 +20,12 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data.loader import loader_state, restore_loader
+from ..optim.ema import WeightAverage
 from ..optim.groups import parameter_groups
 from ..optim.schedules import scaled_learning_rate, warmup_cosine
 from . import checkpoint as ckpt
@@ -36,6 +38,7 @@ from .seeding import seed_step
 
 BatchLoss = Callable[[torch.nn.Module, dict[str, Any]], Tensor]
 SKIP_WINDOW = 10_000  # images over which the rate of bad ones is judged
+AVERAGE = "average.safetensors"
 TOLERATED_BAD_IMAGES = 10  # so many different ones never end a run: in a small folder a single one is a high rate
 
 
@@ -62,6 +65,7 @@ class Outcome:
 
     step: int
     exit_code: int
+    images_seen: int
 
 
 def train(
@@ -78,10 +82,11 @@ def train(
     """Trains `model` in place until `recipe.max_steps`, from the checkpoint in `recipe.output_dir` if there is one.
 
     Args:
-        model: on any device; `accelerator.unwrap_model` of it holds the result.
+        model: on any device; `accelerator.unwrap_model` of it holds the result, which is the average of the weights
+            if the recipe asks for one and the run is complete.
         batch_loss: the objective, a mean over the images of a batch.
         loader: infinite batches from `maws_hf.data.loader.build_loader`, of this rank.
-        flops_per_image, matmul_peak: for the share of useful FLOPs in the bar.
+        flops_per_image, matmul_peak: for the operations spent and the share of the useful ones in the bar.
         after_step: called on the main process after each update, with the unwrapped model.
 
     Raises:
@@ -89,6 +94,7 @@ def train(
         CheckpointError: if a checkpoint does not fit the recipe, or cannot be written.
     """
     run = _Run(model, loader, recipe, accelerator)
+    run.flops_per_image = flops_per_image
     if flops_per_image and matmul_peak:
         run.utilization_of_image_rate = flops_per_image / (matmul_peak * accelerator.num_processes)
     batches = iter(loader)
@@ -118,7 +124,9 @@ def train(
                 exit_code = stop.exit_code or 128 + signal.SIGTERM  # another rank may have got the signal
                 break
     run.progress.close()
-    return Outcome(run.state.step, exit_code)
+    if run.average is not None and not exit_code:
+        run.average.copy_to(accelerator.unwrap_model(run.model))
+    return Outcome(run.state.step, exit_code, run.state.images_seen)
 
 
 class _Run:
@@ -136,6 +144,7 @@ class _Run:
         if accelerator.is_main_process:
             self.lock = lock_output(Path(recipe.output_dir))
         self.state = State()
+        self.flops_per_image: int | None = None
         self.utilization_of_image_rate: float | None = None
         self.give_up: str | None = None  # why the run cannot go on after this step
         resumed = self._find_checkpoint()
@@ -149,6 +158,7 @@ class _Run:
             fused=True,
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
         if resumed is not None:
             self._restore(resumed)
         rank = accelerator.process_index
@@ -210,6 +220,8 @@ class _Run:
         self.state.refused_in_a_row = 0
         self.state.loss_sum += loss
         self.state.loss_count += 1
+        if self.average is not None:
+            self.average.update(self.accelerator.unwrap_model(self.model), self.state.step + 1)
 
     def refuse(self, window: list[dict[str, Any]], loss: float, gradient_norm: float) -> None:
         self.state.refused_in_a_row += 1
@@ -244,6 +256,8 @@ class _Run:
             "images_skipped": state.images_skipped,
             "images_per_second": rate,
         }
+        if self.flops_per_image is not None:
+            metrics["training_flops"] = state.images_seen * self.flops_per_image
         if self.utilization_of_image_rate is not None:
             metrics["flops_utilization"] = rate * self.utilization_of_image_rate
         self.progress.log(state.step, metrics)
@@ -257,6 +271,8 @@ class _Run:
             if self.accelerator.is_main_process:
                 self.accelerator.unwrap_model(self.model).save_pretrained(directory)
                 ckpt.save_optimizer(self.optimizer, directory / "optimizer.safetensors")
+                if self.average is not None:
+                    save_file(self.average.state_dict(), directory / AVERAGE)
             position = {"state": asdict(self.state), "stream": loader_state(self.loader)}
             (directory / f"rank-{rank:05d}.json").write_text(json.dumps(position), encoding="utf-8")
 
@@ -297,9 +313,22 @@ class _Run:
     def _restore(self, checkpoint: ckpt.Checkpoint) -> None:
         self._compare_recipes(checkpoint)
         ckpt.load_optimizer(self.optimizer, checkpoint.path / "optimizer.safetensors")
+        if self.average is not None:
+            self._restore_average(checkpoint.path / AVERAGE)
         position = checkpoint.read_json(f"rank-{self.accelerator.process_index:05d}.json")
         self.state = State(**position["state"])
         restore_loader(self.loader, position["stream"])
+
+    def _restore_average(self, file: Path) -> None:
+        if not file.exists():
+            raise ckpt.CheckpointError(
+                f"{file.parent} holds no average of the weights: continue without --ema_decay, or choose another "
+                "--output_dir"
+            )
+        try:
+            self.average.load_state_dict(load_file(file))
+        except ValueError as error:
+            raise ckpt.CheckpointError(f"{file}: {error}") from error
 
     def _compare_recipes(self, checkpoint: ckpt.Checkpoint) -> None:
         """Names every option that differs; stops where the stream could not continue."""

@@ -1,0 +1,206 @@
+r"""WSP, weakly supervised pretraining (paper section 3): learn from noisy labels, from scratch or from a MAE encoder.
+
+    accelerate launch examples/run_wsp.py --config examples/recipes/wsp_laptop.yaml \
+        --dataset_name FOLDER_OR_HUB_ID --model_name_or_path runs/mae --output_dir runs/maws
+
+Labels are synset ids (`scripts/build_wsp_labels.py` makes them from tags or captions) or class indices, one or several
+an image. Kill it at any time; the same command continues. `output_dir` ends up with the model (`from_pretrained` reads
+it), `loss.png`, `predictions.png`, `metrics.jsonl`, `training.json` (what it has cost) and `checkpoints/`.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from maws_hf import MawsViTForImageClassification
+from maws_hf.data.resampling import RepeatFactors, RepeatRows, count_labels
+from maws_hf.data.streaming import Sample
+from maws_hf.data.targets import LabelReader, find_labels, pad_labels
+from maws_hf.evaluation.flops import measure_matmul_peak, wsp_training_flops
+from maws_hf.evaluation.weak_labels import WeakLabelScores, weak_label_scores
+from maws_hf.training.arguments import option, parse_recipe
+from maws_hf.training.distributed import build_accelerator
+from maws_hf.training.entry_point import run_script
+from maws_hf.training.images import ImageRecipe, build_training_loader, open_images, read_eval_samples
+from maws_hf.training.ledger import Stage, describe_ledger, read_ledger, write_ledger
+from maws_hf.training.loop import train
+from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_image_processor
+from maws_hf.visualization import plot_curve, prediction_grid, save_picture
+
+# ---------------------------------------------------------------- arguments
+
+
+@dataclass(kw_only=True)
+class WSPRecipe(ImageRecipe, ModelRecipe):
+    """Data, labels and model of a WSP run.
+
+    The paper takes its settings from SWAG, which are not public, and uses the same ones from scratch and from MAE
+    without a search. That rule is kept; the values are ours.
+    """
+
+    label_column_name: str | None = option(None, "Column of the labels; synsets, labels or label if unset.")
+    vocabulary_file: str | None = option(
+        None, "Vocabulary of a column of synset ids; vocabulary.json in the folder of the data if unset."
+    )
+    num_labels: int | None = option(None, "Classes, where the labels are plain integers.")
+    max_labels_per_image: int = option(16, "Of an image with more labels so many are drawn at random each time.")
+    resampling_ratio: float = option(
+        1.0, "Images an epoch over unique ones: images of rare labels are repeated. The paper has 5/3; 1: no repeats."
+    )
+    loss: str = option("softmax", "softmax: cross-entropy over the set of labels, as the paper; sigmoid: each class.")
+
+    # Where the parents' defaults are MAE's:
+    base_learning_rate: float = option(1.25e-5, "Peak learning rate for 256 images an update; scaled linearly.")
+    weight_decay: float = option(0.1, "AdamW weight decay, on matrices only.")
+    adam_beta2: float = option(0.999, "AdamW beta2.")
+    max_grad_norm: float = option(1.0, "Clip gradients to this global norm; 0 does not clip.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.max_labels_per_image >= 1, "max_labels_per_image", "at least 1")
+        self._require(self.num_labels is None or self.num_labels >= 1, "num_labels", "at least 1")
+        self._require(1 <= self.resampling_ratio < float("inf"), "resampling_ratio", "1 or more")
+        self._require(self.loss in ("softmax", "sigmoid"), "loss", "softmax or sigmoid")
+
+
+# ---------------------------------------------------------------- labels
+
+
+def read_labels(recipe: WSPRecipe) -> LabelReader:
+    dataset, _ = open_images(recipe, recipe.dataset_split, columns=None)
+    beside = Path(recipe.dataset_name, "vocabulary.json")
+    return find_labels(
+        dataset.features,
+        recipe.label_column_name,
+        vocabulary_file=Path(recipe.vocabulary_file) if recipe.vocabulary_file else beside,
+        num_labels=recipe.num_labels,
+    )
+
+
+def build_repeats(recipe: WSPRecipe, labels: LabelReader, ratio: float) -> RepeatRows:
+    """How often an image is shown an epoch: by its rarest label; never without labels, which teach nothing."""
+    if labels.vocabulary is not None:
+        counts = np.array([label.count for label in labels.vocabulary.classes])
+        rarest = np.array([label.rarest for label in labels.vocabulary.classes])
+        images = int(rarest.sum())
+    elif ratio > 1:
+        dataset, _ = open_images(recipe, recipe.dataset_split, columns=[labels.column])
+        counts, rarest, images = count_labels(map(labels, dataset), len(labels.names))
+    else:
+        counts = rarest = np.ones(len(labels.names), dtype=np.int64)
+        images = len(counts)
+    return RepeatRows(RepeatFactors.from_ratio(counts, rarest, images, ratio), labels)
+
+
+def add_labels(sample: Sample, rng: np.random.Generator, labels: LabelReader, places: int) -> Sample:
+    return {"labels": pad_labels(labels(sample), places, rng)}
+
+
+# ---------------------------------------------------------------- objective
+
+
+def weak_label_objective(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+    return model(batch["pixel_values"], labels=batch["labels"], skip_logits=True).loss
+
+
+# ---------------------------------------------------------------- main
+
+
+def main() -> int:
+    recipe = parse_recipe(WSPRecipe, __doc__)
+    logging.disable_progress_bar()  # one bar is enough
+    output_dir = Path(recipe.output_dir)
+    accelerator = build_accelerator(recipe)
+
+    labels = read_labels(recipe)
+    model = build_model(
+        MawsViTForImageClassification,
+        recipe,
+        id2label=dict(enumerate(labels.names)),
+        label2id={name: index for index, name in enumerate(labels.names)},
+        problem_type="multi_label_classification" if recipe.loss == "sigmoid" else None,
+    )
+    config = model.config
+    reading = {
+        "columns": [labels.column],
+        "extra": partial(add_labels, labels=labels, places=recipe.max_labels_per_image),
+    }
+    repeats = build_repeats(recipe, labels, recipe.resampling_ratio)
+    loader = build_training_loader(recipe, config.image_size, accelerator, repeats=repeats, **reading)
+    once = build_repeats(recipe, labels, ratio=1)
+    samples = read_eval_samples(recipe, config.image_size, count=1024, repeats=once, **reading)
+    images = torch.stack([sample["pixel_values"] for sample in samples])
+    image_labels = torch.stack([torch.from_numpy(sample["labels"]) for sample in samples])
+
+    accelerator.print(describe_model(model))
+    accelerator.print(f"{config.num_labels} classes; {repeats.factors}")
+    flops_per_image = wsp_training_flops(config)
+    outcome = train(
+        model,
+        weak_label_objective,
+        loader,
+        recipe,
+        accelerator,
+        flops_per_image=flops_per_image,
+        matmul_peak=measure_matmul_peak(accelerator.device, torch.bfloat16 if recipe.bf16 else torch.float32),
+    )
+    if outcome.exit_code:
+        accelerator.print(f"stopped after step {outcome.step}; the same command continues")
+        accelerator.end_training()
+        return outcome.exit_code
+    if accelerator.is_main_process:
+        model.save_pretrained(output_dir)
+        save_image_processor(config, output_dir)
+        spent = Stage("wsp", outcome.images_seen, outcome.images_seen * flops_per_image)
+        stages = [*read_ledger(recipe.model_name_or_path), spent]
+        write_ledger(output_dir, stages)
+        scores = weak_label_scores(model, images.to(accelerator.device), image_labels.to(accelerator.device))
+        draw_predictions(output_dir / "predictions.png", labels, images, image_labels, scores)
+        plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
+        report(recipe, outcome.step, stages, len(images), scores)
+    accelerator.end_training()
+    return 0
+
+
+def draw_predictions(
+    file: Path, labels: LabelReader, images: torch.Tensor, image_labels: torch.Tensor, scores: WeakLabelScores
+) -> None:
+    captions = [
+        [(labels.names[index], index in truth) for index in predicted[:3]]
+        for predicted, truth in zip(scores.predictions[:24].tolist(), image_labels[:24].tolist(), strict=True)
+    ]
+    grid = prediction_grid(images[:24], captions)
+    save_picture(lambda path: grid.save(path, format="png"), file)
+
+
+def report(recipe: WSPRecipe, steps: int, stages: list[Stage], images: int, scores: WeakLabelScores) -> None:
+    python = Path(os.path.relpath(sys.executable))  # of the environment, which need not be activated
+    output_dir = Path(recipe.output_dir)
+    split = recipe.eval_split or f"{recipe.dataset_split} (trained on)"
+    start = recipe.model_name_or_path or "new weights"
+    print(f"""
+WSP from {start}: {steps} steps done.
+
+  training operations                     {describe_ledger(stages)}
+  on {images} images of the split {split}:
+  loss                                    {scores.loss:.4f}
+  the first prediction is a label         {scores.hit_at_1:.1%}
+  one of the first five is                {scores.hit_at_5:.1%}
+  always the most frequent label          {scores.frequent_hit_at_1:.1%}
+
+  pictures with predictions               {output_dir / "predictions.png"}
+  loss curve                              {output_dir / "loss.png"}
+  model                                   {output_dir}
+
+Try next:
+  {python} examples/run_linear_probe.py --help""")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,114 @@
+"""From the label column of a row to class indices: the targets of WSP."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Features, List, Value
+
+from .sources import DataSourceError
+from .streaming import KEY, Sample
+from .vocabulary import Vocabulary
+
+NO_LABEL = -100  # transformers' padding of labels; the loss passes over it
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """Class indices of a row, from synset ids and a vocabulary or from indices as they are.
+
+    Args:
+        column: of the labels.
+        names: of the classes, in the order of their indices; each occurs once.
+        vocabulary: for columns of synset ids.
+    """
+
+    column: str
+    names: tuple[str, ...]
+    vocabulary: Vocabulary | None = None
+
+    def __call__(self, sample: Sample) -> list[int]:
+        """Distinct indices in ascending order; none for an image without labels.
+
+        Raises:
+            ValueError: a label is no class; names the sample, the label and the range.
+        """
+        value = sample[self.column]
+        if value is None:
+            return []
+        values = value if isinstance(value, list | tuple | np.ndarray) else [value]
+        if self.vocabulary is not None:
+            return self.vocabulary.encode([synset for synset in values if synset is not None])
+        indices = sorted({int(label) for label in values if label is not None})
+        if indices and not 0 <= indices[0] <= indices[-1] < len(self.names):
+            wrong = indices[0] if indices[0] < 0 else indices[-1]
+            raise ValueError(f"{sample.get(KEY)}: label {wrong} in {self.column} is not in 0..{len(self.names) - 1}")
+        return indices
+
+
+def find_labels(
+    features: Features, column: str | None, *, vocabulary_file: Path | None = None, num_labels: int | None = None
+) -> LabelReader:
+    """How to read the labels of a data set.
+
+    Args:
+        features: of the data set.
+        column: of the labels; `synsets`, `labels` or `label`, whichever is there first, when None.
+        vocabulary_file: of `scripts/build_wsp_labels.py`, for a column of synset ids.
+        num_labels: classes, where the column is of plain integers.
+
+    Raises:
+        DataSourceError: no such column, or nothing says what its classes are.
+    """
+    if column is None:
+        column = next((name for name in ("synsets", "labels", "label") if name in features), None)
+    if column is None or column not in features:
+        raise DataSourceError(
+            f"no column {column or 'synsets, labels or label'} among {', '.join(features)}: name the labels with "
+            "--label_column_name, or make them from tags with scripts/build_wsp_labels.py"
+        )
+    kind: Any = features[column]
+    kind = kind.feature if isinstance(kind, List) else kind
+    if isinstance(kind, ClassLabel):
+        return LabelReader(column, tuple(kind.names))
+    if kind == Value("string"):
+        if vocabulary_file is None or not vocabulary_file.is_file():
+            raise DataSourceError(
+                f"the labels in {column} are synset ids and need their vocabulary, {vocabulary_file} is not there: "
+                "name it with --vocabulary_file, or make it from tags with scripts/build_wsp_labels.py"
+            )
+        vocabulary = Vocabulary.load(vocabulary_file)
+        return LabelReader(column, class_names(vocabulary), vocabulary)
+    if isinstance(kind, Value) and "int" in kind.dtype:
+        if num_labels is None:
+            raise DataSourceError(f"the labels in {column} are plain integers: say of how many classes, --num_labels")
+        return LabelReader(column, tuple(map(str, range(num_labels))))
+    raise DataSourceError(f"the labels in {column} are of type {kind}: class indices or synset ids are wanted")
+
+
+def class_names(vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Readable names, `golden retriever`; where two synsets share one, with the id: `crane (n02012849)`."""
+    readable = [label.name.replace("_", " ") for label in vocabulary.classes]
+    shared = Counter(readable)
+    return tuple(
+        f"{name} ({label.id})" if shared[name] > 1 else name
+        for name, label in zip(readable, vocabulary.classes, strict=True)
+    )
+
+
+def pad_labels(labels: Sequence[int], places: int, rng: np.random.Generator) -> np.ndarray:
+    """`(places,)` int32 with `NO_LABEL` behind the labels; where there are more of them, a random choice.
+
+    With 16 places that is 64 bytes an image, whatever the number of classes.
+    """
+    if len(labels) > places:
+        labels = sorted(rng.choice(labels, size=places, replace=False).tolist())
+    padded = np.full(places, NO_LABEL, dtype=np.int32)
+    padded[: len(labels)] = labels
+    return padded
+
+
+__all__ = ["NO_LABEL", "LabelReader", "class_names", "find_labels", "pad_labels"]

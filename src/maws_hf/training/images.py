@@ -1,0 +1,122 @@
+"""The images of a run: what a script can be told about them, and the streams that follow from it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from accelerate import Accelerator
+from datasets import IterableDataset
+
+from ..data.loader import build_loader
+from ..data.sources import find_image_column, open_stream
+from ..data.streaming import KEY_COLUMNS, ImageStream, Sample, prepare_image
+from ..processing.transforms import EvalTransform, TrainTransform
+from .arguments import Options, TrainingArguments, option
+
+if TYPE_CHECKING:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+Extra = Callable[[Sample, np.random.Generator], Sample]
+
+
+@dataclass(kw_only=True)
+class ImageOptions(Options):
+    """Options of scripts that train on images."""
+
+    dataset_name: str = field(
+        metadata={"help": "Folder of parquet shards, tar shards or images, or a data set id on the Hub."}
+    )
+    dataset_config_name: str | None = option(None, "Configuration of a Hub data set that has several.")
+    dataset_split: str = option("train", "Split to train on.")
+    eval_split: str | None = option(
+        None, "Split of the pictures and of the final numbers; the training split if unset."
+    )
+    image_column_name: str | None = option(None, "Column of the images; found by itself if there is just one.")
+    shuffle_block_size: int = option(1024, "Images each reader holds as bytes and shuffles; shards are shuffled too.")
+    crop_scale: float = option(0.2, "Smallest area of a random crop, as a share of the image.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.shuffle_block_size >= 1, "shuffle_block_size", "at least 1")
+        self._require(0 < self.crop_scale <= 1, "crop_scale", "in (0, 1]")
+
+
+@dataclass(kw_only=True)
+class ImageRecipe(ImageOptions, TrainingArguments):
+    """What a script needs to be told to train on images at all."""
+
+
+def open_images(options: ImageOptions, split: str, columns: Sequence[str] | None = ()) -> tuple[IterableDataset, str]:
+    """The rows of a split and the name of their image column.
+
+    Args:
+        columns: what is needed besides images and their names; the rest is dropped, for captions in a hundred
+            languages take time. None keeps everything.
+    """
+    dataset = open_stream(
+        options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
+    )
+    image_column = find_image_column(dataset, options.image_column_name)
+    if columns is None:
+        return dataset, image_column
+    names = [name for name in KEY_COLUMNS if name in dataset.features]
+    return dataset.select_columns(list(dict.fromkeys([image_column, *names, *columns]))), image_column
+
+
+def build_training_loader(
+    recipe: ImageRecipe,
+    image_size: int | tuple[int, int],
+    accelerator: Accelerator,
+    *,
+    columns: Sequence[str] = (),
+    extra: Extra | None = None,
+    repeats: Callable[[Sample], float] | None = None,
+) -> "StatefulDataLoader":
+    """This rank's endless batches: random resized crops and flips, as uint8 (MAE, appendix A.1).
+
+    Args:
+        columns, extra: further columns to read, and what to make of a row besides its image.
+        repeats: copies of a row in an epoch; see [`ImageStream`].
+    """
+    dataset, image_column = open_images(recipe, recipe.dataset_split, columns)
+    transform = TrainTransform(image_size, scale=(recipe.crop_scale, 1.0))
+    stream = ImageStream(
+        dataset,
+        partial(prepare_image, image_column=image_column, transform=transform, extra=extra),
+        seed=recipe.seed,
+        block_size=recipe.shuffle_block_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=recipe.dataloader_num_workers,
+        repeats=repeats,
+    )
+    return build_loader(stream, batch_size=recipe.per_device_train_batch_size)
+
+
+def read_eval_samples(
+    recipe: ImageRecipe,
+    image_size: int | tuple[int, int],
+    count: int,
+    *,
+    columns: Sequence[str] = (),
+    extra: Extra | None = None,
+    repeats: Callable[[Sample], float] | None = None,
+) -> list[Sample]:
+    """A fixed random sample of the evaluation split, resized and centre-cropped; `count` of them or fewer."""
+    dataset, image_column = open_images(recipe, recipe.eval_split or recipe.dataset_split, columns)
+    evaluate = EvalTransform(image_size)
+    prepare = partial(
+        prepare_image, image_column=image_column, transform=lambda image, rng: evaluate(image), extra=extra
+    )
+    stream = ImageStream(dataset, prepare, seed=recipe.seed, block_size=count, repeats=repeats)
+    samples = []
+    for sample in stream:
+        if len(samples) == count or stream.state_dict()["epoch"] > 0:
+            break
+        samples.append(sample)
+    return samples
+
+
+__all__ = ["ImageOptions", "ImageRecipe", "build_training_loader", "open_images", "read_eval_samples"]

@@ -1,0 +1,118 @@
+"""The vision model of a run: its size and start, what training changes about it, and what is saved beside it."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import BitImageProcessorPil, PreTrainedModel
+
+from ..models.configuration_maws_vit import SIZES, MawsViTConfig, as_pair
+from .arguments import Options, TrainingArguments, option
+from .seeding import seed_for
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+@dataclass(kw_only=True)
+class ModelOptions(Options):
+    """Options of scripts that train a MAWS vision model."""
+
+    model_name_or_path: str | None = option(None, "Start from these weights (a run, a Hub id) instead of new ones.")
+    model_size: str = option("vit_b16", f"Size of a new model: {', '.join(SIZES)}.")
+    config_overrides: str = option("", "Config fields that differ, as image_size=96,patch_size=[8,8] (JSON values).")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.model_size in SIZES, "model_size", f"one of {', '.join(SIZES)}")
+
+
+@dataclass(kw_only=True)
+class ModelRecipe(ModelOptions, TrainingArguments):
+    """What a script needs to be told to train a vision model at all."""
+
+
+def build_model(model_class: type[Model], recipe: ModelRecipe, **fields: Any) -> Model:
+    """New weights that depend on the seed alone, or those of `model_name_or_path`; float32 either way.
+
+    Args:
+        fields: of the config, which the data decide (the number of labels); `config_overrides` wins over them.
+
+    Raises:
+        ValueError: `config_overrides` describes a model that cannot be.
+    """
+    torch.manual_seed(seed_for("weights", recipe.seed))
+    config = build_config(recipe, **fields)
+    options = {"attn_implementation": recipe.attn_implementation, "dtype": torch.float32}
+    if recipe.model_name_or_path is not None:
+        model = model_class.from_pretrained(recipe.model_name_or_path, config=config, **options)
+    else:
+        model = model_class._from_config(config, **options)
+    if recipe.gradient_checkpointing:
+        # transformers 5.23 renames the method and warns at the old name.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    if recipe.torch_compile:
+        model.compile()
+    return model
+
+
+def build_config(recipe: ModelOptions, **fields: Any) -> MawsViTConfig:
+    """The config of `model_name_or_path` or of `model_size`, under `fields`, under `config_overrides`."""
+    if recipe.model_name_or_path is not None:
+        start = MawsViTConfig.from_pretrained(recipe.model_name_or_path).to_dict()
+    else:
+        start = SIZES[recipe.model_size]
+    try:
+        return MawsViTConfig(**{**start, **fields, **parse_overrides(recipe.config_overrides)})
+    except StrictDataclassError as error:
+        raise ValueError(f"--config_overrides {recipe.config_overrides}: {error}") from error
+
+
+def parse_overrides(text: str) -> dict[str, object]:
+    """`image_size=96,patch_size=[8,8]` -> fields; values are JSON, or text where they are none."""
+    overrides = {}
+    for item in filter(None, re.split(r",(?![^\[]*\])", text)):
+        name, separator, value = item.partition("=")
+        if not separator:
+            raise ValueError(f"--config_overrides {item!r} must be field=value, several separated by commas")
+        try:
+            overrides[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            overrides[name.strip()] = value
+    return overrides
+
+
+def describe_model(model: PreTrainedModel) -> str:
+    """One line: width, depth, resolution, parameters."""
+    config = model.config
+    return (
+        f"{type(model).__name__}: {config.hidden_size} wide, {config.num_hidden_layers} deep; {config.image_size} px "
+        f"in patches of {config.patch_size}; {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
+    )
+
+
+def save_image_processor(config: MawsViTConfig, output_dir: Path) -> None:
+    """Evaluation preprocessing of the released models: shortest side bicubic, centre crop, normalise."""
+    height, width = as_pair(config.image_size)
+    BitImageProcessorPil(
+        size={"shortest_edge": max(height, width)},
+        crop_size={"height": height, "width": width},
+        resample=3,
+        image_mean=list(config.image_mean),
+        image_std=list(config.image_std),
+    ).save_pretrained(output_dir)
+
+
+__all__ = [
+    "ModelOptions",
+    "ModelRecipe",
+    "build_config",
+    "build_model",
+    "describe_model",
+    "parse_overrides",
+    "save_image_processor",
+]

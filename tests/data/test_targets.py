@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Features, List, Value
+
+from maws_hf.data.sources import DataSourceError
+from maws_hf.data.targets import class_names, find_labels, pad_labels
+from maws_hf.data.vocabulary import LabelClass, Vocabulary
+
+
+def vocabulary() -> Vocabulary:
+    rows = [
+        ("n02084071", "dog", 5),
+        ("n02012849", "crane", 3),
+        ("n03126707", "crane", 2),
+        ("n02099601", "golden_retriever", 1),
+    ]
+    classes = tuple(
+        LabelClass(id=id, name=name, gloss=f"what a {name} is", count=count, rarest=count, tags=((name, count),))
+        for id, name, count in rows
+    )
+    return Vocabulary(images=11, min_count=1, classes=classes)
+
+
+def test_synset_ids_become_sorted_distinct_indices_and_rare_ones_none(tmp_path: Path):
+    vocabulary().save(tmp_path / "vocabulary.json")
+    features = Features({"synsets": List(Value("string")), "label": ClassLabel(names=["a"])})
+    reader = find_labels(features, None, vocabulary_file=tmp_path / "vocabulary.json")
+    assert reader.column == "synsets"
+    assert reader({"synsets": ["n03126707", "n02084071", "n03126707", "n99999999", None]}) == [0, 2]
+    assert reader({"synsets": None}) == reader({"synsets": []}) == []
+
+
+def test_names_that_two_synsets_share_carry_their_ids():
+    names = class_names(vocabulary())
+    assert names == ("dog", "crane (n02012849)", "crane (n03126707)", "golden retriever")
+
+
+@pytest.mark.parametrize(
+    ("features", "sample", "expected"),
+    [
+        ({"label": ClassLabel(names=["a", "b"])}, {"label": 1}, [1]),
+        ({"labels": List(ClassLabel(names=["a", "b", "c"]))}, {"labels": [2, 0, 2]}, [0, 2]),
+        ({"labels": List(Value("int64"))}, {"labels": np.array([3, 1])}, [1, 3]),
+        ({"label": Value("int32")}, {"label": None}, []),
+    ],
+)
+def test_class_indices_are_taken_as_they_are(features: dict, sample: dict, expected: list):
+    assert find_labels(Features(features), None, num_labels=4)(sample) == expected
+
+
+def test_what_cannot_be_a_label_says_what_to_do(tmp_path: Path):
+    for features, message in (
+        ({"image": Value("binary")}, "no column synsets, labels or label among image"),
+        ({"label": Value("int64")}, "plain integers: say of how many classes, --num_labels"),
+        ({"label": Value("float32")}, r"Value\('float32'\): class indices or synset ids are wanted"),
+        ({"synsets": List(Value("string"))}, "v.json is not there: name it with --vocabulary_file"),
+    ):
+        with pytest.raises(DataSourceError, match=message):
+            find_labels(Features(features), None, vocabulary_file=tmp_path / "v.json")
+    with pytest.raises(DataSourceError, match="no column tags among label"):
+        find_labels(Features({"label": Value("int64")}), "tags")
+    reader = find_labels(Features({"label": Value("int64")}), "label", num_labels=3)
+    with pytest.raises(ValueError, match=r"cat\.png: label 3 in label is not in 0\.\.2"):
+        reader({"__key__": "cat.png", "label": 3})
+
+
+def test_labels_are_padded_and_too_many_drawn_at_random():
+    rng = np.random.default_rng(0)
+    assert pad_labels([4, 7], 4, rng).tolist() == [4, 7, -100, -100]
+    assert pad_labels([], 2, rng).tolist() == [-100, -100]
+    drawn = np.stack([pad_labels(list(range(10)), 4, rng) for _ in range(2000)])
+    assert all(len(set(row)) == 4 for row in drawn.tolist())
+    counts = np.bincount(drawn.ravel(), minlength=10)
+    assert abs(counts - 800).max() < 5 * np.sqrt(2000 * 0.4 * 0.6)
+    assert pad_labels([1], 16, rng).nbytes == 64

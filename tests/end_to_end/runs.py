@@ -1,0 +1,74 @@
+"""Starting, killing and comparing runs of the example scripts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name: str, **options: object) -> list[str]:
+    """The command of `examples/<name>`."""
+    return [sys.executable, f"examples/{name}", *(f"--{option}={value}" for option, value in options.items())]
+
+
+def start(arguments: list[str], **options) -> subprocess.Popen:
+    # One thread and the CPU: what is compared bit for bit must be computed in the same order.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+    )
+
+
+def finish(process: subprocess.Popen, expected: int = 0) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == expected, output
+    return output
+
+
+def steps_logged(output_dir: Path) -> list[int]:
+    file = output_dir / "metrics.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line)["step"] for line in file.read_text().split("\n")[:-1]]
+
+
+def kill_after(process: subprocess.Popen, output_dir: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (steps_logged(output_dir) or [0])[-1] >= step:
+            break
+        time.sleep(0.002)
+    assert process.poll() is None, process.communicate()[0]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def comparable_metrics(output_dir: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "flops_utilization")} for line in lines]
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    assert_same_run_weights(left, right)
+    newest = max((left / "checkpoints").iterdir()).name
+    for file in sorted((left / "checkpoints" / newest).glob("*.safetensors")):
+        name = file.relative_to(left)
+        first, second = load_file(file), load_file(right / name)
+        assert first.keys() == second.keys()
+        for key in first:
+            assert torch.equal(first[key], second[key]), f"{name}: {key}"
+    assert comparable_metrics(left) == comparable_metrics(right)
+
+
+def assert_same_run_weights(left: Path, right: Path) -> None:
+    first, second = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
+    for key in first:
+        assert torch.equal(first[key], second[key]), key

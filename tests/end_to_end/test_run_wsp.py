@@ -1,0 +1,168 @@
+"""`examples/run_wsp.py` as a user runs it."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from runs import assert_same_run, finish, kill_after, script, start, steps_logged
+from safetensors.torch import load_file
+from tiny import draw_image
+from transformers import AutoImageProcessor
+
+from maws_hf import MawsViTForImageClassification
+from maws_hf.data.vocabulary import LabelClass, Vocabulary
+
+STEPS = 30
+TINY = (
+    "image_size=16,patch_size=4,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,"
+    "drop_path_rate=0.1"
+)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+IDS = ["n00000001", "n00000002", "n00000003"]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards of 40 pictures with 0 to 3 labels, as `scripts/build_wsp_labels.py` writes them."""
+    folder = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(0)
+    features = Features({"image": Image(), "synsets": List(Value("string"))})
+    counts, rarest, images = np.zeros(3, int), np.zeros(3, int), 0
+    for shard in range(2):
+        chosen = [np.flatnonzero(rng.random(3) < (0.7, 0.4, 0.1)) for _ in range(40)]
+        for labels in filter(len, chosen):
+            counts[labels] += 1
+            rarest[labels.max()] += 1
+            images += 1
+        rows = {
+            "image": [{"bytes": draw_image(40 * shard + i), "path": f"{shard}/{i}.png"} for i in range(40)],
+            "synsets": [[*(IDS[label] for label in labels), "n00000009"] for labels in chosen],
+        }
+        Dataset.from_dict(rows, features=features).to_parquet(folder / f"train-{shard:05d}-of-00002.parquet")
+    classes = tuple(
+        LabelClass(id=IDS[c], name=f"thing_{c}", gloss="", count=int(counts[c]), rarest=int(rarest[c]))
+        for c in range(3)
+    )
+    Vocabulary(images=images, min_count=1, classes=classes).save(folder / "vocabulary.json")
+    return folder
+
+
+def command(data: Path, output_dir: Path, **options: object) -> list[str]:
+    defaults = {
+        "dataset_name": data,
+        "output_dir": output_dir,
+        "config_overrides": TINY,
+        "max_steps": STEPS,
+        "warmup_steps": 3,
+        "per_device_train_batch_size": 8,
+        "shuffle_block_size": 7,
+        "learning_rate": 1e-3,
+        "resampling_ratio": 1.3,
+        "ema_decay": 0.9,
+        "logging_steps": 1,
+        "save_steps": 7,
+        "dataloader_num_workers": 0,
+    }
+    return script("run_wsp.py", **{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def straight_run(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.mktemp("straight")
+    output = finish(start(command(labelled, output_dir)))
+    assert "WSP from new weights: 30 steps done" in output
+    assert str(output_dir / "predictions.png") in output
+    return output_dir
+
+
+def test_a_run_leaves_a_classifier_with_names_pictures_and_its_cost(straight_run: Path):
+    assert steps_logged(straight_run) == list(range(1, STEPS + 1))
+    for picture in ("predictions.png", "loss.png"):
+        assert (straight_run / picture).read_bytes().startswith(b"\x89PNG"), picture
+    model, report = MawsViTForImageClassification.from_pretrained(straight_run, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert model.config.id2label == {0: "thing 0", 1: "thing 1", 2: "thing 2"}
+    processor = AutoImageProcessor.from_pretrained(straight_run)
+    image = torch.zeros(3, 30, 20, dtype=torch.uint8)
+    assert model(**processor(image, return_tensors="pt")).logits.shape == (1, 3)
+    (stage,) = json.loads((straight_run / "training.json").read_text())["stages"]
+    assert (stage["name"], stage["images"]) == ("wsp", STEPS * 8)
+    last = json.loads((straight_run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert stage["flops"] == last["training_flops"] > 0
+
+
+def test_the_saved_model_is_the_average_and_the_checkpoint_is_not(straight_run: Path):
+    checkpoint = straight_run / "checkpoints" / f"step-{STEPS:08d}"
+    saved, raw = (load_file(folder / "model.safetensors") for folder in (straight_run, checkpoint))
+    average = load_file(checkpoint / "average.safetensors")
+    name = "vit.layers.0.mlp.fc1.weight"
+    assert torch.equal(saved[name], average[name])
+    assert not torch.equal(saved[name], raw[name])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kills_change_nothing_with_resampling_and_average(
+    workers: int, straight_run: Path, labelled: Path, tmp_path: Path
+):
+    reference = straight_run
+    if workers:
+        reference = tmp_path / "straight"
+        finish(start(command(labelled, reference, dataloader_num_workers=workers)))
+    killed = tmp_path / "killed"
+    arguments = command(labelled, killed, dataloader_num_workers=workers)
+    for step in sorted(random.SystemRandom().sample(range(2, STEPS - 4), 2)):
+        print(f"killing after step {step}")
+        kill_after(start(arguments, start_new_session=True), killed, step)
+    finish(start(arguments))
+    assert_same_run(reference, killed)
+
+
+def test_another_resampling_cannot_continue_a_run(straight_run: Path, labelled: Path):
+    options = {"resampling_ratio": 1.2, "max_steps": STEPS + 1}
+    output = finish(start(command(labelled, straight_run, **options)), expected=1)
+    assert "belongs to a stream with" in output.splitlines()[-1]
+
+
+def test_a_mae_run_is_continued_and_the_ledger_adds_up(labelled: Path, tmp_path: Path):
+    mae = tmp_path / "mae"
+    options = {"dataset_name": labelled, "max_steps": 2, "per_device_train_batch_size": 8, "dataloader_num_workers": 0}
+    decoder = (
+        "decoder_hidden_size=8,decoder_num_hidden_layers=1,decoder_num_attention_heads=2,decoder_intermediate_size=16"
+    )
+    finish(start(script("run_mae.py", output_dir=mae, config_overrides=f"{TINY},{decoder}", **options)))
+    maws = tmp_path / "maws"
+    arguments = {"model_name_or_path": mae, "config_overrides": "", "max_steps": 1, "learning_rate": 0, "ema_decay": 0}
+    output = finish(start(command(labelled, maws, warmup_steps=0, **arguments)))
+    stages = json.loads((maws / "training.json").read_text())["stages"]
+    assert [(stage["name"], stage["images"]) for stage in stages] == [("mae", 16), ("wsp", 8)]
+    assert f"= {sum(stage['flops'] for stage in stages):.3g}" in output
+    before, after = (load_file(folder / "model.safetensors") for folder in (mae, maws))
+    for name in after:
+        if name.startswith("vit."):
+            assert torch.equal(after[name], before[name]), name
+
+
+def test_plain_class_indices_and_the_sigmoid_loss(image_shards: Path, tmp_path: Path):
+    features = Features({"image": Image(), "label": Value("int64")})
+    images = [{"bytes": draw_image(i), "path": None} for i in range(20)]
+    data = Dataset.from_dict({"image": images, "label": [0] * 16 + [0, 1, 2, 3]}, features=features)
+    data.to_parquet(tmp_path / "data" / "train.parquet")
+    options = {"num_labels": 4, "loss": "sigmoid", "ema_decay": 0, "max_steps": 4}
+    finish(start(command(tmp_path / "data", tmp_path / "run", **options)))
+    model = MawsViTForImageClassification.from_pretrained(tmp_path / "run")
+    assert model.config.problem_type == "multi_label_classification"
+    output = finish(start(command(tmp_path / "data", tmp_path / "other", **{**options, "num_labels": 3})), expected=1)
+    assert "label 3 in label is not in 0..2" in output.splitlines()[-1]
+    output = finish(start(command(image_shards, tmp_path / "none", **options)), expected=1)
+    assert "scripts/build_wsp_labels.py" in output.splitlines()[-1]
+
+
+def test_two_processes_share_the_resampled_data(labelled: Path, tmp_path: Path):
+    launch = script("run_wsp.py")[:1] + ["-m", "accelerate.commands.launch", "--num_processes=2", "--cpu"]
+    finish(start(launch + command(labelled, tmp_path, max_steps=4)[1:]))
+    assert steps_logged(tmp_path) == [1, 2, 3, 4]
+    assert MawsViTForImageClassification.from_pretrained(tmp_path).config.hidden_size == 16

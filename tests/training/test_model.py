@@ -1,0 +1,65 @@
+"""The model of a run, and the recipes that ship with the scripts."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from maws_hf.training.arguments import parse_recipe
+from maws_hf.training.model import build_config, parse_overrides
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("", {}),
+        ("image_size=96, patch_size=8", {"image_size": 96, "patch_size": 8}),
+        ("image_size=[16,24],norm_pix_loss=false", {"image_size": [16, 24], "norm_pix_loss": False}),
+        ("layer_norm_eps=1e-6,hidden_act=relu", {"layer_norm_eps": 1e-6, "hidden_act": "relu"}),
+    ],
+)
+def test_config_overrides_are_json_values(text: str, fields: dict):
+    assert parse_overrides(text) == fields
+
+
+@pytest.fixture
+def recipe_class(file: Path, monkeypatch: pytest.MonkeyPatch) -> type:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    stage = file.stem.split("_")[0]
+    return getattr(importlib.import_module(f"run_{stage}"), f"{stage.upper()}Recipe")
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_shipped_recipes_are_valid_and_scale_to_the_batch_of_their_stage(file: Path, recipe_class: type):
+    recipe = parse_recipe(recipe_class, "", ["--config", str(file), "--output_dir", "x", "--dataset_name", "y"])
+    config = build_config(recipe)
+    assert recipe.bf16 is (recipe.model_size != "vit_6.5b14" and "laptop" not in file.stem)
+    if "laptop" in file.stem:
+        return
+    images = {"mae": 4096, "wsp": 8192}[file.stem.split("_")[0]]
+    assert recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * 8 == images
+    assert recipe.max_steps == round(5e9 / images)
+    assert config.decoder_hidden_size == 512
+
+
+@pytest.mark.parametrize("file", [file for file in RECIPES if "mae_vit" in file.stem], ids=lambda file: file.stem)
+def test_the_papers_mae_recipes_are_the_parents(file: Path, recipe_class: type):
+    recipe = parse_recipe(recipe_class, "", ["--config", str(file), "--output_dir", "x", "--dataset_name", "y"])
+    assert recipe.base_learning_rate == 1.5e-4
+    assert (recipe.adam_beta1, recipe.adam_beta2, recipe.weight_decay) == (0.9, 0.95, 0.05)
+
+
+def test_the_sizes_of_the_paper_share_one_wsp_recipe(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    wsp_recipe = importlib.import_module("run_wsp").WSPRecipe
+    recipes = [
+        parse_recipe(wsp_recipe, "", ["--config", str(file), "--output_dir", "x", "--dataset_name", "y"])
+        for file in RECIPES
+        if "wsp_vit" in file.stem
+    ]
+    assert len(recipes) == 5
+    shared = ("base_learning_rate", "weight_decay", "adam_beta2", "max_grad_norm", "crop_scale", "resampling_ratio")
+    assert len({tuple(getattr(recipe, name) for name in shared) for recipe in recipes}) == 1
