@@ -62,6 +62,11 @@ def write_packages(root: Path) -> Path:
         aliases = {"cricket": {"parent": "cricket-game"}}
         write_json(modules / package / "icons.json", {"icons": icons, "aliases": aliases, "width": 16, "height": 16})
         write_json(modules / package / "chars.json", {} if old_set else characters)
+        groups = {
+            "Animals & Nature": [NAMES[animal].replace(" ", "-") for animal in ANIMALS],
+            "Unheard of": ["rocket"],
+        }
+        write_json(modules / package / "metadata.json", {"categories": groups})
 
     assets = modules / "@lobehub/fluent-emoji-3d" / "assets"
     assets.mkdir()
@@ -119,13 +124,20 @@ def test_datasets_streams_three_splits_with_an_image_feature(built: Path) -> Non
     streamed = datasets.load_dataset(str(built), streaming=True)
     assert set(streamed) == {"train", "test", "unseen"}
     row = next(iter(streamed["train"]))
-    assert list(row) == ["image", "concept", "name", "rendering", "tags", "captions", "split"]
+    assert list(row) == ["image", "concept", "name", "group", "rendering", "tags", "captions", "split"]
     assert (row["image"].mode, row["image"].size) == ("RGB", (16, 16))
     assert row["captions"] == [
         {"language": "en", "text": row["name"]},
         {"language": "fr", "text": f"fr {row['name']}"},
     ]
     assert row["tags"] == ["tag", row["name"]]
+
+
+def test_a_group_is_a_class_and_may_be_unknown(built: Path) -> None:
+    feature = datasets.load_dataset(str(built), streaming=True)["train"].features["group"]
+    assert len(feature.names) == 9
+    for row in rows_of(built):
+        assert row["group"] == (feature.str2int("Animals & Nature") if row["name"].startswith("animal") else None)
 
 
 def test_splits_hold_out_a_rendering_and_whole_concepts(built: Path) -> None:

@@ -25,7 +25,7 @@ from .corpus import (
     write_atomically,
     write_corpus,
 )
-from .demo_emoji_concepts import HELD_OUT_RENDERING, SVG_RENDERINGS, Picture, is_held_out, read_pictures
+from .demo_emoji_concepts import GROUPS, HELD_OUT_RENDERING, SVG_RENDERINGS, Picture, is_held_out, read_pictures
 from .demo_emoji_sources import PACKAGES, default_sources_dir, fetch_sources
 
 RENDERINGS = (*SVG_RENDERINGS, HELD_OUT_RENDERING)
@@ -34,11 +34,12 @@ PREVIEW_CONCEPTS = 12
 
 # Part of the recipe: raise it with any change to rows, splits or drawing, so that older corpora are not taken for
 # new ones.
-RULES = 1
+RULES = 2
 
 # Counted once from the pinned packages.
 EXPECTED_COUNTS = {
     "concepts": 1914,
+    "concepts with a group": 1914,
     "held-out concepts": 186,
     "languages": 100,
     "noto pictures": 1652,
@@ -75,6 +76,7 @@ trained on ({held_out}); `unseen` holds one concept family in ten, in every rend
 | image | PNG, {size} x {size} pixels, on white |
 | concept | code points of the emoji, without U+FE0F |
 | name | its English name |
+| group | one of Unicode's nine groups of emoji |
 | rendering | who drew it |
 | tags | its English keywords: the hashtags |
 | captions | its name in up to 100 languages, English first |
@@ -150,6 +152,7 @@ def emoji_features() -> Any:
             "image": datasets.Image(),
             "concept": text,
             "name": text,
+            "group": datasets.ClassLabel(names=GROUPS),
             "rendering": text,
             "tags": datasets.List(text),
             "captions": datasets.List({"language": text, "text": text}),
@@ -231,6 +234,7 @@ def _row(picture: Picture, image_size: int) -> dict[str, Any]:
         "image": {"bytes": _png(render(picture, image_size)), "path": _file_name(picture)},
         "concept": concept.key,
         "name": concept.name,
+        "group": None if concept.group is None else GROUPS.index(concept.group),
         "rendering": picture.rendering,
         "tags": list(concept.tags),
         "captions": [{"language": language, "text": text} for language, text in concept.captions],
@@ -243,7 +247,14 @@ def _counts(pictures: list[Picture]) -> dict[str, int]:
     drawn = Counter(f"{picture.rendering} pictures" for picture in pictures)
     languages = {language for concept in concepts.values() for language, _ in concept.captions}
     held_out = sum(map(is_held_out, concepts))
-    return {"concepts": len(concepts), "held-out concepts": held_out, "languages": len(languages), **drawn}
+    grouped = sum(concept.group is not None for concept in concepts.values())
+    return {
+        "concepts": len(concepts),
+        "concepts with a group": grouped,
+        "held-out concepts": held_out,
+        "languages": len(languages),
+        **drawn,
+    }
 
 
 def _card(image_size: int) -> str:

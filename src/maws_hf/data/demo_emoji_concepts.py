@@ -25,6 +25,19 @@ SVG_RENDERINGS = {
 }
 HELD_OUT_RENDERING = "fluent-3d"
 
+# Unicode's groups of emoji, as the icon sets tell them.
+GROUPS = (
+    "Activities",
+    "Animals & Nature",
+    "Flags",
+    "Food & Drink",
+    "Objects",
+    "People & Body",
+    "Smileys & Emotion",
+    "Symbols",
+    "Travel & Places",
+)
+
 # A locale speaks in the captions when it names this share of the concepts itself; the others only list what differs
 # from their parent language. Complete locales reach 98 % and more, the next ones 86 %.
 LOCALE_COVERAGE = 0.94
@@ -110,10 +123,12 @@ FORMER_NAMES = {
 
 @dataclass(frozen=True)
 class Concept:
-    """One emoji: its key, English name, English keywords, and its name in each language (English first)."""
+    """One emoji: its key, English name, group (None where unknown), English keywords, and its name in each language
+    (English first)."""
 
     key: str
     name: str
+    group: str | None
     tags: tuple[str, ...]
     captions: tuple[tuple[str, str], ...]
 
@@ -200,9 +215,11 @@ def _concepts(modules: Path, keys: list[str], english: dict[str, dict]) -> Itera
         if len(names) >= LOCALE_COVERAGE * len(keys):
             spoken[folder.name] = names
     languages = ["en", *(language for language in spoken if language != "en")]
+    groups = _groups(modules / SVG_RENDERINGS["twemoji"])  # the set that draws every concept
     for key in keys:
         captions = tuple((language, spoken[language][key]) for language in languages if key in spoken[language])
-        yield Concept(key, english[key]["tts"][0], tuple(english[key].get("default", ())), captions)
+        tags = tuple(english[key].get("default", ()))
+        yield Concept(key, english[key]["tts"][0], groups.get(key), tags, captions)
 
 
 def _annotations(modules: Path, locale: str) -> dict[str, dict]:
@@ -229,6 +246,15 @@ def _icon_set(package: Path) -> tuple[dict[str, tuple[str, tuple[str, ...]]], di
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
         svgs[name] = (svg, tuple(aliases.get(name, ())))
     return svgs, {concept_key(_points(points)): name for points, name in characters.items()}
+
+
+def _groups(package: Path) -> dict[str, str]:
+    """Group by concept key."""
+    keys: dict[str, list[str]] = {}
+    for points, name in _read_json(package / "chars.json").items():
+        keys.setdefault(name, []).append(concept_key(_points(points)))
+    categories = _read_json(package / "metadata.json")["categories"]
+    return {key: group for group in GROUPS for name in categories.get(group, ()) for key in keys.get(name, ())}
 
 
 def _names_to_keys(svgs: dict[str, tuple[str, tuple[str, ...]]], keys_by_name: dict[str, str]) -> dict[str, str]:
