@@ -19,8 +19,8 @@ demo: $(INSTALLED)
 		--dataset_name data/emoji-synsets --eval_split unseen --output_dir runs/demo/wsp
 	$(LAUNCH) examples/run_wsp.py --config examples/recipes/wsp_laptop.yaml --model_name_or_path runs/demo/mae \
 		--dataset_name data/emoji-synsets --eval_split unseen --output_dir runs/demo/mae-wsp
-	$(VENV)/bin/python examples/run_linear_probe.py --dataset_name data/emoji --label_column_name concept \
-		--eval_split test --model_name_or_path runs/demo/mae runs/demo/wsp runs/demo/mae-wsp \
+	$(VENV)/bin/python examples/run_linear_probe.py --dataset_name data/emoji --label_column_name group \
+		--eval_split unseen --model_name_or_path runs/demo/mae runs/demo/wsp runs/demo/mae-wsp \
 		--output_dir runs/demo/evaluation
 
 test: $(INSTALLED)

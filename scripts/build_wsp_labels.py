@@ -4,8 +4,8 @@ r"""Weak labels for WSP (paper section 3): hashtags become WordNet noun synsets,
         --output_dir data/labelled --num_proc 8
 
 Tags are a list (`--tags_column_name tags`), a separated string (`--tags_column_name tags --tag_separator ,`) or the
-#hashtags of a text (`--text_column_name caption`). Kill it at any time; the same command continues. `output_dir` ends up
-with the rows and their synsets, `vocabulary.json`, `report.json` and `frequencies.png`; another `--min_count` or
+#hashtags of a text (`--text_column_name caption`). Kill it at any time; the same command continues. `output_dir` ends
+up with the rows and their synsets, `vocabulary.json`, `report.json` and `frequencies.png`; another `--min_count` or
 `--max_classes` only makes the vocabulary again.
 """
 

@@ -6,7 +6,8 @@ noun synset. No part of a tag is ever taken for the tag (`ebay` is no bay), join
 What does count is spelling: entities, percent signs, case, diacritics, separators, CamelCase, plurals, a year at
 either end, an emoji by its Unicode name. Tags that reach the same synset are thereby one label.
 
-Which sense of a word with several? One rule, `TagMapper.sense`, and no context.
+What a word with several senses stands for is one rule (`TagMapper.sense`), whatever stands beside it: so an `apple` is
+a fruit and a `bass` a musical range. `resources/hashtag_words.json` lists the words that the rules pass over.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import unicodedata
 from collections.abc import Iterator
 from enum import StrEnum
 from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -27,7 +29,7 @@ __all__ = ["DropReason", "MappedTag", "TagMapper", "canonical_forms", "extract_h
 
 LONGEST_TAG = 100  # characters, after decoding
 LONGEST_RAW_TAG = 10 * LONGEST_TAG  # percent signs make nine bytes of one Chinese character
-FUNCTION_WORDS = Path(__file__).with_name("resources") / "hashtag_function_words.json"
+WORDS = Path(__file__).with_name("resources") / "hashtag_words.json"
 FEWEST_LETTERS = 3  # that may remain when something is cut off a tag
 
 
@@ -55,11 +57,13 @@ class MappedTag(NamedTuple):
 # What ends a hashtag: space, control characters and punctuation but for the underscore. Letters, marks and numbers of
 # all scripts, emoji and what joins them (U+200D, U+FE0F) belong to it.
 _END = r"\s\x00-/:-@\[-\^`\{-\xa9\xab-\xb4\xb6-\xb9\xbb-\xbf×÷\u2000-\u200c\u200e-\u206f\u3000-\u3003\u3008-\u3020" + (
-    r"\u3030！-／：-＠［-＾｀｛-･\ufeff"
+    r"\u3030\u30fb！-／：-＠［-＾｀｛-･\ufeff"
 )
 # The first sign of a run must not touch a word, a slash or an ampersand before it: page#part, &#39;. Signs that
-# follow tags directly are tags again: #a#b. `#` with a keycap is an emoji.
-_HASHTAGS = re.compile(rf"(?<![\w/&])(?:[#＃]+(?![\ufe0f\u20e3])[^{_END}]+)+")
+# follow tags directly are tags again: #a#b. `#` with a keycap is an emoji. Nothing is ever tried twice, so that a long
+# caption of signs costs no more than another.
+_HASHTAGS = re.compile(rf"(?<![\w/&#＃])(?:[#＃]++(?![\ufe0f\u20e3])[^{_END}]++)+")
+_SIGNS = re.compile("[#＃]+")
 _ADDRESS = re.compile(r"(?:\b[a-z][a-z0-9+.-]{0,15}://|\bwww\.)\S+", re.IGNORECASE)
 
 
@@ -74,7 +78,7 @@ def extract_hashtags(text: str) -> list[str]:
         text = html.unescape(html.unescape(text))  # some are escaped twice
     if ":" in text or "." in text:
         text = _ADDRESS.sub(" ", text)
-    return [tag for run in _HASHTAGS.findall(text) for tag in re.split("[#＃]+", run) if tag]
+    return [tag for run in _HASHTAGS.findall(text) for tag in _SIGNS.split(run) if tag]
 
 
 # ---------------------------------------------------------------- spelling
@@ -107,9 +111,25 @@ _YEAR_AT_AN_END = re.compile(r"^(?:\d{4,} ?)?(.*?)(?: ?\d{4,})?$")
 
 @cache
 def function_words() -> frozenset[str]:
-    """Words of closed classes, of English and of six more languages; see the file for what is left out."""
-    lists = json.loads(FUNCTION_WORDS.read_text(encoding="utf-8"))
-    return frozenset(word for words in lists.values() if isinstance(words, list) for word in words)
+    """Words of closed classes, of English and of six more languages; the file says which are left out, and why."""
+    return frozenset(word for name, words in _words_by_kind().items() if name.endswith("words") for word in words)
+
+
+@cache
+def names_only() -> frozenset[str]:
+    """Lemmas that are ordinary words, but nouns only as names: `nice` is a city, `born` was a physicist."""
+    return frozenset(_words_by_kind()["names only"])
+
+
+@cache
+def plurals_of_their_own() -> frozenset[str]:
+    """Lemmas that look like plurals and are none: `glasses`, `shorts`."""
+    return frozenset(_words_by_kind()["plurals"])
+
+
+def _words_by_kind() -> dict[str, list[str]]:
+    content = json.loads(WORDS.read_text(encoding="utf-8"))
+    return {name: words for name, words in content.items() if isinstance(words, list)}
 
 
 def canonical_forms(tag: str) -> tuple[str, ...] | DropReason:
@@ -139,7 +159,9 @@ def canonical_forms(tag: str) -> tuple[str, ...] | DropReason:
         if _OTHER_LETTER.search(letters):
             return DropReason.OTHER_SCRIPT
         words = re.sub("[^a-zA-Z0-9]+", " ", re.sub("['.]", "", letters).replace("&", " and "))
-    phrase = " ".join(_HUMP.sub(" ", words).lower().split())
+    if not words.islower():
+        words = _HUMP.sub(" ", words).lower()
+    phrase = " ".join(words.split())
     joined = phrase.replace(" ", "")
     if not joined or joined.isdigit():
         return tuple(_emoji_names(text)) or (DropReason.UNKNOWN if _has_symbol(text) else DropReason.NOT_WORDS)
@@ -148,11 +170,12 @@ def canonical_forms(tag: str) -> tuple[str, ...] | DropReason:
     if joined in function_words():
         return DropReason.FUNCTION_WORD
 
-    # A year, a date, somebody's number. Fewer digits tend to belong to a name (formula1, blink182).
-    undated = _YEAR_AT_AN_END.sub(r"\1", phrase)
-    if undated == phrase or len(undated) < FEWEST_LETTERS or undated in function_words():
-        return (phrase,)
-    return phrase, undated
+    if phrase[0].isdigit() or phrase[-1].isdigit():
+        # A year, a date, somebody's number. Fewer digits tend to belong to a name (formula1, blink182).
+        undated = _YEAR_AT_AN_END.sub(r"\1", phrase)
+        if undated != phrase and len(undated) >= FEWEST_LETTERS and undated not in function_words():
+            return phrase, undated
+    return (phrase,)
 
 
 def _decode(tag: str) -> str:
@@ -163,7 +186,7 @@ def _decode(tag: str) -> str:
         with contextlib.suppress(UnicodeError):  # then it was a percent sign
             tag = unquote_to_bytes(tag).decode()
     tag = unicodedata.normalize("NFKC", tag.replace("+", " ").replace("’", "'").replace("‘", "'"))
-    return " ".join(tag.replace("＃", "#").strip(" #:").split())
+    return " ".join(tag.replace("＃", "#").split()).strip(" #:")
 
 
 def _without_marks(text: str) -> str:
@@ -266,22 +289,38 @@ class TagMapper:
         if isinstance(forms, DropReason):
             return MappedTag(None, forms, tag[:LONGEST_TAG].strip().lower())
         for phrase in forms:
-            if lemma := self._find(phrase.split()):
+            lemma = self._find(phrase.split())
+            if lemma and lemma not in names_only():
                 return MappedTag(self.sense(lemma), None, phrase)
         return MappedTag(None, DropReason.UNKNOWN, forms[-1])
 
     def _find(self, words: list[str]) -> str | None:
         """The lemma that the words are, or are the plural of."""
+        joined = "".join(words)
         if lemma := self._find_exactly(words):
-            return lemma
-        for singular in self._singulars("".join(words)):
+            return self._known_as_plural(lemma, joined) or lemma
+        for singular in chain(self._irregular_singulars(joined), _regular_singulars(joined)):
             if lemma := self._find_exactly([singular]):
                 return lemma
         if len(words) > 1:  # sons in law, computer mice: words that ends cannot tell when joined
             for place in reversed(range(len(words))):
-                for singular in self._singulars(words[place]):
+                for singular in chain(self._irregular_singulars(words[place]), _regular_singulars(words[place])):
                     if lemma := self._find_exactly([*words[:place], singular, *words[place + 1 :]]):
                         return lemma
+        return None
+
+    def _known_as_plural(self, lemma: str, joined: str) -> str | None:
+        """The singular of a lemma that is better known as a plural, if it is.
+
+        WordNet lists `tigers` (Tamil separatists), `windows` (trademark) and `shoes` (somebody's situation) as lemmas
+        of their own. A regular plural is read as one if as many senses or more of its singular are in tagged texts.
+        """
+        if lemma in plurals_of_their_own():
+            return None
+        for singular in _regular_singulars(joined):
+            if found := self._find_exactly([singular]):
+                tagged = self.wordnet.tagged_senses(found)
+                return found if tagged and tagged >= self.wordnet.tagged_senses(lemma) else None
         return None
 
     def _find_exactly(self, words: list[str]) -> str | None:
@@ -296,17 +335,19 @@ class TagMapper:
             return joined
         return lemmas[0] if lemmas else None
 
-    def _singulars(self, word: str) -> Iterator[str]:
-        for singular in self._plurals.get(word, ()):
-            yield _joined(singular)
-        if word.endswith("ss"):
-            return
-        for ending, replacement in _PLURAL_ENDINGS:
-            if word.endswith(ending):
-                singular = word.removesuffix(ending) + replacement
-                # Two letters are abbreviations: `pbs` is no lead.
-                if len(singular) >= FEWEST_LETTERS and singular not in function_words():
-                    yield singular
+    def _irregular_singulars(self, word: str) -> Iterator[str]:
+        return map(_joined, self._plurals.get(word, ()))
+
+
+def _regular_singulars(word: str) -> Iterator[str]:
+    if word.endswith("ss"):
+        return
+    for ending, replacement in _PLURAL_ENDINGS:
+        if word.endswith(ending):
+            singular = word.removesuffix(ending) + replacement
+            # Two letters are abbreviations: `lbs` is no lb.
+            if len(singular) >= FEWEST_LETTERS and singular not in function_words():
+                yield singular
 
 
 def _build_mapper(wordnet: WordNet, cache_size: int) -> TagMapper:

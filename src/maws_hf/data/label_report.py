@@ -16,7 +16,7 @@ __all__ = ["LabelCounts", "LabellingReport", "SplitCounts", "dataset_card", "plo
 
 SHOWN = 10  # classes and dropped tags on the screen
 REPORTED_DROPS = 100  # of each reason, in report.json
-DROPS_HELD = 50_000  # different ones of each reason, while shards are summed up
+DROPS_HELD, TAGS_HELD = 50_000, 500  # different ones of each reason and of each synset, while shards are summed up
 KEPT_TAGS = 8  # of a class, in the vocabulary
 
 CARD = """---
@@ -31,8 +31,8 @@ configs:
 # {name} with weak labels
 
 Made by `scripts/build_wsp_labels.py` of `maws_hf`: the columns are those of {name}, plus `synsets`, the WordNet 3.0
-noun synsets (ImageNet's ids) that the tags of a row stand for, each once, sorted. `vocabulary.json` names the {classes}
-classes to train on, with their frequencies in the split {counted}; other synsets are to be ignored.
+noun synsets (ImageNet's ids) that the tags of a row stand for, each once, sorted. `vocabulary.json` names the
+{classes} classes to train on, with their frequencies in the split {counted}; other synsets are to be ignored.
 
 WordNet 3.0, Princeton University, 2006, https://wordnet.princeton.edu. The rows keep the licences of their authors.
 """
@@ -85,13 +85,13 @@ class LabelCounts:
     labels: int
     dropped: dict[str, int]
     lower_bounds: dict[str, bool]
-    _tags_of: dict[str, Counter[str]]
+    _tags_of: dict[str, Tally]
     _dropped_tags: dict[str, Tally]
 
     @classmethod
     def of(cls, records: Iterable[ShardRecord]) -> "LabelCounts":
         synsets, dropped, sums, bounds = Counter(), Counter(), Counter(), Counter()
-        tags_of: dict[str, Counter[str]] = {}
+        tags_of: dict[str, Tally] = {}
         dropped_tags: dict[str, Tally] = {}
         for record in records:
             synsets.update(record.synsets)
@@ -99,7 +99,7 @@ class LabelCounts:
             sums.update(tags=record.tags, labels=record.labels)
             bounds.update(record.lower_bounds)
             for synset, tags in record.tags_of.items():
-                tags_of.setdefault(synset, Counter()).update(tags)
+                tags_of.setdefault(synset, Tally(TAGS_HELD)).update(tags)
             for reason, tags in record.dropped_tags.items():
                 dropped_tags.setdefault(reason, Tally(DROPS_HELD)).update(tags)
         lower_bounds = {kind: bounds[kind] > 0 for kind in ("labels", "dropped")}
@@ -107,8 +107,7 @@ class LabelCounts:
 
     def tags_of(self, synset: str) -> tuple[tuple[str, int], ...]:
         """The most frequent tags that became this label, with their occurrences."""
-        tags = self._tags_of.get(synset, Counter()).items()
-        return tuple(sorted(tags, key=lambda item: (-item[1], item[0]))[:KEPT_TAGS])
+        return tuple(self._tags_of[synset].most_common(KEPT_TAGS)) if synset in self._tags_of else ()
 
     def dropped_tags(self, reason: str, number: int) -> list[tuple[str, int]]:
         """The most frequent tags dropped for this reason, with their occurrences."""

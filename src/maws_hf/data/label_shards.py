@@ -5,11 +5,12 @@ beside and renamed, then its record is; a shard whose record and checksum agree 
 """
 
 import hashlib
+import heapq
 import json
 import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -74,7 +75,8 @@ class Tally:
 
     def most_common(self, number: int | None = None) -> list[tuple[Any, int]]:
         """Things and counts, most frequent first, equals by their order."""
-        return sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))[:number]
+        number = len(self.counts) if number is None else number
+        return heapq.nsmallest(number, self.counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 @dataclass(frozen=True)
@@ -191,11 +193,20 @@ def label_shard(shard: int, job: ShardJob) -> None:
     fsspec.asyn.reset_lock()  # a lock inherited through fork hangs remote reads
     counts = _Counts()
     mapper = load_mapper(job.wordnet_dir)
-    batches = job.dataset.shard(num_shards=job.shards, index=shard).with_format("arrow").iter(BATCH_ROWS)
-    labelled = (_label_batch(pa.table(batch), job.rules, mapper, counts) for batch in batches)
+    batches = _read_batches(job.dataset.shard(num_shards=job.shards, index=shard))
+    labelled = (_label_batch(batch, job.rules, mapper, counts) for batch in batches)
     counts.record.bytes, counts.record.sha256 = _write_parquet(job.data_file(shard), labelled, job.features)
-    text = json.dumps(asdict(counts.finish()), ensure_ascii=False)
+    text = json.dumps(vars(counts.finish()), ensure_ascii=False)
     write_atomically(job.record_file(shard), f"{text}\n".encode())
+
+
+def _read_batches(dataset: IterableDataset) -> Iterator[pa.Table]:
+    """Arrow tables as they are stored, where they are; rows put into tables otherwise (tar shards)."""
+    if getattr(dataset._ex_iterable, "iter_arrow", None):  # asked for tables, datasets guesses the types of rows
+        yield from dataset.with_format("arrow").iter(BATCH_ROWS)
+    else:
+        schema = dataset.features.arrow_schema
+        yield from (pa.Table.from_pydict(batch, schema=schema) for batch in dataset.iter(BATCH_ROWS))
 
 
 class _Counts:
@@ -217,10 +228,12 @@ class _Counts:
             tags = record.tags_of.setdefault(synset, {})
             if len(tags) < RECORDED_TAGS:
                 tags[tag] = count
-        for (_, reason, tag), count in self.dropped.most_common():
-            tags = record.dropped_tags.setdefault(reason.value, {})
-            if len(tags) < RECORDED_DROPS:
-                tags[tag] = count
+        by_reason: dict[str, Tally] = {}
+        for (_, reason, tag), count in self.dropped.counts.items():
+            by_reason.setdefault(reason.value, Tally(TALLIED)).counts[tag] += count
+        record.dropped_tags = {
+            reason: dict(by_reason[reason].most_common(RECORDED_DROPS)) for reason in record.dropped
+        }
         return record
 
 

@@ -104,9 +104,10 @@ def label_dataset(
     if not splits or len(set(splits)) < len(splits):
         raise ValueError(f"--dataset_split {' '.join(splits)} is not possible: name each split once")
     rules = LabelRules(tags_column, text_column, tag_separator, keep_unlabelled)
-    name = Path(source).name if os.path.exists(source) else source
+    files = _digest_of_files(source)
+    name = source if files is None else Path(source).resolve().name  # what may be published with the data
     options = {"rules": RULES, "dataset_name": name, "dataset_config_name": dataset_config_name}
-    options |= {"image_column": image_column, **asdict(rules), "dataset_files": _digest_of_files(source)}
+    options |= {"image_column": image_column, **asdict(rules), "dataset_files": files}
     _check_output(output_dir, source, options)
 
     jobs = []
@@ -311,8 +312,9 @@ def _no_strangers(output_dir: Path, jobs: Sequence[ShardJob]) -> None:
 def _digest_of_files(source: str) -> str | None:
     """Changes with the names and sizes of the files of a local data set; None for the Hub."""
     if os.path.isdir(source):
-        files = sorted(path for path in Path(source).rglob("*") if path.is_file())
+        files = sorted(path for path in Path(source).rglob("*") if path.suffix != ".md" and path.is_file())
         named = [(path.relative_to(source).as_posix(), path.stat().st_size) for path in files]
+        named = [(name, size) for name, size in named if not name.startswith(".") and "/." not in name]
     else:
         named = [(os.path.basename(path), os.path.getsize(path)) for path in sorted(glob.glob(source, recursive=True))]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest() if named else None

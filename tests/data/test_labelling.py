@@ -1,0 +1,435 @@
+"""Labelling a data set: the numbers equal those counted by hand, whatever happens on the way."""
+
+import io
+import json
+import os
+import random
+import runpy
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, Image, List, Value
+from tiny import draw_image
+
+from maws_hf.data import label_shards
+from maws_hf.data.label_shards import Tally, load_mapper
+from maws_hf.data.labelling import LabellingError, label_dataset
+from maws_hf.data.sources import DataSourceError, open_stream
+from maws_hf.data.vocabulary import Vocabulary
+from maws_hf.data.wordnet import WordNetError, find_wordnet
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "build_wsp_labels.py"
+TAGS = [
+    "dog",
+    "Dogs",
+    "GoldenRetriever",
+    "cat",
+    "🐱",
+    "crane",
+    "tree",
+    "new york",
+    "selfie",
+    "犬",
+    "me",
+    "2020",
+    "cafés",
+]
+DOG, CAT = "n02084071", "n02121620"
+
+
+def write_shards(folder: Path, rows: list[dict], shards: int, features: Features | None = None, split="train") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        columns = {name: [row[name] for row in rows[shard::shards]] for name in rows[0]}
+        dataset = Dataset.from_dict(columns, features=features)
+        dataset.to_parquet(str(folder / f"{split}-{shard:05d}.parquet"))
+    return folder
+
+
+def tagged_rows(count: int, seed: int = 0) -> list[dict]:
+    rng = random.Random(seed)
+    weights = [1 / (rank + 1) for rank in range(len(TAGS))]
+    return [{"key": f"{i:04d}", "tags": rng.choices(TAGS, weights, k=rng.randint(0, 5))} for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return tagged_rows(200)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, rows) -> Path:
+    return write_shards(tmp_path_factory.mktemp("source") / "tagged", rows, shards=5)
+
+
+def label(source: Path, output_dir: Path, **options):
+    return label_dataset(source, output_dir, **{"tags_column": "tags", "min_count": 3} | options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def labelled(folder: Path, split: str = "train") -> list[dict]:
+    return list(open_stream(folder, split=split, require_image=False))
+
+
+@pytest.fixture(scope="module")
+def done(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labelled") / "done"
+    label(source, folder)
+    return folder
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def test_counts_equal_those_made_by_hand(rows, source, done):
+    mapper = load_mapper(find_wordnet())
+    synsets = {row["key"]: sorted({mapper(tag).synset for tag in row["tags"]} - {None}) for row in rows}
+    counts = Counter(synset for labels in synsets.values() for synset in labels)
+    vocabulary = Vocabulary.load(done / "vocabulary.json")
+
+    order = sorted((synset for synset in counts if counts[synset] >= 3), key=lambda synset: (-counts[synset], synset))
+    assert [label.id for label in vocabulary.classes] == order
+    assert [label.count for label in vocabulary.classes] == [counts[synset] for synset in order]
+    known = [[order.index(synset) for synset in labels if synset in order] for labels in synsets.values()]
+    rarest = Counter(max(places) for places in known if places)
+    assert [label.rarest for label in vocabulary.classes] == [rarest[place] for place in range(len(order))]
+    assert vocabulary.images == sum(map(bool, known))
+
+    assert {row["key"]: row["synsets"] for row in labelled(done)} == {k: v for k, v in synsets.items() if v}
+    report = json.loads((done / "report.json").read_text(encoding="utf-8"))
+    lengths = Counter(min(len(places), 3) for places in known)
+    assert report["splits"]["train"]["labels_per_row"] == [lengths[number] for number in range(4)]
+    assert report["splits"]["train"]["rows"] == len(rows)
+    assert report["splits"]["train"]["without_tags"] == sum(not row["tags"] for row in rows)
+    dropped = Counter(mapper(tag).reason for row in rows for tag in row["tags"])
+    assert report["dropped"] == {reason: number for reason, number in dropped.items() if reason}
+    assert report["labels"] == dropped[None]
+    assert dict(report["dropped_tags"]["unknown"]) == {"selfie": dropped["unknown"]}
+    assert report["counts_of_tags_are_lower_bounds"] == {"labels": False, "dropped": False}
+
+
+def test_tags_of_one_synset_are_one_class(rows, done):
+    classes = {label.id: label for label in Vocabulary.load(done / "vocabulary.json").classes}
+    occurrences = Counter(tag for row in rows for tag in row["tags"])
+    assert dict(classes[DOG].tags) == {"dog": occurrences["dog"], "dogs": occurrences["Dogs"]}
+    assert dict(classes[CAT].tags) == {"cat": occurrences["cat"] + occurrences["🐱"]}
+    assert (classes[DOG].name, classes[DOG].gloss[:12]) == ("dog", "a member of ")
+
+
+def test_any_number_of_processes_gives_the_same_bytes(source, done, tmp_path):
+    label(source, tmp_path / "two", num_proc=2)
+    ours, theirs = contents(tmp_path / "two"), contents(done)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_images_stay_the_bytes_they_were(tmp_path):
+    pictures = [draw_image(number) for number in range(12)]
+    rows = [
+        {"image": {"bytes": picture, "path": f"{number}.png"}, "tags": ["dog"] if number % 3 else []}
+        for number, picture in enumerate(pictures)
+    ]
+    features = Features({"image": Image(), "tags": List(Value("string"))})
+    source = write_shards(tmp_path / "pictures", rows, 2, features)
+    label(source, tmp_path / "out", min_count=1)
+    stream = open_stream(tmp_path / "out")
+    assert stream.features["synsets"] == List(Value("string"))
+    assert {row["image"]["path"]: row["image"]["bytes"] for row in stream} == {
+        f"{number}.png": picture for number, picture in enumerate(pictures) if number % 3
+    }
+    schema = pq.read_schema(tmp_path / "out" / "data" / "train-00000-of-00002.parquet")
+    assert Features.from_arrow_schema(schema)["image"] == Image()
+
+
+def test_rows_without_labels_are_kept_on_request(source, rows, tmp_path):
+    report = label(source, tmp_path / "all", keep_unlabelled=True)
+    assert len(labelled(tmp_path / "all")) == len(rows) == report.splits["train"].written
+    assert report.splits["train"].labels_per_row[0] == sum(
+        not row["synsets"] for row in labelled(tmp_path / "all")
+    ) + sum(
+        bool(row["synsets"]) and not report.vocabulary.encode(row["synsets"]) for row in labelled(tmp_path / "all")
+    )
+
+
+def test_captions_in_tar_shards(tmp_path):
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for number in range(8):
+            files = [("png", draw_image(number)), ("txt", b"a #dog" if number % 2 else b"nothing")]
+            for name, content in files[: 1 if number == 6 else 2]:  # one has no caption
+                member = tarfile.TarInfo(f"{number:04d}.{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    label(tmp_path / "shard.tar", tmp_path / "out", min_count=1, tags_column=None, text_column="txt")
+    stored = list(open_stream(tmp_path / "out"))
+    assert [row["__key__"] for row in stored] == ["0001", "0003", "0005", "0007"]
+    assert [row["png"]["bytes"] for row in stored] == [draw_image(number) for number in (1, 3, 5, 7)]
+
+
+def test_the_script_labels_and_says_what_to_do_next(source, done, tmp_path, monkeypatch, capsys):
+    command = f"build_wsp_labels.py --dataset_name {source} --tags_column_name tags --min_count 3 --output_dir"
+    monkeypatch.setattr(sys, "argv", [*command.split(), str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as finished:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert finished.value.code == 0
+    assert contents(tmp_path / "out") == contents(done)
+    printed = capsys.readouterr().out
+    for expected in ("n02084071  dog", "dropped tags", "frequencies.png", "examples/run_wsp.py", "3 or more"):
+        assert expected in printed
+    monkeypatch.setattr(sys, "argv", [*command.split(), str(source / "inside")])
+    with pytest.raises(SystemExit, match=r"^build_wsp_labels\.py: error: .* would become part of it"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_other_splits_are_labelled_but_not_counted(source, done, tmp_path):
+    both = tmp_path / "both"
+    write_shards(both, tagged_rows(200), 5)
+    write_shards(both, [{"key": "t", "tags": ["dog", "zebra"]}], 1, split="test")
+    report = label(both, tmp_path / "out", splits=["train", "test"])
+    assert report.vocabulary == Vocabulary.load(done / "vocabulary.json")
+    assert [row["synsets"] for row in labelled(tmp_path / "out", "test")] == [[DOG, "n02391049"]]
+    assert report.splits["test"].labels_per_row == (0, 1, 0, 0)
+    assert len(labelled(tmp_path / "out")) == report.splits["train"].written
+    with pytest.raises(LabellingError, match=r"test-00000-of-00001\.parquet is not one of the shards"):
+        label(both, tmp_path / "out")
+
+
+def test_a_shard_without_any_label_does_no_harm(tmp_path):
+    write_shards(tmp_path / "in", [{"tags": ["dog"]}, {"tags": ["selfie"]}], 2)
+    report = label(tmp_path / "in", tmp_path / "out", min_count=1)
+    assert report.vocabulary.images == len(labelled(tmp_path / "out")) == 1
+
+
+def test_many_small_shards_are_joined(source, done, tmp_path):
+    label(source, tmp_path / "out", max_shards=2)
+    assert len(list((tmp_path / "out" / "data").iterdir())) == 2
+    assert [row["key"] for row in labelled(tmp_path / "out")] == [row["key"] for row in labelled(done)]
+
+
+# ---------------------------------------------------------------- where tags are
+
+
+def test_tags_in_text_and_in_separated_strings(tmp_path):
+    rows = [
+        {
+            "caption": "my #dog and #cat",
+            "captions": ["a #dog", None, "un #cat"],
+            "keywords": "dog, Golden Retriever,,cat",
+        },
+        {"caption": "no tag", "captions": [], "keywords": ""},
+    ]
+    source = write_shards(tmp_path / "in", rows, 1)
+    for number, (options, expected) in enumerate(
+        [
+            ({"tags_column": None, "text_column": "caption"}, [DOG, CAT]),
+            ({"tags_column": None, "text_column": "captions"}, [DOG, CAT]),
+            ({"tags_column": "keywords", "tag_separator": ","}, [DOG, "n02099601", CAT]),
+            ({"tags_column": "keywords", "tag_separator": ",", "text_column": "caption"}, [DOG, "n02099601", CAT]),
+        ]
+    ):
+        report = label(source, tmp_path / str(number), min_count=1, **options)
+        assert [row["synsets"] for row in labelled(tmp_path / str(number))] == [expected]
+        assert report.splits["train"].without_tags == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tags_column": None}, "where are the tags.*--text_column_name; there are key, tags"),
+        ({"tags_column": "tag"}, "--tags_column_name tag: no such column, there are key, tags"),
+        ({"tags_column": "key"}, "--tags_column_name key: it holds strings; .* --tag_separator"),
+        ({"text_column": "number"}, "--text_column_name number: it holds int64, a string or a list of strings"),
+    ],
+)
+def test_columns_that_cannot_hold_tags_are_refused(tmp_path, options, message):
+    rows = [{"key": "a", "tags": ["dog"], "number": 1}]
+    source = write_shards(tmp_path / "in", rows, 1)
+    with pytest.raises(DataSourceError, match=message):
+        label(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- hostile rows
+
+
+def test_broken_values_are_counted_and_nothing_more(tmp_path):
+    values = [
+        ["dog"],
+        None,
+        [],
+        [None, "cat"],
+        ["x" * 10_000_000, "dog"],
+        ["dog"] * 100_000,
+        ["\x00", "🐶" * 300, "#"],
+    ]
+    text = ["#dog", None, "", "#" * 500_000 + "cat", "#a" * 200_000, "#cat", "plain"]
+    rows = [{"tags": tags, "text": caption} for tags, caption in zip(values, text, strict=True)]
+    features = Features({"tags": List(Value("string")), "text": Value("string")})
+    source = write_shards(tmp_path / "in", rows, 1, features)
+
+    report = label(source, tmp_path / "tags", min_count=1)
+    train = report.splits["train"]
+    assert (train.rows, train.unreadable, train.without_tags, train.cut) == (7, 1, 2, 1)
+    assert {label.id: label.count for label in report.vocabulary.classes} == {DOG: 3, CAT: 1}
+    assert report.counts.dropped["too_long"] == 2
+    assert report.counts.dropped["empty"] == 2
+
+    report = label(source, tmp_path / "text", min_count=1, tags_column=None, text_column="text")
+    train = report.splits["train"]
+    assert (train.rows, train.unreadable, train.without_tags, train.cut) == (7, 1, 4, 2)
+
+
+def test_what_is_no_utf8_is_unreadable(tmp_path):
+    (tmp_path / "in").mkdir()
+    broken = pa.array([b"#dog", b"#caf\xe9 \xff", b"#cat"]).view(pa.string())
+    pq.write_table(pa.table({"caption": broken}), tmp_path / "in" / "train.parquet")
+    report = label(tmp_path / "in", tmp_path / "out", min_count=1, tags_column=None, text_column="caption")
+    assert report.splits["train"].unreadable == 1
+    assert report.vocabulary.images == 2
+
+
+def test_endless_junk_is_counted_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_shards, "TALLIED", 50)
+    rows = [{"tags": [f"zzz{i}q", "omg", f"dog{i + 10_000}"]} for i in range(1000)]
+    report = label(write_shards(tmp_path / "in", rows, 2), tmp_path / "out", min_count=1)
+    assert report.counts.lower_bounds == {"labels": False, "dropped": True}
+    assert report.counts.dropped == {"unknown": 2000}
+    assert report.counts.dropped_tags("unknown", 1) == [("omg", 1000)]
+    assert "counts are lower bounds" in str(report)
+
+
+def test_a_tally_keeps_what_is_frequent():
+    tally = Tally(3)
+    for number in range(100):
+        tally.update(["often", "often", f"once {number}"])
+        assert len(tally.counts) <= 6
+    assert tally.pruned
+    assert tally.most_common(1) == [("often", 200)]
+    exact = Tally(3)
+    exact.update("abcabcbb")
+    assert exact.most_common() == [("b", 4), ("a", 2), ("c", 2)]
+    assert not exact.pruned
+
+
+# ---------------------------------------------------------------- again, and otherwise
+
+
+class Killed(BaseException):
+    """Stands in for a kill: nothing may catch it."""
+
+
+@pytest.mark.parametrize("survivors", range(6))
+def test_a_killed_run_continues(source, done, tmp_path, monkeypatch, survivors):
+    write, written = label_shards.write_atomically, []
+
+    def write_until_killed(path: Path, content: bytes) -> None:
+        if len(written) == survivors:  # the data file lies there, its record does not; and a torn one beside
+            (path.parent / f".{path.name}.1.part").write_bytes(content[:10])
+            raise Killed
+        write(path, content)
+        written.append(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(label_shards, "write_atomically", write_until_killed)
+        if survivors < 5:
+            with pytest.raises(Killed):
+                label(source, tmp_path / "out")
+            assert not (tmp_path / "out" / "README.md").exists()
+        else:
+            label(source, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in written}
+    label(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(done)
+    assert {path: path.stat().st_mtime_ns for path in written} == before
+
+
+def test_a_damaged_shard_is_made_again(source, done, tmp_path):
+    label(source, tmp_path / "out")
+    damaged, lost, kept, *_ = sorted((tmp_path / "out" / "data").iterdir())
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    lost.unlink()
+    time = kept.stat().st_mtime_ns
+    label(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(done)
+    assert kept.stat().st_mtime_ns == time
+
+
+def test_another_threshold_only_makes_the_vocabulary_again(source, tmp_path):
+    label(source, tmp_path / "out")
+    shards = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data").iterdir()}
+    many = label(source, tmp_path / "out", min_count=1).vocabulary
+    few = label(source, tmp_path / "out", min_count=1, max_classes=2).vocabulary
+    assert few.classes[0].count == many.classes[0].count
+    assert [label.id for label in few.classes] == [label.id for label in many.classes[:2]]
+    assert few.images <= many.images
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "data").iterdir()} == shards
+    with pytest.raises(LabellingError, match=r"no synset is on 1000 images, dog is on most, \d+: lower --min_count"):
+        label(source, tmp_path / "out", min_count=1000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep_unlabelled": True}, "was made with keep_unlabelled=False, not True: choose another --output_dir"),
+        ({"tags_column": "tags", "text_column": "key"}, "was made with text_column=None, not 'key'"),
+        ({"max_shards": 2}, "is not one of the shards to be made"),
+    ],
+)
+def test_other_options_are_refused(source, done, options, message):
+    with pytest.raises(LabellingError, match=message):
+        label(source, done, **options)
+
+
+def test_other_rows_are_refused(source, tmp_path):
+    copy = write_shards(tmp_path / "tagged", tagged_rows(200), 5)
+    label(copy, tmp_path / "out")
+    write_shards(copy, tagged_rows(300, seed=1), 5)
+    with pytest.raises(LabellingError, match="was made with dataset_files="):
+        label(copy, tmp_path / "out")
+
+
+def test_an_output_inside_the_data_is_refused(source):
+    with pytest.raises(LabellingError, match="would become part of it: choose another --output_dir"):
+        label(source, source / "labels")
+
+
+def test_without_any_label_the_dropped_tags_are_shown(tmp_path):
+    source = write_shards(tmp_path / "in", [{"tags": ["dog;cat", "dog;cat", "selfie"]}], 1)
+    with pytest.raises(
+        LabellingError, match=r"the most frequent of 3: dog cat \(unknown, 2 times\), selfie .*separator"
+    ):
+        label(source, tmp_path / "out")
+    source = write_shards(tmp_path / "none", [{"tags": None}], 1, Features({"tags": List(Value("string"))}))
+    with pytest.raises(LabellingError, match="there are none at all"):
+        label(source, tmp_path / "out2")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"min_count": 0}, ValueError, "--min_count 0 is not possible: it must be at least 1"),
+        ({"max_classes": 0}, ValueError, "--max_classes 0 is not possible"),
+        ({"num_proc": 0}, ValueError, "--num_proc 0 is not possible"),
+        ({"splits": ["train", "train"]}, ValueError, "--dataset_split train train is not possible"),
+        ({"splits": ["dev"]}, DataSourceError, "no split 'dev'"),
+        ({"wordnet_dir": "/nowhere"}, WordNetError, r"/nowhere has no index\.noun"),
+    ],
+)
+def test_impossible_options_are_refused(source, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        label(source, tmp_path / "out", **options)
+    assert not os.path.exists(tmp_path / "out")
+
+
+def test_a_data_set_that_has_synsets_is_refused(done, tmp_path):
+    with pytest.raises(DataSourceError, match="has a column 'synsets' already"):
+        label(done, tmp_path / "out")
