@@ -143,6 +143,38 @@ def plot_scaling(
     pyplot.close(figure)
 
 
+def plot_bars(scores: dict[str, dict[str, float]], picture_file: Path, *, xlabel: str) -> None:
+    """Draws scores as horizontal bars, a group for each name, with the value at the end of each bar.
+
+    Args:
+        scores: name of each group, from the top -> name of each bar -> value; every group has the same bars.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    if not scores:
+        raise ValueError("there are no scores to draw")
+    import matplotlib
+
+    matplotlib.use("Agg")  # a file is wanted, and there may be no screen
+    from matplotlib import pyplot
+
+    bars = list(next(iter(scores.values())))
+    height = 0.8 / len(bars)
+    figure, axis = pyplot.subplots(figsize=(7, 1 + 0.35 * len(bars) * len(scores)), layout="constrained")
+    for number, bar in enumerate(bars):
+        places = [group + (number - (len(bars) - 1) / 2) * height for group in range(len(scores))]
+        drawn = axis.barh(places, [values[bar] for values in scores.values()], height=0.9 * height, label=bar)
+        axis.bar_label(drawn, fmt="%.3g", padding=3)
+    axis.set_yticks(range(len(scores)), labels=list(scores))
+    axis.invert_yaxis()
+    axis.margins(x=0.12)  # room for the values
+    axis.set_xlabel(xlabel)
+    figure.legend(loc="outside upper right", ncols=len(bars))
+    save_picture(lambda path: figure.savefig(path, dpi=120, format="png"), picture_file)
+    pyplot.close(figure)
+
+
 def save_picture(draw: Callable[[Path], None], picture_file: Path) -> None:
     """Calls `draw(path)` on a path beside `picture_file`, then renames: a viewer never sees half a picture."""
     picture_file.parent.mkdir(parents=True, exist_ok=True)
