@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from maws_hf import MawsViTConfig
 from maws_hf.evaluation.flops import mae_training_flops, wsp_training_flops
 from maws_hf.training.entry_point import run_script
+from maws_hf.training.ledger import LEDGER
 from maws_hf.visualization import plot_scaling
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +121,7 @@ def main() -> int:
     with tqdm(total=sum(map(len, waves)), unit="run") as bar, ThreadPoolExecutor(arguments.jobs) as pool:
         for wave in waves:
             longest_first = sorted(wave, key=lambda run: -run.budget)
-            for run in pool.map(lambda run: train_and_probe(run, arguments.output_dir), longest_first):
+            for run in pool.map(lambda run: train_and_probe(run, run in points, arguments.output_dir), longest_first):
                 bar.set_postfix_str(run.name)
                 bar.update()
     report(points, arguments.output_dir)
@@ -147,10 +148,12 @@ def labels_of(corpus: Corpus, output_dir: Path) -> Path:
     return output_dir / "data" / f"{corpus.name}-synsets"
 
 
-def train_and_probe(run: Run, output_dir: Path) -> Run:
+def train_and_probe(run: Run, is_point: bool, output_dir: Path) -> Run:
+    """What is complete is left alone; a run that is not a point of the figure is only trained."""
     folder = output_dir / "runs" / run.name
-    if not (folder / "probe" / "results.json").exists():
+    if not (folder / LEDGER).exists():
         call([sys.executable, *training_command(run, output_dir)], folder / "train")
+    if is_point and not (folder / "probe" / "results.json").exists():
         call([sys.executable, *probe_command(run, output_dir)], folder / "probe")
     return run
 

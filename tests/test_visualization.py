@@ -6,7 +6,14 @@ import torch
 from PIL import Image
 
 from maws_hf.models.modeling_maws_mae import MawsMAEReconstruction
-from maws_hf.visualization import plot_curve, plot_scaling, prediction_grid, reconstruction_grid, save_picture
+from maws_hf.visualization import (
+    plot_bars,
+    plot_curve,
+    plot_scaling,
+    prediction_grid,
+    reconstruction_grid,
+    save_picture,
+)
 
 
 def test_a_grid_has_masked_reconstructed_original_of_each_image():
@@ -74,3 +81,14 @@ def test_scores_over_cost_have_a_line_a_method_and_a_dot_a_seed(tmp_path):
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     for colour in ((31, 119, 180), (255, 127, 14)):  # the first two of matplotlib's cycle
         assert (colours == colour).all(axis=1).any()
+
+
+def test_bars_have_the_lengths_of_their_scores(tmp_path):
+    plot_bars({"MAE": {"linear": 40.0}, "WSP": {"linear": 80.0}}, tmp_path / "bars.png", xlabel="%")
+    with Image.open(tmp_path / "bars.png") as picture:
+        blue = (np.asarray(picture.convert("RGB")) == (31, 119, 180)).all(axis=2)
+    lengths = blue.sum(axis=1)
+    bars = np.bincount(lengths[lengths > 60]).argsort()[-2:]  # the legend's sample is shorter
+    assert bars.max() / bars.min() == pytest.approx(2, rel=0.02)
+    with pytest.raises(ValueError, match="no scores to draw"):
+        plot_bars({}, tmp_path / "none.png", xlabel="%")

@@ -41,4 +41,4 @@ def describe_ledger(stages: list[Stage]) -> str:
     return parts if len(stages) == 1 else f"{parts} = {sum(stage.flops for stage in stages):.3g}"
 
 
-__all__ = ["Stage", "describe_ledger", "read_ledger", "write_ledger"]
+__all__ = ["LEDGER", "Stage", "describe_ledger", "read_ledger", "write_ledger"]

@@ -1,0 +1,274 @@
+r"""Which encoder has the better features? Linear probes (paper section 4) and nearest neighbours on frozen features.
+
+    python examples/run_linear_probe.py --model_name_or_path runs/mae runs/wsp facebook/dinov2-small \
+        --dataset_name FOLDER_OR_HUB_ID --train_split train --eval_split test --output_dir runs/probe
+
+Each encoder sees every image once; its features stay in `output_dir/features`, and another probe of the same encoder
+starts from there. `output_dir` ends up with `results.json` and `results.png`.
+"""
+
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers.utils import logging
+
+from maws_hf import MawsViTModel
+from maws_hf.data.sources import find_image_column, open_stream
+from maws_hf.evaluation.features import Features, extract_features, find_label_column
+from maws_hf.evaluation.knn import knn_classify
+from maws_hf.evaluation.linear_heads import Protocol
+from maws_hf.evaluation.linear_probe import PROTOCOLS, linear_probe
+from maws_hf.processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
+from maws_hf.training.arguments import Options, option, parse_recipe
+from maws_hf.training.entry_point import run_script
+from maws_hf.training.ledger import read_ledger
+from maws_hf.visualization import plot_bars
+
+# ---------------------------------------------------------------- arguments
+
+
+@dataclass(kw_only=True)
+class ProbeOptions(Options):
+    """Encoders, labelled images and how to probe."""
+
+    model_name_or_path: list[str] = field(
+        metadata={"help": "Encoders: folders with models of this package or of transformers, or ids on the Hub."}
+    )
+    dataset_name: str = field(
+        metadata={
+            "help": "Folder of parquet shards, tar shards or class folders of images, or a data set id on the Hub."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Folder of results.json, results.png and the features."})
+    dataset_config_name: str | None = option(None, "Configuration of a Hub data set that has several.")
+    train_split: str = option("train", "Split to learn from; the learning rate is chosen on a part of it.")
+    eval_split: str = option("test", "Split to score on.")
+    image_column_name: str | None = option(None, "Column of the images; found by itself if there is just one.")
+    label_column_name: str | None = option(
+        None, "Column of the labels: integers, strings, or lists of either; the one declared as classes if unset."
+    )
+    image_size: int | None = option(None, "Side of the images in pixels; each encoder's own if unset.")
+    resize_size: int | None = option(None, "Shortest side before the centre crop, as MAE's 256; image_size if unset.")
+    protocol: str = option("sgd", f"How the linear heads are trained: {', '.join(PROTOCOLS)}.")
+    objective: str = option("softmax", "softmax, or binary: a sigmoid for each class, for several labels an image.")
+    learning_rates: list[float] | None = field(
+        default=None,
+        metadata={"help": "Peak learning rates to choose from, not scaled by the batch; the protocol's if unset."},
+    )
+    num_train_epochs: int | None = option(None, "Epochs of the linear heads; the protocol's if unset.")
+    validation_share: float = option(0.1, "Share of the training images to choose the learning rate on.")
+    k: list[int] = field(
+        default_factory=lambda: [20], metadata={"help": "Numbers of neighbours; a column of the table for each."}
+    )
+    per_device_eval_batch_size: int = option(64, "Images a forward pass.")
+    bf16: bool = option(False, "bfloat16 autocast for the encoder; probes are float32.")
+    dataloader_num_workers: int = option(2, "Processes that read and decode images; 0 does it in the main one.")
+    feature_cache: str | None = option(None, "Folder of computed features; output_dir/features if unset.")
+    seed: int = option(0, "Decides the validation images, the heads' first weights and their order of images.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.protocol in PROTOCOLS, "protocol", f"one of {', '.join(PROTOCOLS)}")
+        self._require(self.objective in ("softmax", "binary"), "objective", "softmax or binary")
+        self._require(self.eval_split != self.train_split, "eval_split", "another split than --train_split")
+        self._require(0 < self.validation_share < 1, "validation_share", "between 0 and 1")
+        self._require(min(self.k, default=0) >= 1, "k", "at least 1")
+        rates_are_possible = self.learning_rates is None or all(0 < rate < math.inf for rate in self.learning_rates)
+        self._require(rates_are_possible, "learning_rates", "positive numbers")
+        for name in ("image_size", "resize_size", "num_train_epochs", "per_device_eval_batch_size"):
+            value = getattr(self, name)
+            self._require(value is None or value >= 1, name, "at least 1")
+        for name in ("dataloader_num_workers", "seed"):
+            self._require(getattr(self, name) >= 0, name, "0 or more")
+
+
+def build_protocol(options: ProbeOptions) -> Protocol:
+    protocol = replace(PROTOCOLS[options.protocol], objective=options.objective)
+    if options.num_train_epochs is None:
+        return protocol
+    share = protocol.warmup_epochs / protocol.epochs
+    return replace(protocol, epochs=options.num_train_epochs, warmup_epochs=share * options.num_train_epochs)
+
+
+# ---------------------------------------------------------------- model
+
+
+def load_encoder(name: str) -> PreTrainedModel:
+    """Float32, complete, on the GPU if there is one.
+
+    Raises:
+        ValueError: the checkpoint lacks weights: a partly random encoder would be ranked under its name.
+    """
+    model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler = None  # saved without one: the first token is the feature
+    elif missing:
+        raise ValueError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, among them {missing[0]}")
+    if not isinstance(model, MawsViTModel) and getattr(model.config, "mask_ratio", 0):
+        model.config.mask_ratio = 0.0  # transformers' own MAE encoder hides patches also in evaluation
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pixel_statistics(name: str, encoder: PreTrainedModel) -> dict[str, tuple[float, ...]]:
+    """Mean and deviation that the encoder was trained with; a MAWS encoder normalises by itself."""
+    if isinstance(encoder, MawsViTModel):
+        return {}
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        print(f"{name} comes without an image processor: its images are normalised with ImageNet's mean and deviation")
+        return {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+    return {"image_mean": tuple(processor.image_mean), "image_std": tuple(processor.image_std)}
+
+
+# ---------------------------------------------------------------- data
+
+
+def build_transform(options: ProbeOptions, encoder: PreTrainedModel) -> EvalTransform:
+    size = options.image_size or getattr(encoder.config, "image_size", None)
+    if size is None:
+        raise ValueError(f"{type(encoder).__name__} names no image size: give --image_size")
+    return EvalTransform(size if isinstance(size, int) else tuple(size), options.resize_size)
+
+
+def read_features(options: ProbeOptions, name: str, encoder: PreTrainedModel, split: str) -> Features:
+    dataset = open_stream(
+        options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
+    )
+    start = time.perf_counter()
+    features = extract_features(
+        encoder,
+        dataset,
+        build_transform(options, encoder),
+        image_column=find_image_column(dataset, options.image_column_name),
+        label_column=find_label_column(dataset, options.label_column_name),
+        batch_size=options.per_device_eval_batch_size,
+        num_workers=options.dataloader_num_workers,
+        bf16=options.bf16,
+        cache_dir=Path(options.feature_cache or Path(options.output_dir, "features")),
+        **pixel_statistics(name, encoder),
+    )
+    how = "read from the cache" if features.from_cache else "computed"
+    bad = f", {len(features.skipped)} bad images skipped" if features.skipped else ""
+    print(f"{name}, {split}: {len(features.keys)} features {how} in {time.perf_counter() - start:.1f} s{bad}")
+    return features
+
+
+# ---------------------------------------------------------------- probe
+
+
+def probe(options: ProbeOptions, name: str) -> dict[str, Any]:
+    """All results of one encoder. The classes are those of the training split."""
+    encoder = load_encoder(name)
+    train_features, test_features = (
+        read_features(options, name, encoder, split) for split in (options.train_split, options.eval_split)
+    )
+    classes = train_features.classes()
+    train, test = train_features.with_classes(classes), test_features.with_classes(classes)
+    start = time.perf_counter()
+    linear = linear_probe(
+        train,
+        test,
+        build_protocol(options),
+        learning_rates=options.learning_rates,
+        validation_share=options.validation_share,
+        seed=options.seed,
+        device=encoder.device,
+    )
+    linear_seconds, start = time.perf_counter() - start, time.perf_counter()
+    neighbours = knn_classify(train, test, options.k, device=encoder.device)
+    print(f"{name}: linear probe in {linear_seconds:.1f} s, nearest neighbours in {time.perf_counter() - start:.1f} s")
+    return {
+        "encoder": name,
+        "training": [asdict(stage) for stage in read_ledger(name)],
+        "transform": asdict(build_transform(options, encoder)),
+        "images": {"train": len(train.features), "test": len(test.features)},
+        "classes": train.num_classes,
+        "width": train.features.shape[1],
+        "features": {"train": train_features.digest, "test": test_features.digest},
+        "skipped": {"train": train_features.skipped, "test": test_features.skipped},
+        "linear": linear.test,
+        "knn": {str(k): scores for k, scores in neighbours.items()},
+        "learning_rate": linear.learning_rate,
+        "validation": linear.validation,
+        "settings": linear.settings,
+    }
+
+
+# ---------------------------------------------------------------- main
+
+
+def main() -> int:
+    options = parse_recipe(ProbeOptions, __doc__)
+    logging.disable_progress_bar()  # one bar is enough
+    logging.set_verbosity_error()  # of weights, load_encoder says what matters
+    results = [probe(options, name) for name in options.model_name_or_path]
+    output_dir = Path(options.output_dir)
+    write_results(options, results, output_dir / "results.json")
+    columns = {result["encoder"]: scores_of(result) for result in results}
+    ranked = dict(sorted(columns.items(), key=lambda item: -next(iter(item[1].values()))))
+    plot_bars(ranked, output_dir / "results.png", xlabel=f"% on {options.eval_split} of {options.dataset_name}")
+    report(options, results, ranked, output_dir)
+    return 0
+
+
+def scores_of(result: dict[str, Any]) -> dict[str, float]:
+    """`{"linear top1": 71.2, ..., "kNN-20 top1": 65.0}`, in per cent."""
+    scores = {f"linear {metric}": 100 * value for metric, value in result["linear"].items()}
+    for k, values in result["knn"].items():
+        scores |= {f"kNN-{k} {metric}": 100 * value for metric, value in values.items()}
+    return scores
+
+
+def write_results(options: ProbeOptions, results: list[dict[str, Any]], file: Path) -> None:
+    """Everything that decided the numbers: options, seeds, digests of encoders and rows, versions."""
+    packages = ("maws_hf", "torch", "transformers", "datasets", "numpy", "pillow")
+    content = {
+        "options": asdict(options),
+        "versions": {package: version(package) for package in packages},
+        "results": results,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def report(options: ProbeOptions, results: list[dict[str, Any]], ranked: dict[str, Any], output_dir: Path) -> None:
+    """The table, best linear probe first."""
+    rates = {result["encoder"]: result["learning_rate"] for result in results}
+    spent = {result["encoder"]: sum(stage["flops"] for stage in result["training"]) for result in results}
+    width = max(map(len, [*ranked, "encoder"]))
+    names = list(next(iter(ranked.values())))
+    print()
+    print("  ".join(["encoder".ljust(width), *(name.rjust(12) for name in names), "learning rate", "operations"]))
+    for encoder, scores in ranked.items():
+        numbers = [f"{scores[name]:.2f}".rjust(max(12, len(name))) for name in names]
+        cost = f"{spent[encoder]:.2e}" if spent[encoder] else "unknown"
+        print("  ".join([encoder.ljust(width), *numbers, f"{rates[encoder]:.4g}".rjust(13), cost.rjust(10)]))
+    print()
+    for result in results:
+        sweep = [head["learning_rate"] for head in result["validation"]]
+        if sweep and result["learning_rate"] in (min(sweep), max(sweep)):
+            edge = "highest" if result["learning_rate"] == max(sweep) else "lowest"
+            print(f"{result['encoder']}: the {edge} learning rate did best; --learning_rates can reach further")
+    first = results[0]
+    print(
+        f"{first['classes']} classes, {first['images']['train']} training and {first['images']['test']} test images; "
+        f"protocol {options.protocol}, learning rates chosen on training images\n"
+        f"  numbers and settings  {output_dir / 'results.json'}\n"
+        f"  bars                  {output_dir / 'results.png'}"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,199 @@
+"""How good are scores? Plain functions on tensors, and the same as metrics in the form of Hugging Face `evaluate`.
+
+Legend: N images, C classes, K places for the labels of an image. Labels are integers: `(N,)`, one class each, or
+`(N, K)`, index lists padded with -100.
+
+The functions are what this package calls: `evaluate` keeps what it is given as Arrow rows, half a second for a million
+scores. The classes fit wherever a metric is expected; nothing is downloaded.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import evaluate
+import torch
+from datasets import Features, List, Value
+from torch import Tensor
+
+SCORES_AT_ONCE = 2**22  # sorted together: at most 200 MB of sorted copies
+
+
+# ---------------------------------------------------------------- functions
+
+
+def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """Place of each row's label among its scores, `(N,)` int64: 0 for the best.
+
+    Equal scores rank in the order of classes, as `argmax` has it, so a head that tells nothing apart does not shine.
+    A row with a NaN ranks last, C - 1 or worse.
+
+    Args:
+        scores: `(N, C)`.
+        labels: `(N,)`, in 0..C-1.
+
+    Raises:
+        ValueError: the shapes do not fit, or a label is out of range.
+    """
+    rows, classes = scores.shape
+    if labels.shape != (rows,):
+        raise ValueError(f"labels has the shape {tuple(labels.shape)}, expected ({rows},) for {rows} rows of scores")
+    if rows and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(f"labels reach from {int(labels.min())} to {int(labels.max())} for {classes} classes")
+    own = scores.gather(1, labels[:, None])
+    before = torch.arange(classes, device=scores.device) < labels[:, None]
+    ranks = ((scores > own) | ((scores == own) & before)).sum(dim=1)
+    return ranks.where(~scores.isnan().any(dim=1), classes)
+
+
+def top_k_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
+    """Share of rows whose label is among the k best scores; see `label_ranks`."""
+    return float((label_ranks(scores, labels) < k).double().mean())
+
+
+def mean_per_class_accuracy(scores: Tensor, labels: Tensor) -> float:
+    """Top-1 accuracy of each class, averaged over the classes that occur: rare ones count as much as frequent ones."""
+    hits = (label_ranks(scores, labels) == 0).double()
+    total = torch.bincount(labels, minlength=scores.shape[1])
+    right = torch.bincount(labels, weights=hits, minlength=scores.shape[1])
+    return float((right / total)[total > 0].mean())
+
+
+def average_precision(scores: Tensor, positives: Tensor) -> Tensor:
+    """Area under each class's precision-recall steps, `(C,)` float64; NaN for a class without a positive.
+
+    The sum over thresholds of (gain in recall) x precision, not interpolated, equal scores being one threshold:
+    scikit-learn's `average_precision_score`.
+
+    Args:
+        scores: `(N, C)`, higher for more likely.
+        positives: bool `(N, C)`.
+
+    Raises:
+        ValueError: the shapes differ, or a score is NaN.
+    """
+    if scores.shape != positives.shape:
+        raise ValueError(f"scores are {tuple(scores.shape)} and positives {tuple(positives.shape)}: shapes must agree")
+    at_once = max(1, SCORES_AT_ONCE // max(1, len(scores)))
+    columns = zip(scores.split(at_once, dim=1), positives.split(at_once, dim=1), strict=True)
+    return torch.cat([_average_precision(*column) for column in columns])
+
+
+def _average_precision(scores: Tensor, positives: Tensor) -> Tensor:
+    rows = len(scores)
+    ordered, order = scores.sort(dim=0, descending=True)
+    if ordered.isnan().any():
+        raise ValueError("scores hold NaN, which has no place in an order: leave such models out")
+    hits = positives.gather(0, order).double()
+    found = hits.cumsum(dim=0)
+    # A threshold takes all equal scores in at once: each has the precision at the end of its run of equals.
+    ends = torch.cat([ordered[1:] != ordered[:-1], torch.ones_like(ordered[:1], dtype=torch.bool)])
+    places = torch.arange(rows, device=scores.device)[:, None].expand_as(order)
+    end = places.where(ends, rows - 1).flip(0).cummin(dim=0).values.flip(0)
+    precision = found.gather(0, end) / (end + 1)
+    return (hits * precision).sum(dim=0) / found[-1]
+
+
+def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
+    """mAP: `average_precision` averaged over the classes that have a positive.
+
+    Args:
+        scores: `(N, C)`.
+        labels: `(N, K)` index lists padded with negatives.
+
+    Raises:
+        ValueError: no image has a label, or a score is NaN.
+    """
+    values = average_precision(scores, multi_hot(labels, scores.shape[1]))
+    values = values[~values.isnan()]
+    if not len(values):
+        raise ValueError(f"none of {len(labels)} images has a label: mean average precision needs one")
+    return float(values.mean())
+
+
+def multi_hot(labels: Tensor, classes: int) -> Tensor:
+    """Index lists `(N, K)` padded with negatives to bool `(N, classes)`."""
+    dense = torch.zeros(len(labels), classes + 1, dtype=torch.bool, device=labels.device)
+    index = torch.where(labels >= 0, labels, classes)  # padding falls into a column of its own
+    return dense.scatter_(1, index, True)[:, :classes]
+
+
+def score_classification(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """`{"mAP"}` for index lists, `{"top1", "top5"}` for single labels; the first is what models are chosen by."""
+    if labels.dim() == 2:
+        return {"mAP": mean_average_precision(scores, labels)}
+    ranks = label_ranks(scores, labels)
+    return {f"top{k}": float((ranks < k).double().mean()) for k in (1, 5)}
+
+
+# ---------------------------------------------------------------- metrics
+
+
+class _ScoreMetric(evaluate.Metric):
+    """A metric of rows of scores, kept in memory in a single process: then no file or lock is left in the home.
+
+    With `num_process` above 1, rows are exchanged through files, as `evaluate` does.
+    """
+
+    references: Any = Value("int64")
+    inputs = "predictions: a score for each class, (N, C). references: the class of each row, integers (N,)."
+
+    def __init__(self, *arguments: Any, num_process: int = 1, keep_in_memory: bool | None = None, **options: Any):
+        in_memory = num_process == 1 if keep_in_memory is None else keep_in_memory
+        super().__init__(*arguments, num_process=num_process, keep_in_memory=in_memory, **options)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.__doc__ or "",
+            citation="",
+            inputs_description=self.inputs,
+            features=Features({"predictions": List(Value("float32")), "references": self.references}),
+        )
+
+    def _build_data_dir(self) -> str:
+        return self._data_dir_root if self.keep_in_memory else super()._build_data_dir()
+
+
+class TopKAccuracy(_ScoreMetric):
+    """Share of rows whose class is among the k best scores."""
+
+    def _compute(
+        self, predictions: list[list[float]], references: list[int], k: int | Sequence[int] = (1, 5)
+    ) -> dict[str, float]:
+        ranks = label_ranks(torch.tensor(predictions), torch.tensor(references))
+        wanted = [k] if isinstance(k, int) else k
+        return {f"top_{places}_accuracy": float((ranks < places).double().mean()) for places in wanted}
+
+
+class MeanPerClassAccuracy(_ScoreMetric):
+    """Top-1 accuracy averaged over classes."""
+
+    def _compute(self, predictions: list[list[float]], references: list[int]) -> dict[str, float]:
+        return {
+            "mean_per_class_accuracy": mean_per_class_accuracy(torch.tensor(predictions), torch.tensor(references))
+        }
+
+
+class MeanAveragePrecision(_ScoreMetric):
+    """Average precision of each class, averaged over the classes with a positive."""
+
+    references = List(Value("int64"))
+    inputs = "predictions: a score for each class, (N, C). references: the list of each row's classes, maybe empty."
+
+    def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
+        longest = max(1, max(map(len, references)))
+        padded = torch.tensor([row + [-100] * (longest - len(row)) for row in references])
+        return {"mean_average_precision": mean_average_precision(torch.tensor(predictions), padded)}
+
+
+__all__ = [
+    "MeanAveragePrecision",
+    "MeanPerClassAccuracy",
+    "TopKAccuracy",
+    "average_precision",
+    "label_ranks",
+    "mean_average_precision",
+    "mean_per_class_accuracy",
+    "multi_hot",
+    "score_classification",
+    "top_k_accuracy",
+]

@@ -1,0 +1,193 @@
+"""`examples/run_linear_probe.py` as a user runs it."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from tiny import draw_image, tiny_config
+from transformers import ViTConfig, ViTModel
+from transformers.utils import logging
+
+from maws_hf import MawsMAEForPreTraining, MawsViTModel
+from maws_hf.training.ledger import Stage, write_ledger
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures that return, so that a probe can learn them: 90 rows to train on, 30 to test."""
+    folder = tmp_path_factory.mktemp("corpus")
+    columns = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b", "c"]), "tags": List(Value("string"))}
+    for split, rows in (("train", 90), ("test", 30)):
+        images = [{"bytes": draw_image(number % 3), "path": f"{split}-{number}.png"} for number in range(rows)]
+        labels = [number % 3 for number in range(rows)]
+        tags = [[f"tag {label}", "first two"] if label < 2 else ["tag 2"] for label in labels]
+        if split == "train":
+            images[7]["bytes"] = b"no picture"
+        rows = {"image": images, "label": labels, "tags": tags}
+        dataset = Dataset.from_dict(rows, features=Features(columns))
+        for shard in range(2):
+            dataset.shard(2, shard).to_parquet(folder / f"{split}-{shard:05d}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One that MAE left behind, and one of transformers without the pooler that its class has."""
+    folder = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    MawsMAEForPreTraining(tiny_config()).save_pretrained(folder / "mae")
+    write_ledger(folder / "mae", [Stage("mae", images=10, flops=5 * 10**9)])
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(image_size=32, patch_size=16, **small), add_pooling_layer=False).save_pretrained(folder / "vit")
+    return [folder / "mae", folder / "vit"]
+
+
+def arguments(corpus: Path, output_dir: Path, models: list[Path], **options: object) -> list[str]:
+    defaults = {"dataset_name": corpus, "output_dir": output_dir, "num_train_epochs": 5, "dataloader_num_workers": 0}
+    flags = [f"--{name}={value}" for name, value in {**defaults, **options}.items()]
+    return ["--model_name_or_path", *map(str, models), *flags]
+
+
+def run(parameters: list[str], expected: int = 0) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "examples/run_linear_probe.py", *parameters]
+    process = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=200)
+    output = process.stdout + process.stderr
+    assert process.returncode == expected, output
+    return output
+
+
+def run_here(parameters: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, where the encoder can be watched and nothing needs to be imported again."""
+    specification = importlib.util.spec_from_file_location("run_linear_probe", ROOT / "examples/run_linear_probe.py")
+    script = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "run_linear_probe", script)  # where its dataclass looks its annotations up
+    specification.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", ["run_linear_probe.py", *parameters])
+    verbosity = logging.get_verbosity()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            script.run_script(script.main)
+    finally:  # what a script may set for itself, but not for the tests after it
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    if ended.value.code != 0:
+        pytest.fail(str(ended.value))
+
+
+@pytest.fixture(scope="module")
+def first_run(corpus: Path, encoders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    output_dir = tmp_path_factory.mktemp("first")
+    parameters = arguments(corpus, output_dir, encoders, dataloader_num_workers=2)
+    return output_dir, run([*parameters, "--k", "1", "5"])
+
+
+def test_a_table_a_chart_and_all_that_is_needed_to_repeat_it(first_run: tuple[Path, str], encoders: list[Path]):
+    output_dir, output = first_run
+    content = json.loads((output_dir / "results.json").read_text())
+    assert [result["encoder"] for result in content["results"]] == list(map(str, encoders))
+    for result in content["results"]:
+        assert result["images"] == {"train": 89, "test": 30}
+        assert [record["key"] for record in result["skipped"]["train"]] == ["train-7.png"]
+        assert result["knn"] == {"1": {"top1": 1.0}, "5": {"top1": 1.0}}
+        assert result["linear"]["top1"] == 1.0
+        assert result["learning_rate"] in [head["learning_rate"] for head in result["validation"]]
+        assert result["settings"]["epochs"] == 5
+        rows = [line for line in output.splitlines() if line.startswith(result["encoder"] + " ")]
+        (row,) = [line for line in rows if line.split()[1][0].isdigit()]
+        assert row.split()[1:-1] == ["100.00", "100.00", "100.00", "100.00", f"{result['learning_rate']:.4g}"]
+        assert row.split()[-1] == ("5.00e+09" if result["encoder"].endswith("mae") else "unknown")
+    assert content["options"]["seed"] == 0
+    assert {"torch", "transformers", "maws_hf"} <= content["versions"].keys()
+    assert "comes without an image processor" in output
+    assert (output_dir / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(output_dir.rglob("*.tmp"))
+
+
+def test_a_second_run_computes_no_feature_and_finds_the_same(
+    first_run: tuple[Path, str],
+    corpus: Path,
+    encoders: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("the encoder ran")
+
+    monkeypatch.setattr(MawsViTModel, "forward", refuse)
+    monkeypatch.setattr(ViTModel, "forward", refuse)
+    parameters = arguments(corpus, tmp_path, encoders, feature_cache=first_run[0] / "features")
+    run_here([*parameters, "--k", "1", "5"], monkeypatch)
+    assert capsys.readouterr().out.count("features read from the cache") == 4
+    again, first = (
+        json.loads((folder / "results.json").read_text())["results"] for folder in (tmp_path, first_run[0])
+    )
+    assert again == first
+    with pytest.raises(AssertionError, match="the encoder ran"):
+        run_here(arguments(corpus, tmp_path, encoders), monkeypatch)
+
+
+def test_label_lists_are_scored_by_mean_average_precision(corpus: Path, encoders: list[Path], tmp_path: Path):
+    options = {"label_column_name": "tags", "objective": "binary", "protocol": "mae", "k": 3, "bf16": True}
+    output = run(arguments(corpus, tmp_path, encoders[:1], **options))
+    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert result["classes"] == 4
+    assert result["knn"] == {"3": {"mAP": 1.0}}
+    assert set(result["linear"]) == {"mAP"}
+    assert "linear mAP" in output
+
+
+def test_weights_that_a_checkpoint_lacks_are_no_encoder(corpus: Path, encoders: list[Path], tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    model = MawsViTModel.from_pretrained(encoders[0])
+    model.save_pretrained(tmp_path / "partial")
+    weights = load_file(tmp_path / "partial" / "model.safetensors")
+    del weights["layers.0.mlp.fc1.weight"]
+    save_file(weights, tmp_path / "partial" / "model.safetensors", metadata={"format": "pt"})
+    output = run(arguments(corpus, tmp_path / "run", [tmp_path / "partial"]), expected=1)
+    assert "lacks 1 weights of MawsViTModel, among them layers.0.mlp.fc1.weight" in output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"protocol": "adam"}, "--protocol adam is not possible: it must be one of mae, sgd"),
+        ({"eval_split": "train"}, "--eval_split train is not possible"),
+        ({"k": 0}, "--k [0] is not possible"),
+        ({"k": 90}, "k is [90]"),
+        ({"label_column_name": "nowhere"}, "no label column 'nowhere'"),
+        ({"eval_split": "validation"}, "no split 'validation'"),
+        ({"learning_rates": -1}, "--learning_rates [-1.0] is not possible"),
+        ({"validation_share": 1}, "--validation_share 1.0 is not possible"),
+        ({"image_size": 30}, "multiples of patch_size"),
+    ],
+)
+def test_a_bad_option_is_one_line_that_names_it(
+    options: dict,
+    wanted: str,
+    first_run: tuple[Path, str],
+    corpus: Path,
+    encoders: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    options = {"feature_cache": first_run[0] / "features", **options}
+    with pytest.raises(pytest.fail.Exception) as failed:
+        run_here(arguments(corpus, tmp_path, encoders[:1], **options), monkeypatch)
+    message = str(failed.value) if str(failed.value) != "2" else capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("run_linear_probe.py: error: ")
+    assert wanted in message
+    assert "\n" not in message

@@ -1,0 +1,127 @@
+import socket
+from pathlib import Path
+
+import evaluate
+import pytest
+import torch
+
+from maws_hf.evaluation import metrics
+from maws_hf.evaluation.metrics import (
+    MeanAveragePrecision,
+    MeanPerClassAccuracy,
+    TopKAccuracy,
+    average_precision,
+    label_ranks,
+    mean_average_precision,
+    mean_per_class_accuracy,
+    multi_hot,
+    score_classification,
+    top_k_accuracy,
+)
+
+
+def brute_force_average_precision(scores: list[float], positives: list[bool]) -> float:
+    """sum over thresholds of (recall - previous recall) x precision, by counting."""
+    total, previous, area = sum(positives), 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        chosen = [positive for score, positive in zip(scores, positives, strict=True) if score >= threshold]
+        recall, precision = sum(chosen) / total, sum(chosen) / len(chosen)
+        area += (recall - previous) * precision
+        previous = recall
+    return area
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_average_precision_equals_counting(ties: bool, monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(40, 7, generator=generator)
+    if ties:
+        scores = (2 * scores).round()
+    positives = torch.rand(40, 7, generator=generator) < 0.3
+    expected = [brute_force_average_precision(scores[:, c].tolist(), positives[:, c].tolist()) for c in range(7)]
+    assert average_precision(scores, positives).tolist() == pytest.approx(expected, abs=1e-12)
+    monkeypatch.setattr(metrics, "SCORES_AT_ONCE", 85)  # two columns at once, and one is left
+    assert average_precision(scores, positives).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_average_precision_in_closed_form():
+    scores = torch.tensor([[0.1, 5.0, 1.0], [0.4, 4.0, 1.0], [0.35, 3.0, 1.0], [0.8, 2.0, 1.0]])
+    positives = torch.tensor([[0, 1, 1], [0, 1, 0], [1, 0, 0], [1, 0, 0]]).bool()
+    # One of scikit-learn's own examples: (1 + 2/3) / 2. A perfect order: 1. No order at all: the share of positives.
+    assert average_precision(scores, positives).tolist() == pytest.approx([5 / 6, 1.0, 1 / 4])
+    never = average_precision(scores, torch.zeros_like(positives))
+    assert never.isnan().all()
+
+
+def test_mean_average_precision_averages_over_classes_with_a_positive():
+    scores = torch.tensor([[0.1, 0.0, 9.0], [0.4, 1.0, 9.0], [0.35, 2.0, 9.0], [0.8, 3.0, 9.0]])
+    labels = torch.tensor([[-100, -100], [-100, -100], [0, -100], [1, 0]])
+    assert mean_average_precision(scores, labels) == pytest.approx((5 / 6 + 1) / 2)
+    assert score_classification(scores, labels) == {"mAP": pytest.approx(11 / 12)}
+    with pytest.raises(ValueError, match="none of 4 images has a label"):
+        mean_average_precision(scores, torch.full((4, 2), -100))
+    with pytest.raises(ValueError, match="NaN"):
+        mean_average_precision(scores * float("nan"), labels)
+
+
+def test_multi_hot_ignores_padding_wherever_it_stands():
+    labels = torch.tensor([[2, -100, 0], [-100, -100, -100], [1, 1, -1]])
+    assert multi_hot(labels, 3).tolist() == [[True, False, True], [False, False, False], [False, True, False]]
+
+
+def test_ranks_follow_the_order_of_sorted_scores():
+    scores = torch.randn(50, 9, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(50) % 9
+    expected = [row.argsort(descending=True).tolist().index(label) for row, label in zip(scores, labels, strict=True)]
+    assert label_ranks(scores, labels).tolist() == expected
+    for k in (1, 5):
+        assert top_k_accuracy(scores, labels, k) == pytest.approx(sum(rank < k for rank in expected) / 50)
+
+
+def test_a_head_that_tells_nothing_apart_is_no_better_than_chance():
+    labels = torch.arange(10)
+    assert top_k_accuracy(torch.zeros(10, 10), labels) == pytest.approx(0.1)
+    assert top_k_accuracy(torch.zeros(10, 10), labels, k=5) == pytest.approx(0.5)
+    assert top_k_accuracy(torch.full((10, 10), float("nan")), labels, k=5) == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"), [([0, 3], "from 0 to 3 for 3 classes"), ([0, -100], "-100 to 0"), ([0], "shape")]
+)
+def test_labels_that_fit_no_class_are_refused(labels: list[int], message: str):
+    with pytest.raises(ValueError, match=message):
+        label_ranks(torch.zeros(2, 3), torch.tensor(labels))
+
+
+def test_rare_classes_count_as_much_as_frequent_ones():
+    predicted, labels = torch.tensor([0, 0, 0, 0, 2]), torch.tensor([0, 0, 0, 2, 2])
+    scores = torch.eye(4)[predicted]  # the class 3 and the class 1 never occur
+    assert mean_per_class_accuracy(scores, labels) == pytest.approx((1 + 1 / 2) / 2)
+
+
+def test_metrics_work_batch_by_batch_offline_and_leave_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a metric may not open a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "home")
+    generator = torch.Generator().manual_seed(2)
+    scores, labels = torch.randn(30, 6, generator=generator), torch.arange(30) % 6
+    lists = [[int(label)] * (place % 3 > 0) for place, label in enumerate(labels)]
+    padded = torch.tensor([row or [-100] for row in lists])
+    cases = [
+        (TopKAccuracy(), labels, {f"top_{k}_accuracy": top_k_accuracy(scores, labels, k) for k in (1, 5)}),
+        (MeanPerClassAccuracy(), labels, {"mean_per_class_accuracy": mean_per_class_accuracy(scores, labels)}),
+        (MeanAveragePrecision(), lists, {"mean_average_precision": mean_average_precision(scores, padded)}),
+    ]
+    for metric, references, expected in cases:
+        assert isinstance(metric, evaluate.Metric)
+        assert metric.compute(predictions=scores, references=references) == pytest.approx(expected)
+        for start in (0, 10, 20):
+            metric.add_batch(predictions=scores[start : start + 10], references=references[start : start + 10])
+        assert metric.compute() == pytest.approx(expected)
+    metric = TopKAccuracy()
+    assert metric.compute(predictions=scores, references=labels, k=2) == pytest.approx(
+        {"top_2_accuracy": top_k_accuracy(scores, labels, 2)}
+    )
+    assert not list(tmp_path.iterdir())
