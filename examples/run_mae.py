@@ -22,9 +22,9 @@ from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.images import ImageRecipe, build_training_loader, read_eval_samples
-from maws_hf.training.ledger import Stage, read_ledger, write_ledger
+from maws_hf.training.ledger import Stage
 from maws_hf.training.loop import train
-from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_image_processor
+from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_curve, reconstruction_grid, save_picture
 
@@ -92,10 +92,8 @@ def main() -> int:
         accelerator.end_training()
         return outcome.exit_code
     if accelerator.is_main_process:
-        model.save_pretrained(output_dir)
-        save_image_processor(config, output_dir)
         spent = Stage("mae", outcome.images_seen, outcome.images_seen * flops_per_image)
-        write_ledger(output_dir, [*read_ledger(recipe.model_name_or_path), spent])
+        save_trained_model(model, recipe, spent)
         losses = reconstruction_losses(model, images, noise)
         draw(model, output_dir / "reconstruction.png")
         plot_curve(

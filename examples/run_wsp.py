@@ -28,9 +28,9 @@ from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.images import ImageRecipe, build_training_loader, open_images, read_eval_samples
-from maws_hf.training.ledger import Stage, describe_ledger, read_ledger, write_ledger
+from maws_hf.training.ledger import Stage, describe_ledger
 from maws_hf.training.loop import train
-from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_image_processor
+from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
 from maws_hf.visualization import plot_curve, prediction_grid, save_picture
 
 # ---------------------------------------------------------------- arguments
@@ -155,11 +155,8 @@ def main() -> int:
         accelerator.end_training()
         return outcome.exit_code
     if accelerator.is_main_process:
-        model.save_pretrained(output_dir)
-        save_image_processor(config, output_dir)
         spent = Stage("wsp", outcome.images_seen, outcome.images_seen * flops_per_image)
-        stages = [*read_ledger(recipe.model_name_or_path), spent]
-        write_ledger(output_dir, stages)
+        stages = save_trained_model(model, recipe, spent)
         scores = weak_label_scores(model, images.to(accelerator.device), image_labels.to(accelerator.device))
         draw_predictions(output_dir / "predictions.png", labels, images, image_labels, scores)
         plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
@@ -184,6 +181,10 @@ def report(recipe: WSPRecipe, steps: int, stages: list[Stage], images: int, scor
     output_dir = Path(recipe.output_dir)
     split = recipe.eval_split or f"{recipe.dataset_split} (trained on)"
     start = recipe.model_name_or_path or "new weights"
+    classify = (
+        "import maws_hf; from transformers import pipeline; "
+        f"print(pipeline('image-classification', '{output_dir}')('PICTURE.png'))"
+    )
     print(f"""
 WSP from {start}: {steps} steps done.
 
@@ -199,7 +200,9 @@ WSP from {start}: {steps} steps done.
   model                                   {output_dir}
 
 Try next:
-  {python} examples/run_linear_probe.py --help""")
+  {python} -c "{classify}"
+  {python} examples/run_linear_probe.py --model_name_or_path {output_dir} \\
+      --dataset_name YOUR_LABELLED_IMAGES --output_dir runs/evaluation""")
 
 
 if __name__ == "__main__":

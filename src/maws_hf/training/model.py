@@ -12,6 +12,7 @@ from transformers import BitImageProcessorPil, PreTrainedModel
 
 from ..models.configuration_maws_vit import SIZES, MawsViTConfig, as_pair
 from .arguments import Options, TrainingArguments, option
+from .ledger import Stage, read_ledger, write_ledger
 from .seeding import seed_for
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -95,9 +96,17 @@ def describe_model(model: PreTrainedModel) -> str:
     )
 
 
-def save_image_processor(config: MawsViTConfig, output_dir: Path) -> None:
-    """Evaluation preprocessing of the released models: shortest side bicubic, centre crop, normalise."""
+def save_trained_model(model: PreTrainedModel, recipe: ModelRecipe, stage: Stage) -> list[Stage]:
+    """Puts the model into `output_dir`, with its image processor and with what it has cost, earlier stages included.
+
+    The preprocessing is that of the released models' evaluation: shortest side bicubic, centre crop, normalise.
+
+    Returns:
+        The stages that have led to the model, this one last.
+    """
+    output_dir, config = Path(recipe.output_dir), model.config
     height, width = as_pair(config.image_size)
+    model.save_pretrained(output_dir)
     BitImageProcessorPil(
         size={"shortest_edge": max(height, width)},
         crop_size={"height": height, "width": width},
@@ -105,6 +114,9 @@ def save_image_processor(config: MawsViTConfig, output_dir: Path) -> None:
         image_mean=list(config.image_mean),
         image_std=list(config.image_std),
     ).save_pretrained(output_dir)
+    stages = [*read_ledger(recipe.model_name_or_path), stage]
+    write_ledger(output_dir, stages)
+    return stages
 
 
 __all__ = [
@@ -114,5 +126,5 @@ __all__ = [
     "build_model",
     "describe_model",
     "parse_overrides",
-    "save_image_processor",
+    "save_trained_model",
 ]
