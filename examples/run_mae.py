@@ -22,7 +22,7 @@ from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.images import ImageRecipe, build_training_loader, read_eval_samples
-from maws_hf.training.ledger import Stage
+from maws_hf.training.ledger import Stage, read_ledger
 from maws_hf.training.loop import train
 from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
 from maws_hf.training.seeding import seed_for
@@ -58,6 +58,7 @@ def main() -> int:
     output_dir = Path(recipe.output_dir)
     accelerator = build_accelerator(recipe)
 
+    earlier = read_ledger(recipe.model_name_or_path)
     model = build_model(MawsMAEForPreTraining, recipe)
     config = model.config
     loader = build_training_loader(recipe, config.image_size, accelerator)
@@ -93,7 +94,7 @@ def main() -> int:
         return outcome.exit_code
     if accelerator.is_main_process:
         spent = Stage("mae", outcome.images_seen, outcome.images_seen * flops_per_image)
-        save_trained_model(model, recipe, spent)
+        save_trained_model(model, output_dir, [*earlier, spent])
         losses = reconstruction_losses(model, images, noise)
         draw(model, output_dir / "reconstruction.png")
         plot_curve(

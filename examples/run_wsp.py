@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from maws_hf import MawsViTForImageClassification
@@ -28,10 +29,13 @@ from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.images import ImageRecipe, build_training_loader, open_images, read_eval_samples
-from maws_hf.training.ledger import Stage, describe_ledger
+from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
 from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
+from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_curve, prediction_grid, save_picture
+
+SIGMOID_BIAS = -10.0
 
 # ---------------------------------------------------------------- arguments
 
@@ -74,28 +78,36 @@ class WSPRecipe(ImageRecipe, ModelRecipe):
 
 def read_labels(recipe: WSPRecipe) -> LabelReader:
     dataset, _ = open_images(recipe, recipe.dataset_split, columns=None)
-    beside = Path(recipe.dataset_name, "vocabulary.json")
+    data = Path(recipe.dataset_name)  # a folder, one shard, or a glob of shards
+    places = [Path(recipe.vocabulary_file)] if recipe.vocabulary_file else [data, data.parent, data.parent.parent]
+    files = [place if recipe.vocabulary_file else place / "vocabulary.json" for place in places]
     return find_labels(
         dataset.features,
         recipe.label_column_name,
-        vocabulary_file=Path(recipe.vocabulary_file) if recipe.vocabulary_file else beside,
+        vocabulary_file=next((file for file in files if file.is_file()), files[0]),
         num_labels=recipe.num_labels,
     )
 
 
-def build_repeats(recipe: WSPRecipe, labels: LabelReader, ratio: float) -> RepeatRows:
+def build_repeats(recipe: WSPRecipe, labels: LabelReader) -> RepeatRows:
     """How often an image is shown an epoch: by its rarest label; never without labels, which teach nothing."""
+    ratio = recipe.resampling_ratio
     if labels.vocabulary is not None:
         counts = np.array([label.count for label in labels.vocabulary.classes])
         rarest = np.array([label.rarest for label in labels.vocabulary.classes])
         images = int(rarest.sum())
     elif ratio > 1:
         dataset, _ = open_images(recipe, recipe.dataset_split, columns=[labels.column])
-        counts, rarest, images = count_labels(map(labels, dataset), len(labels.names))
+        rows = tqdm(dataset, desc="counting labels", unit="image", mininterval=1, leave=False)
+        counts, rarest, images = count_labels(map(labels, rows), len(labels.names))
     else:
         counts = rarest = np.ones(len(labels.names), dtype=np.int64)
         images = len(counts)
-    return RepeatRows(RepeatFactors.from_ratio(counts, rarest, images, ratio), labels)
+    try:
+        factors = RepeatFactors.from_ratio(counts, rarest, images, ratio)
+    except ValueError as error:
+        raise ValueError(f"--resampling_ratio {ratio} is not possible, 1 always is: {error}") from error
+    return RepeatRows(factors, labels)
 
 
 def add_labels(sample: Sample, rng: np.random.Generator, labels: LabelReader, places: int) -> Sample:
@@ -109,6 +121,22 @@ def weak_label_objective(model: torch.nn.Module, batch: dict) -> torch.Tensor:
     return model(batch["pixel_values"], labels=batch["labels"], skip_logits=True).loss
 
 
+# ---------------------------------------------------------------- model
+
+
+def build_classifier(recipe: WSPRecipe, labels: LabelReader) -> MawsViTForImageClassification:
+    """With the head of the start only if that was made for the very same classes."""
+    problem_type = "multi_label_classification" if recipe.loss == "sigmoid" else None
+    model = build_model(MawsViTForImageClassification, recipe, problem_type=problem_type)
+    if model.config.id2label != dict(enumerate(labels.names)):
+        torch.manual_seed(seed_for("head", recipe.seed))
+        # Without it, tens of thousands of classes all begin with a probability of one half (as in the recipe of "How
+        # to train your ViT", which the paper cites).
+        bias = SIGMOID_BIAS if recipe.loss == "sigmoid" else 0.0
+        model.reset_classifier(labels.names, bias)
+    return model
+
+
 # ---------------------------------------------------------------- main
 
 
@@ -119,22 +147,16 @@ def main() -> int:
     accelerator = build_accelerator(recipe)
 
     labels = read_labels(recipe)
-    model = build_model(
-        MawsViTForImageClassification,
-        recipe,
-        id2label=dict(enumerate(labels.names)),
-        label2id={name: index for index, name in enumerate(labels.names)},
-        problem_type="multi_label_classification" if recipe.loss == "sigmoid" else None,
-    )
+    earlier = read_ledger(recipe.model_name_or_path)
+    model = build_classifier(recipe, labels)
     config = model.config
     reading = {
         "columns": [labels.column],
         "extra": partial(add_labels, labels=labels, places=recipe.max_labels_per_image),
     }
-    repeats = build_repeats(recipe, labels, recipe.resampling_ratio)
+    repeats = build_repeats(recipe, labels)
     loader = build_training_loader(recipe, config.image_size, accelerator, repeats=repeats, **reading)
-    once = build_repeats(recipe, labels, ratio=1)
-    samples = read_eval_samples(recipe, config.image_size, count=1024, repeats=once, **reading)
+    samples = read_eval_samples(recipe, config.image_size, count=1024, keep=lambda row: bool(labels(row)), **reading)
     images = torch.stack([sample["pixel_values"] for sample in samples])
     image_labels = torch.stack([torch.from_numpy(sample["labels"]) for sample in samples])
 
@@ -156,7 +178,8 @@ def main() -> int:
         return outcome.exit_code
     if accelerator.is_main_process:
         spent = Stage("wsp", outcome.images_seen, outcome.images_seen * flops_per_image)
-        stages = save_trained_model(model, recipe, spent)
+        stages = [*earlier, spent]
+        save_trained_model(model, output_dir, stages)
         scores = weak_label_scores(model, images.to(accelerator.device), image_labels.to(accelerator.device))
         draw_predictions(output_dir / "predictions.png", labels, images, image_labels, scores)
         plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")

@@ -10,11 +10,13 @@ up with the rows and their synsets, `vocabulary.json`, `report.json` and `freque
 """
 
 import os
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from maws_hf.data.labelling import LabellingReport, label_dataset
+from maws_hf.data.sources import DataSourceError, open_stream
 from maws_hf.training.arguments import Options, option, parse_recipe
 from maws_hf.training.entry_point import run_script
 
@@ -70,7 +72,6 @@ def main() -> int:
 
 def summarise(report: LabellingReport, options: LabelOptions) -> None:
     output_dir = Path(options.output_dir)
-    python = Path(os.path.relpath(sys.executable))  # of the environment, which need not be activated
     print(f"""
 {report}
 
@@ -79,9 +80,22 @@ def summarise(report: LabellingReport, options: LabelOptions) -> None:
   all of the above, more dropped tags     {output_dir / "report.json"}
   frequency over rank                     {output_dir / "frequencies.png"}
 
-Try next:
+{_next_step(options)}""")
+
+
+def _next_step(options: LabelOptions) -> str:
+    split, column = options.dataset_split[0], options.image_column_name
+    try:
+        open_stream(options.output_dir, split=split, image_column=column)
+    except DataSourceError as error:
+        return f"To train on it, images are needed beside the labels; there are none to be found: {error}"
+    python = Path(os.path.relpath(sys.executable))  # of the environment, which need not be activated
+    chosen = "" if split == "train" else f" --dataset_split {shlex.quote(split)}"
+    chosen += "" if column is None else f" --image_column_name {shlex.quote(column)}"
+    return f"""Try next:
   {python.with_name("accelerate")} launch --config_file examples/accelerate/single_process.yaml examples/run_wsp.py \\
-      --config examples/recipes/wsp_laptop.yaml --dataset_name {output_dir} --output_dir runs/wsp""")
+      --config examples/recipes/wsp_laptop.yaml --dataset_name {shlex.quote(options.output_dir)}{chosen} \\
+      --output_dir runs/wsp"""
 
 
 if __name__ == "__main__":

@@ -106,9 +106,9 @@ def test_soft_targets_are_divided_by_their_sum_and_empty_rows_ignored():
     assert soft_target_loss(logits, targets).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_binary_lists_equal_binary_cross_entropy_of_labelled_rows():
+def test_binary_lists_equal_binary_cross_entropy_of_labelled_rows_summed_over_classes():
     generator = torch.Generator().manual_seed(1)
     logits, labels = torch.randn(8, 9, generator=generator), random_labels(8, 3, 9, generator)
     targets = torch.zeros(8, 9).scatter_add_(1, labels.clamp(min=0), (labels >= 0).float())
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[1:].double(), targets[1:].double())
+    expected = 9 * torch.nn.functional.binary_cross_entropy_with_logits(logits[1:].double(), targets[1:].double())
     assert binary_weak_label_loss(logits, labels).item() == pytest.approx(expected.item(), rel=1e-6)

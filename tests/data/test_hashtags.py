@@ -74,6 +74,14 @@ LABELS = {
     "windows": "n04587648",  # no trademark
     "shoes": "n04199027",  # not somebody's situation
     "men": "n10287213",  # not the work force
+    "men's": "n10287213",
+    "mens": "n10287213",
+    "women’s": "n10787470",
+    "womens": "n10787470",
+    "children's": "n09917593",
+    "gentlemens": "n10127273",
+    "dogs'": "n02084071",
+    "omens": "n07286368",
     # years
     "dog2020": "n02084071",
     "2020dog": "n02084071",

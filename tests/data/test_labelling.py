@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from datasets import Dataset, Features, Image, List, Value
 from tiny import draw_image
 
@@ -171,6 +172,12 @@ def test_captions_in_tar_shards(tmp_path):
     stored = list(open_stream(tmp_path / "out"))
     assert [row["__key__"] for row in stored] == ["0001", "0003", "0005", "0007"]
     assert [row["png"]["bytes"] for row in stored] == [draw_image(number) for number in (1, 3, 5, 7)]
+    assert not {"__url__", "__local_path__"} & set(stored[0])  # where the shard lies on this computer
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "shard.tar").rename(tmp_path / "elsewhere" / "shard.tar")
+    moved = {"min_count": 1, "tags_column": None, "text_column": "txt"}
+    label(tmp_path / "elsewhere" / "shard.tar", tmp_path / "out2", **moved)
+    assert contents(tmp_path / "out") == contents(tmp_path / "out2")
 
 
 def test_the_script_labels_and_says_what_to_do_next(source, done, tmp_path, monkeypatch, capsys):
@@ -181,11 +188,37 @@ def test_the_script_labels_and_says_what_to_do_next(source, done, tmp_path, monk
     assert finished.value.code == 0
     assert contents(tmp_path / "out") == contents(done)
     printed = capsys.readouterr().out
-    for expected in ("n02084071  dog", "dropped tags", "frequencies.png", "examples/run_wsp.py", "3 or more"):
+    for expected in ("n02084071  dog", "dropped tags", "frequencies.png", "images are needed", "3 or more"):
         assert expected in printed
+    assert "run_wsp.py" not in printed
     monkeypatch.setattr(sys, "argv", [*command.split(), str(source / "inside")])
     with pytest.raises(SystemExit, match=r"^build_wsp_labels\.py: error: .* would become part of it"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_the_script_names_the_next_step_where_there_are_images(tmp_path, monkeypatch, capsys):
+    rows = [{"image": {"bytes": draw_image(0), "path": "0.png"}, "tags": ["dog"]}]
+    features = Features({"image": Image(), "tags": List(Value("string"))})
+    source = write_shards(tmp_path / "in", rows, 1, features)
+    command = f"build_wsp_labels.py --dataset_name {source} --tags_column_name tags --min_count 1 --output_dir"
+    monkeypatch.setattr(sys, "argv", [*command.split(), str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as finished:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert finished.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"--dataset_name {tmp_path / 'out'} \\" in printed
+    assert "examples/run_wsp.py" in printed
+
+
+def test_any_name_of_the_data_makes_a_card_that_loads(tmp_path):
+    folder = write_shards(tmp_path / "colon: it's #1 🐶 {x}", tagged_rows(20), 2)
+    label(folder, tmp_path / "of folder", min_count=1)
+    label(f"{folder}/*.parquet", tmp_path / "of glob", min_count=1)
+    for output in ("of folder", "of glob"):
+        assert labelled(tmp_path / output)
+        card = (tmp_path / output / "README.md").read_text(encoding="utf-8")
+        assert yaml.safe_load(card.split("---")[1])["pretty_name"] == f"{folder.name} with weak labels"
+        assert "*.parquet with" not in card
 
 
 def test_other_splits_are_labelled_but_not_counted(source, done, tmp_path):
@@ -245,6 +278,11 @@ def test_tags_in_text_and_in_separated_strings(tmp_path):
         ({"tags_column": None}, "where are the tags.*--text_column_name; there are key, tags"),
         ({"tags_column": "tag"}, "--tags_column_name tag: no such column, there are key, tags"),
         ({"tags_column": "key"}, "--tags_column_name key: it holds strings; .* --tag_separator"),
+        ({"tag_separator": ","}, "--tags_column_name tags: it holds lists, which are not cut: leave out --tag_sep"),
+        (
+            {"tags_column": None, "text_column": "key", "tag_separator": ","},
+            "--tag_separator cuts the strings of --ta",
+        ),
         ({"text_column": "number"}, "--text_column_name number: it holds int64, a string or a list of strings"),
     ],
 )
@@ -381,7 +419,7 @@ def test_another_threshold_only_makes_the_vocabulary_again(source, tmp_path):
     [
         ({"keep_unlabelled": True}, "was made with keep_unlabelled=False, not True: choose another --output_dir"),
         ({"tags_column": "tags", "text_column": "key"}, "was made with text_column=None, not 'key'"),
-        ({"max_shards": 2}, "is not one of the shards to be made"),
+        ({"max_shards": 2}, "the split train in 5 shards and would now get 2: give --max_shards as before"),
     ],
 )
 def test_other_options_are_refused(source, done, options, message):
@@ -405,7 +443,7 @@ def test_an_output_inside_the_data_is_refused(source):
 def test_without_any_label_the_dropped_tags_are_shown(tmp_path):
     source = write_shards(tmp_path / "in", [{"tags": ["dog;cat", "dog;cat", "selfie"]}], 1)
     with pytest.raises(
-        LabellingError, match=r"the most frequent of 3: dog cat \(unknown, 2 times\), selfie .*separator"
+        LabellingError, match=r"of 3: dog cat \(unknown, 2 times\), selfie .* is it the right column\?$"
     ):
         label(source, tmp_path / "out")
     source = write_shards(tmp_path / "none", [{"tags": None}], 1, Features({"tags": List(Value("string"))}))
@@ -418,6 +456,7 @@ def test_without_any_label_the_dropped_tags_are_shown(tmp_path):
     [
         ({"min_count": 0}, ValueError, "--min_count 0 is not possible: it must be at least 1"),
         ({"max_classes": 0}, ValueError, "--max_classes 0 is not possible"),
+        ({"tag_separator": ""}, ValueError, "--tag_separator is empty: give what stands between"),
         ({"num_proc": 0}, ValueError, "--num_proc 0 is not possible"),
         ({"splits": ["train", "train"]}, ValueError, "--dataset_split train train is not possible"),
         ({"splits": ["dev"]}, DataSourceError, "no split 'dev'"),
@@ -433,3 +472,50 @@ def test_impossible_options_are_refused(source, tmp_path, options, error, messag
 def test_a_data_set_that_has_synsets_is_refused(done, tmp_path):
     with pytest.raises(DataSourceError, match="has a column 'synsets' already"):
         label(done, tmp_path / "out")
+
+
+def test_a_wrong_separator_leaves_nothing_in_the_way(tmp_path):
+    source = write_shards(tmp_path / "in", [{"tags": "dog;cat", "other": "omg;lol"}] * 4, 2)
+    with pytest.raises(LabellingError, match=r"right column, and does --tag_separator ',' stand between its tags\?"):
+        label(source, tmp_path / "out", tag_separator=",")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(LabellingError, match="no tag is a WordNet noun"):
+        label(source, tmp_path / "out", tag_separator=",")
+    label(source, tmp_path / "out", tag_separator=";")
+    assert [row["synsets"] for row in labelled(tmp_path / "out")] == [[DOG, CAT]] * 4
+    assert (tmp_path / "out" / "mine.txt").exists()
+
+
+def test_a_split_without_nouns_leaves_finished_ones_alone(source, done, tmp_path):
+    both = tmp_path / "both"
+    write_shards(both, tagged_rows(20), 2)
+    write_shards(both, [{"key": "t", "tags": ["selfie"]}], 1, split="test")
+    label(both, tmp_path / "out", min_count=1)
+    before = contents(tmp_path / "out")
+    with pytest.raises(LabellingError, match="no tag is a WordNet noun"):
+        label(both, tmp_path / "out", splits=["test", "train"], min_count=1)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell"),
+    [
+        (pa.list_(pa.string(), 2), ["dog", "selfie"]),
+        (pa.string_view(), "dog,selfie"),
+        (pa.list_(pa.string_view()), ["dog", "selfie"]),
+        (pa.large_list(pa.string_view()), ["dog", "selfie"]),
+    ],
+    ids=str,
+)
+def test_tags_of_every_arrow_type_are_counted_alike(tmp_path, kind, cell):
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"tags": pa.array([cell, None, cell], kind)}), tmp_path / "in" / "train.parquet")
+    report = label(
+        tmp_path / "in", tmp_path / "out", min_count=1, tag_separator="," if isinstance(cell, str) else None
+    )
+    train = report.splits["train"]
+    assert (train.rows, train.written, train.unreadable, train.cut) == (3, 2, 1, 0)
+    assert (report.counts.tags, report.counts.labels, report.counts.dropped) == (4, 2, {"unknown": 2})
+    assert [row["synsets"] for row in labelled(tmp_path / "out")] == [[DOG], [DOG]]

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import IterableDataset, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from maws_hf.data import streaming
 from maws_hf.data.sources import open_stream
-from maws_hf.data.streaming import ImageStream, StreamError, StreamStateError, prepare_image
+from maws_hf.data.streaming import ImageStream, StreamError, StreamStateError, prepare_image, random_rows
 from maws_hf.processing.decode import ImageDecodeError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*shards cannot be dealt evenly")
@@ -591,3 +591,21 @@ def test_sample_without_a_name_is_called_by_its_place():
 def test_impossible_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ImageStream(memory_shards([3]), keep_key, **options)
+
+
+def test_random_rows_come_from_all_of_a_sorted_data_set(tmp_path):
+    features = Features({"key": Value("string"), "label": Value("int64")})
+    for shard in range(4):  # sorted by label, as class folders are usually exported
+        labels = [shard] * 300
+        rows = {"key": [f"{shard}-{number}" for number in range(300)], "label": labels}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"train-{shard}.parquet")
+    dataset = open_stream(tmp_path, require_image=False)
+    rows = random_rows(dataset, 200, seed=1, among=10_000)
+    counts = np.bincount([row["label"] for row in rows], minlength=4)
+    assert abs(counts - 50).max() < 5 * np.sqrt(200 * 0.25 * 0.75)
+    assert len({row["__key__"] for row in rows}) == 200
+    assert rows == random_rows(dataset, 200, seed=1, among=10_000)
+    assert rows != random_rows(dataset, 200, seed=2, among=10_000)
+    kept = random_rows(dataset, 400, seed=1, among=10_000, keep=lambda row: row["label"] == 3)
+    assert [row["label"] for row in kept] == [3] * 300
+    assert len(random_rows(dataset, 400, seed=1, among=300)) == 300

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Features, List, Value
+from datasets import ClassLabel, Features, LargeList, List, Value
 
 from maws_hf.data.sources import DataSourceError
 from maws_hf.data.targets import class_names, find_labels, pad_labels
@@ -14,7 +14,7 @@ def vocabulary() -> Vocabulary:
         ("n02084071", "dog", 5),
         ("n02012849", "crane", 3),
         ("n03126707", "crane", 2),
-        ("n02099601", "golden_retriever", 1),
+        ("n02099601", "golden retriever", 1),
     ]
     classes = tuple(
         LabelClass(id=id, name=name, gloss=f"what a {name} is", count=count, rarest=count, tags=((name, count),))
@@ -44,10 +44,25 @@ def test_names_that_two_synsets_share_carry_their_ids():
         ({"labels": List(ClassLabel(names=["a", "b", "c"]))}, {"labels": [2, 0, 2]}, [0, 2]),
         ({"labels": List(Value("int64"))}, {"labels": np.array([3, 1])}, [1, 3]),
         ({"label": Value("int32")}, {"label": None}, []),
+        ({"label": Value("int32")}, {"label": -1}, []),
+        ({"labels": LargeList(Value("int64"))}, {"labels": [-100, 2]}, [2]),
     ],
 )
 def test_class_indices_are_taken_as_they_are(features: dict, sample: dict, expected: list):
     assert find_labels(Features(features), None, num_labels=4)(sample) == expected
+
+
+def test_the_fingerprint_tells_classes_their_order_and_the_column(tmp_path: Path):
+    def fingerprint(column: str, names: list[str]) -> str:
+        return find_labels(Features({column: ClassLabel(names=names)}), column).fingerprint
+
+    assert fingerprint("label", ["a", "b"]) == fingerprint("label", ["a", "b"])
+    others = {
+        fingerprint("label", ["b", "a"]),
+        fingerprint("labels", ["a", "b"]),
+        fingerprint("label", ["a", "b", "c"]),
+    }
+    assert len(others | {fingerprint("label", ["a", "b"])}) == 4
 
 
 def test_what_cannot_be_a_label_says_what_to_do(tmp_path: Path):
@@ -55,7 +70,11 @@ def test_what_cannot_be_a_label_says_what_to_do(tmp_path: Path):
         ({"image": Value("binary")}, "no column synsets, labels or label among image"),
         ({"label": Value("int64")}, "plain integers: say of how many classes, --num_labels"),
         ({"label": Value("float32")}, r"Value\('float32'\): class indices or synset ids are wanted"),
-        ({"synsets": List(Value("string"))}, "v.json is not there: name it with --vocabulary_file"),
+        (
+            {"synsets": List(Value("string"))},
+            r"v\.json is not there \(--vocabulary_file; scripts/build_wsp",
+        ),
+        ({"label": ClassLabel(names=["only"])}, "the labels in label are of 1 class: two are the least"),
     ):
         with pytest.raises(DataSourceError, match=message):
             find_labels(Features(features), None, vocabulary_file=tmp_path / "v.json")

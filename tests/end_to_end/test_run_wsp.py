@@ -44,7 +44,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         Dataset.from_dict(rows, features=features).to_parquet(folder / f"train-{shard:05d}-of-00002.parquet")
     classes = tuple(
-        LabelClass(id=IDS[c], name=f"thing_{c}", gloss="", count=int(counts[c]), rarest=int(rarest[c]))
+        LabelClass(id=IDS[c], name=f"thing {c}", gloss="", count=int(counts[c]), rarest=int(rarest[c]))
         for c in range(3)
     )
     Vocabulary(images=images, min_count=1, classes=classes).save(folder / "vocabulary.json")
@@ -121,6 +121,17 @@ def test_kills_change_nothing_with_resampling_and_average(
     assert_same_run(reference, killed)
 
 
+def test_another_order_of_classes_cannot_continue_a_run(straight_run: Path, labelled: Path, tmp_path: Path):
+    content = json.loads((labelled / "vocabulary.json").read_text())
+    for label, id in zip(content["classes"], reversed(IDS), strict=True):
+        label["id"] = id
+    other = tmp_path / "vocabulary.json"
+    other.write_text(json.dumps(content))
+    options = {"vocabulary_file": other, "max_steps": STEPS + 1}
+    output = finish(start(command(labelled, straight_run, **options)), expected=1)
+    assert "belongs to a stream with repeats" in output.splitlines()[-1]
+
+
 def test_another_resampling_cannot_continue_a_run(straight_run: Path, labelled: Path):
     options = {"resampling_ratio": 1.2, "max_steps": STEPS + 1}
     output = finish(start(command(labelled, straight_run, **options)), expected=1)
@@ -146,6 +157,33 @@ def test_a_mae_run_is_continued_and_the_ledger_adds_up(labelled: Path, tmp_path:
             assert torch.equal(after[name], before[name]), name
 
 
+def test_a_head_is_kept_for_the_same_classes_only(straight_run: Path, labelled: Path, tmp_path: Path):
+    content = json.loads((labelled / "vocabulary.json").read_text())
+    options = {"model_name_or_path": straight_run, "config_overrides": "", "max_steps": 1, "learning_rate": 0}
+    options |= {"warmup_steps": 0, "ema_decay": 0, "resampling_ratio": 1}
+    finish(start(command(labelled, tmp_path / "same", **options)))
+    for label in content["classes"]:
+        label["name"] = f"other {label['name']}"
+    (tmp_path / "names.json").write_text(json.dumps(content))
+    finish(start(command(labelled, tmp_path / "names", vocabulary_file=tmp_path / "names.json", **options)))
+    content["images"] -= content["classes"].pop()["rarest"]
+    (tmp_path / "fewer.json").write_text(json.dumps(content))
+    finish(start(command(labelled, tmp_path / "fewer", vocabulary_file=tmp_path / "fewer.json", **options)))
+    heads = {
+        folder.name: load_file(folder / "model.safetensors")["classifier.weight"]
+        for folder in (straight_run, tmp_path / "same", tmp_path / "names", tmp_path / "fewer")
+    }
+    before = heads.pop(straight_run.name)
+    assert torch.equal(heads["same"], before)
+    assert not torch.equal(heads["names"], before)
+    assert heads["fewer"].shape == (2, 16)
+
+
+def test_a_run_cannot_start_from_its_own_folder(straight_run: Path, labelled: Path):
+    output = finish(start(command(labelled, straight_run, model_name_or_path=straight_run)), expected=2)
+    assert "another folder than --output_dir" in output.splitlines()[-1]
+
+
 def test_plain_class_indices_and_the_sigmoid_loss(image_shards: Path, tmp_path: Path):
     features = Features({"image": Image(), "label": Value("int64")})
     images = [{"bytes": draw_image(i), "path": None} for i in range(20)]
@@ -155,6 +193,7 @@ def test_plain_class_indices_and_the_sigmoid_loss(image_shards: Path, tmp_path: 
     finish(start(command(tmp_path / "data", tmp_path / "run", **options)))
     model = MawsViTForImageClassification.from_pretrained(tmp_path / "run")
     assert model.config.problem_type == "multi_label_classification"
+    assert (model.classifier.bias < -9).all()
     output = finish(start(command(tmp_path / "data", tmp_path / "other", **{**options, "num_labels": 3})), expected=1)
     assert "label 3 in label is not in 0..2" in output.splitlines()[-1]
     output = finish(start(command(image_shards, tmp_path / "none", **options)), expected=1)

@@ -392,6 +392,7 @@ def test_classifier_takes_every_form_of_labels(images: torch.Tensor, form: str, 
     logits = outputs.logits.double()
     if binary:
         expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
+        expected = expected * (5 if form in ("single", "lists") else 1)  # integers: summed over classes
     else:
         expected = -(targets / targets.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
     assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -408,6 +409,20 @@ def test_skipped_logits_change_neither_loss_nor_gradients(images: torch.Tensor, 
         results.append((outputs.loss, [parameter.grad.clone() for parameter in model.parameters()]))
     assert outputs.logits is None
     torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_new_head_has_the_new_classes_and_leaves_the_encoder_alone(images: torch.Tensor, tmp_path):
+    model = randomize(MawsViTForImageClassification(tiny_config(num_labels=5)))
+    before = {name: weight.clone() for name, weight in model.vit.state_dict().items()}
+    model.reset_classifier(["cat", "dog", "bird"], bias=-10.0)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.vit.state_dict().items())
+    assert (model.num_labels, model.config.num_labels) == (3, 3)
+    assert model.config.label2id == {"cat": 0, "dog": 1, "bird": 2}
+    assert 0.01 < model.classifier.weight.std() < 0.03
+    model.save_pretrained(tmp_path)
+    again = MawsViTForImageClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.eval()(images).logits, model.eval()(images).logits)
+    assert again.config.id2label == {0: "cat", 1: "dog", 2: "bird"}
 
 
 def test_labels_of_no_known_form_are_refused(images: torch.Tensor):

@@ -299,9 +299,17 @@ class TagMapper:
         joined = "".join(words)
         if lemma := self._find_exactly(words):
             return self._known_as_plural(lemma, joined) or lemma
-        for singular in chain(self._irregular_singulars(joined), _regular_singulars(joined)):
+        for singular in self._irregular_singulars(joined):
             if lemma := self._find_exactly([singular]):
                 return lemma
+        shorter = list(_regular_singulars(joined))
+        for singular in shorter:
+            if lemma := self._find_exactly([singular]):
+                return self._as_alone(lemma, singular)
+        for plural in shorter:  # children's: still a plural without the possessive
+            for singular in chain(self._irregular_singulars(plural), _regular_singulars(plural)):
+                if lemma := self._find_exactly([singular]):
+                    return lemma
         if len(words) > 1:  # sons in law, computer mice: words that ends cannot tell when joined
             for place in reversed(range(len(words))):
                 for singular in chain(self._irregular_singulars(words[place]), _regular_singulars(words[place])):
@@ -320,8 +328,13 @@ class TagMapper:
         for singular in _regular_singulars(joined):
             if found := self._find_exactly([singular]):
                 tagged = self.wordnet.tagged_senses(found)
-                return found if tagged and tagged >= self.wordnet.tagged_senses(lemma) else None
+                known = tagged and tagged >= self.wordnet.tagged_senses(lemma)
+                return self._as_alone(found, singular) if known else None
         return None
+
+    def _as_alone(self, lemma: str, joined: str) -> str:
+        """The lemma left when an ending was cut off; after a possessive's, its singular (men's: men: man)."""
+        return (None if joined.endswith("s") else self._known_as_plural(lemma, joined)) or lemma
 
     def _find_exactly(self, words: list[str]) -> str | None:
         """The lemma with these words, else with these letters."""

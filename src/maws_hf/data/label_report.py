@@ -1,6 +1,7 @@
 """What labelling a data set has come to: numbers to print and to keep, a picture, a dataset card."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ DROPS_HELD, TAGS_HELD = 50_000, 500  # different ones of each reason and of each
 KEPT_TAGS = 8  # of a class, in the vocabulary
 
 CARD = """---
-pretty_name: {name} with weak labels
+pretty_name: {pretty_name}
 configs:
 - config_name: default
   version: {version}
@@ -197,12 +198,20 @@ def dataset_card(name: str, report: LabellingReport, digests: Iterable[str]) -> 
     """
     version = int(hashlib.sha256("".join(digests).encode()).hexdigest()[:7], 16)
     return CARD.format(
+        pretty_name=_quoted(f"{name} with weak labels"),
         name=name,
         version=f"1.0.{version}",
-        files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in report.splits),
+        files="\n".join(
+            f"  - split: {_quoted(split)}\n    path: {_quoted(f'data/{split}-*.parquet')}" for split in report.splits
+        ),
         classes=len(report.vocabulary),
         counted=f"`{next(iter(report.splits))}`",
     )
+
+
+def _quoted(text: str) -> str:
+    """A string of YAML whatever it holds: those of JSON are."""
+    return json.dumps(text, ensure_ascii=False)  # YAML does not join escaped halves of an emoji
 
 
 def _troubles(counts: SplitCounts) -> Mapping[str, int]:

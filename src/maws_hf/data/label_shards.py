@@ -20,7 +20,7 @@ import fsspec.asyn
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Features, Image, IterableDataset, List, Value
+from datasets import Features, Image, IterableDataset, LargeList, List, Value
 from datasets.table import table_cast
 
 from .corpus import TEMPORARY_SUFFIX, write_atomically
@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 SYNSETS = "synsets"
+READ_FROM = ("__url__", "__local_path__")  # what readers of tar shards add: where these lie here, nothing of the rows
 BATCH_ROWS = 256
 GROUP_ROWS, GROUP_BYTES = 10_000, 32 << 20  # a row group is closed at either: what a reader holds at once
 MOST_TAGS = 1000  # of a row; the rest is not read
@@ -117,7 +118,8 @@ class ShardJob:
     @property
     def features(self) -> Features:
         """Of the rows that are written: the data set's own and `synsets`."""
-        kinds = self.dataset.features
+        kinds = {name: kind for name, kind in self.dataset.features.items() if name not in READ_FROM}
+        kinds = {name: _without_views(kind) for name, kind in kinds.items()}
         images = {name for name, kind in kinds.items() if name == self.image_column or isinstance(kind, Image)}
         features = {name: Image() if name in images else kind for name, kind in kinds.items()}
         return Features(features | {SYNSETS: List(Value("string"))})
@@ -163,7 +165,7 @@ def load_mapper(wordnet_dir: Path) -> TagMapper:
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether an Arrow column of this type holds strings."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -203,10 +205,30 @@ def label_shard(shard: int, job: ShardJob) -> None:
 def _read_batches(dataset: IterableDataset) -> Iterator[pa.Table]:
     """Arrow tables as they are stored, where they are; rows put into tables otherwise (tar shards)."""
     if getattr(dataset._ex_iterable, "iter_arrow", None):  # asked for tables, datasets guesses the types of rows
-        yield from dataset.with_format("arrow").iter(BATCH_ROWS)
+        for table in dataset.with_format("arrow").iter(BATCH_ROWS):
+            kinds = {field.name: _arrow_without_views(field.type) for field in table.schema}
+            yield table if list(kinds.values()) == table.schema.types else table.cast(pa.schema(kinds))
     else:
         schema = dataset.features.arrow_schema
         yield from (pa.Table.from_pydict(batch, schema=schema) for batch in dataset.iter(BATCH_ROWS))
+
+
+def _arrow_without_views(kind: pa.DataType) -> pa.DataType:
+    """Strings instead of string views, whose rows Arrow cannot choose from; alone or in lists, as tags are."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if is_list(kind) and pa.types.is_string_view(kind.value_type):
+        return pa.large_list(pa.string()) if pa.types.is_large_list(kind) else pa.list_(pa.string())
+    return kind
+
+
+def _without_views(kind: Any) -> Any:
+    """The same, as `datasets` names types."""
+    if kind == Value("string_view"):
+        return Value("string")
+    if isinstance(kind, List | LargeList) and kind.feature == Value("string_view"):
+        return type(kind)(Value("string"))
+    return kind
 
 
 class _Counts:
@@ -259,6 +281,7 @@ def _label_batch(table: pa.Table, rules: LabelRules, mapper: TagMapper, counts: 
     counts.mapped.update(mapped)
     counts.dropped.update(dropped)
 
+    table = table.select([name for name in table.column_names if name not in READ_FROM])
     table = table.append_column(SYNSETS, pa.array(rows, pa.list_(pa.string())))
     if not rules.keep_unlabelled:
         table = table.filter(pa.array(map(bool, rows), pa.bool_()))
@@ -303,7 +326,8 @@ def _hashtags(value: str | list, _: LabelRules) -> tuple[list[str], bool]:
 def _values(column: pa.ChunkedArray) -> list[Any]:
     """Python values; None where there is none or it is no UTF-8."""
     if is_list(column.type):
-        column = pc.list_slice(column, 0, MOST_TAGS + 1)
+        # Lists of a fixed size would be filled up to this one.
+        column = pc.list_slice(column, 0, MOST_TAGS + 1, return_fixed_size_list=False)
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

@@ -12,6 +12,7 @@ again. The output folder:
     README.md                             the dataset card, written last
 """
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -48,7 +49,7 @@ __all__ = ["LabellingError", "LabellingReport", "label_dataset"]
 
 OPTIONS = "labelling.json"
 # Part of the recorded options: raise it with any change to how tags are read, so that labels are not mixed.
-RULES = 1
+RULES = 2
 
 
 class LabellingError(RuntimeError):
@@ -103,9 +104,12 @@ def label_dataset(
     _check_numbers(min_count=min_count, max_classes=max_classes, num_proc=num_proc, max_shards=max_shards)
     if not splits or len(set(splits)) < len(splits):
         raise ValueError(f"--dataset_split {' '.join(splits)} is not possible: name each split once")
+    if tag_separator == "":
+        raise ValueError("--tag_separator is empty: give what stands between the tags of a string, as in ';'")
     rules = LabelRules(tags_column, text_column, tag_separator, keep_unlabelled)
     files = _digest_of_files(source)
-    name = source if files is None else Path(source).resolve().name  # what may be published with the data
+    # What may be published with the data: no path of this computer.
+    name = source if files is None else Path(source).resolve().name
     options = {"rules": RULES, "dataset_name": name, "dataset_config_name": dataset_config_name}
     options |= {"image_column": image_column, **asdict(rules), "dataset_files": files}
     _check_output(output_dir, source, options)
@@ -120,6 +124,8 @@ def label_dataset(
         shards = min(dataset.num_shards, max_shards)
         jobs.append(ShardJob(dataset, split, shards, _image_column(dataset, image_column), rules, output_dir, wordnet))
     _no_strangers(output_dir, jobs)
+    finished = (output_dir / "README.md").exists()
+    kept = {job.data_file(shard) for job in jobs for shard in range(job.shards) if job.data_file(shard).exists()}
     for folder in ("data", "records"):
         (output_dir / folder).mkdir(parents=True, exist_ok=True)
     write_atomically(output_dir / OPTIONS, _to_json(options))
@@ -127,8 +133,14 @@ def label_dataset(
     for job in jobs:
         _map_shards(job, _label_one, num_proc, f"{job.split}: labelling shards")
 
-    report = _count(jobs, min_count, max_classes, num_proc)
-    write_atomically(output_dir / "README.md", dataset_card(name, report, map(_digest_of_records, jobs)).encode())
+    counted = LabelCounts.of(_records(jobs[0]))
+    if not counted.synsets:
+        # An option is wrong: what it has left must not stand in the way of the right one.
+        _remove_labels(jobs, kept if finished else set(), options_too=not finished)
+        raise _no_nouns(counted, rules)
+    report = _count(jobs, counted, min_count, max_classes, num_proc)
+    card = dataset_card(_title(source, name), report, map(_digest_of_records, jobs))
+    write_atomically(output_dir / "README.md", card.encode())
     for leftover in output_dir.rglob(f".*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
     return report
@@ -141,12 +153,13 @@ def _label_one(row: dict[str, int], job: ShardJob) -> None:
     label_shard(row["shard"], job)
 
 
-def _count(jobs: Sequence[ShardJob], min_count: int, max_classes: int | None, num_proc: int) -> LabellingReport:
+def _count(
+    jobs: Sequence[ShardJob], counted: LabelCounts, min_count: int, max_classes: int | None, num_proc: int
+) -> LabellingReport:
     """Everything that is counted, with the vocabulary of the first job, written to the output folder."""
     first, output_dir = jobs[0], jobs[0].output_dir
     wordnet = load_mapper(first.wordnet_dir).wordnet
     splits = {job.split: SplitCounts.of(_records(job)) for job in jobs}
-    counted = LabelCounts.of(_records(first))
     frequent = [(synset, count) for synset, count in counted.synsets.items() if count >= min_count]
     frequent = sorted(frequent, key=lambda item: (-item[1], item[0]))[:max_classes]
     if not frequent:
@@ -227,16 +240,42 @@ def _digest_of_records(job: ShardJob) -> str:
 
 
 def _no_classes(counted: LabelCounts, min_count: int, wordnet: WordNet) -> LabellingError:
-    if counted.synsets:
-        synset, count = min(counted.synsets.items(), key=lambda item: (-item[1], item[0]))
-        name = wordnet.names(synset)[0]
-        return LabellingError(f"no synset is on {min_count} images, {name} is on most, {count}: lower --min_count")
+    synset, count = min(counted.synsets.items(), key=lambda item: (-item[1], item[0]))
+    name = wordnet.names(synset)[0]
+    return LabellingError(f"no synset is on {min_count} images, {name} is on most, {count}: lower --min_count")
+
+
+def _no_nouns(counted: LabelCounts, rules: LabelRules) -> LabellingError:
     tags = [(count, tag, reason) for reason in counted.dropped for tag, count in counted.dropped_tags(reason, 5)]
     shown = ", ".join(f"{tag[:40]} ({reason}, {count} times)" for count, tag, reason in sorted(tags, reverse=True)[:8])
+    separated = f", and does --tag_separator {rules.tag_separator!r} stand between its tags"
     return LabellingError(
         f"no tag is a WordNet noun; the most frequent of {counted.tags}: {shown or 'there are none at all'}: is it "
-        "the right column, and does it need --tag_separator?"
+        f"the right column{separated if rules.tag_separator else ''}?"
     )
+
+
+def _remove_labels(jobs: Sequence[ShardJob], kept: set[Path], *, options_too: bool) -> None:
+    """Take back the shards that are not `kept`; folders go where nothing is left in them."""
+    output_dir = jobs[0].output_dir
+    for job in jobs:
+        for shard in range(job.shards):
+            if job.data_file(shard) not in kept:
+                job.record_file(shard).unlink(missing_ok=True)
+                job.data_file(shard).unlink(missing_ok=True)
+    if options_too:
+        (output_dir / OPTIONS).unlink(missing_ok=True)
+    for folder in (output_dir / "data", output_dir / "records", output_dir):
+        with contextlib.suppress(OSError):  # something else lies there
+            folder.rmdir()
+
+
+def _title(source: str, name: str) -> str:
+    """What the dataset card calls the data set: for a glob, the folder that holds the files."""
+    if os.path.exists(source) or not glob.has_magic(source):
+        return name
+    folders = {os.path.dirname(os.path.abspath(path)) for path in glob.glob(source, recursive=True)}
+    return os.path.basename(os.path.commonpath(folders)) if folders else name
 
 
 # ---------------------------------------------------------------- refusals
@@ -255,6 +294,10 @@ def _check_columns(dataset: IterableDataset, rules: LabelRules) -> None:
             f"where are the tags? name their column with --tags_column_name, or one of text with #hashtags with "
             f"--text_column_name; there are {', '.join(columns)}"
         )
+    if rules.tag_separator is not None and rules.tags_column is None:
+        raise DataSourceError(
+            "--tag_separator cuts the strings of --tags_column_name only: name that column, or leave the separator out"
+        )
     if SYNSETS in columns:
         raise DataSourceError(f"the data set has a column {SYNSETS!r} already: rename it, or train on it as it is")
     for option, column in (("tags_column_name", rules.tags_column), ("text_column_name", rules.text_column)):
@@ -265,7 +308,9 @@ def _check_columns(dataset: IterableDataset, rules: LabelRules) -> None:
         kind = dataset.features.arrow_schema.field(column).type
         if not is_text(kind) and not (is_list(kind) and is_text(kind.value_type)):
             raise DataSourceError(f"--{option} {column}: it holds {kind}, a string or a list of strings is wanted")
-        if column == rules.tags_column and is_text(kind) and rules.tag_separator is None:
+        if option == "tags_column_name" and is_list(kind) and rules.tag_separator is not None:
+            raise DataSourceError(f"--{option} {column}: it holds lists, which are not cut: leave out --tag_separator")
+        if option == "tags_column_name" and is_text(kind) and rules.tag_separator is None:
             raise DataSourceError(
                 f"--{option} {column}: it holds strings; say what stands between their tags with --tag_separator, or "
                 "take their #hashtags with --text_column_name"
@@ -302,6 +347,13 @@ def _check_output(output_dir: Path, source: str, options: dict[str, Any]) -> Non
 def _no_strangers(output_dir: Path, jobs: Sequence[ShardJob]) -> None:
     expected = {job.data_file(shard) for job in jobs for shard in range(job.shards)}
     for file in sorted((output_dir / "data").glob("*.parquet")):
+        split, *_, shards = file.stem.rsplit("-", 3)
+        now = {job.split: job.shards for job in jobs}.get(split)
+        if now is not None and shards.isdecimal() and int(shards) != now:
+            raise LabellingError(
+                f"{output_dir} holds the split {split} in {int(shards)} shards and would now get {now}: give "
+                "--max_shards as before, or choose another --output_dir"
+            )
         if file not in expected:
             raise LabellingError(
                 f"{file} is not one of the shards to be made but would load with them: name its split, too, or choose "

@@ -82,7 +82,8 @@ class RepeatRows:
 
     Args:
         factors: of the classes.
-        labels_of: class indices of a row, such as a [`LabelReader`]. The fingerprint cannot see it.
+        labels_of: class indices of a row, as a [`LabelReader`] reads them; a run is only continued with the same
+            factors and the same `labels_of.fingerprint`.
     """
 
     factors: RepeatFactors
@@ -93,7 +94,7 @@ class RepeatRows:
 
     @property
     def fingerprint(self) -> str:
-        return self.factors.fingerprint
+        return f"{self.factors.fingerprint}-{getattr(self.labels_of, 'fingerprint', None)}"
 
 
 def solve_threshold(counts: Sequence[int], rarest: Sequence[int], images: int, ratio: float) -> float:
@@ -126,7 +127,7 @@ def solve_threshold(counts: Sequence[int], rarest: Sequence[int], images: int, r
     deciding = deciding[np.argsort(counts[deciding], kind="stable")]
     frequencies, decided = counts[deciding] / images, rarest[deciding]
     most = math.fsum(decided * np.sqrt(frequencies[-1] / frequencies)) / images
-    if ratio > most:
+    if ratio > most * (1 + 1e-9):  # at the limit itself, rounding must not decide
         raise ValueError(
             f"ratio is {ratio:.6g}, but these labels are so evenly frequent that resampling reaches at most "
             f"{math.floor(1000 * most) / 1000:g}: ask for that or less, beyond it every image is repeated alike"

@@ -16,6 +16,8 @@ The position is the data set's own state at the start of a block and an offset i
 from __future__ import annotations
 
 import hashlib
+import heapq
+import itertools
 import math
 import warnings
 from collections import Counter
@@ -32,7 +34,7 @@ from torch.utils.data import get_worker_info
 
 from maws_hf.processing.decode import ImageDecodeError, decode_image
 
-__all__ = ["KEY_COLUMNS", "ImageStream", "StreamError", "StreamStateError", "prepare_image"]
+__all__ = ["KEY_COLUMNS", "ImageStream", "StreamError", "StreamStateError", "prepare_image", "random_rows"]
 
 Sample = dict[str, Any]
 Transform = Callable[[Sample, np.random.Generator], Sample]
@@ -305,6 +307,36 @@ class ImageStream(torch.utils.data.IterableDataset):
             raise StreamStateError(f"the position of worker {state['worker']} was given to worker {self._worker()}")
         self._loaded = Position(**{name: state[name] for name in asdict(Position())})
         self._position = self._loaded
+
+
+def random_rows(
+    dataset: IterableDataset,
+    count: int,
+    *,
+    seed: int,
+    among: int,
+    keep: Callable[[Sample], bool] | None = None,
+) -> list[Sample]:
+    """A random choice of rows that depends on the data and the seed alone; only the chosen are held in memory.
+
+    Args:
+        count: of rows, or fewer if there are not so many.
+        among: rows to choose from; where there are more, the first of them with the shards in random order.
+        keep: which rows count; all if None.
+
+    Returns:
+        The rows in random order, each with its name under "__key__".
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = dataset.shuffle(seed=seed, buffer_size=1)  # of shards: a sorted data set begins with a single class
+    chosen: list[tuple[float, int, Sample]] = []
+    for number, row in enumerate(itertools.islice(shuffled, among)):
+        row = {**row, KEY: _sample_key(row) or f"row {number}"}
+        if keep is None or keep(row):
+            heapq.heappush(chosen, (rng.random(), number, row))
+            if len(chosen) > count:
+                heapq.heappop(chosen)
+    return [row for _, _, row in sorted(chosen, key=lambda item: item[:2])]
 
 
 def prepare_image(

@@ -1,13 +1,16 @@
 """From the label column of a row to class indices: the targets of WSP."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Features, List, Value
+from datasets import ClassLabel, Features, LargeList, List, Value
 
 from .sources import DataSourceError
 from .streaming import KEY, Sample
@@ -30,8 +33,14 @@ class LabelReader:
     names: tuple[str, ...]
     vocabulary: Vocabulary | None = None
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for the same classes in the same order, read from the same column."""
+        ids = self.names if self.vocabulary is None else [label.id for label in self.vocabulary.classes]
+        return hashlib.sha256(json.dumps([self.column, *ids]).encode()).hexdigest()[:12]
+
     def __call__(self, sample: Sample) -> list[int]:
-        """Distinct indices in ascending order; none for an image without labels.
+        """Distinct indices in ascending order; none for an image without labels, for which -1 and -100 stand too.
 
         Raises:
             ValueError: a label is no class; names the sample, the label and the range.
@@ -42,7 +51,7 @@ class LabelReader:
         values = value if isinstance(value, list | tuple | np.ndarray) else [value]
         if self.vocabulary is not None:
             return self.vocabulary.encode([synset for synset in values if synset is not None])
-        indices = sorted({int(label) for label in values if label is not None})
+        indices = sorted({int(label) for label in values if label is not None} - {-1, NO_LABEL})
         if indices and not 0 <= indices[0] <= indices[-1] < len(self.names):
             wrong = indices[0] if indices[0] < 0 else indices[-1]
             raise ValueError(f"{sample.get(KEY)}: label {wrong} in {self.column} is not in 0..{len(self.names) - 1}")
@@ -61,8 +70,17 @@ def find_labels(
         num_labels: classes, where the column is of plain integers.
 
     Raises:
-        DataSourceError: no such column, or nothing says what its classes are.
+        DataSourceError: no such column, nothing says what its classes are, or there is only one.
     """
+    reader = _find_reader(features, column, vocabulary_file, num_labels)
+    if len(reader.names) < 2:
+        raise DataSourceError(f"the labels in {reader.column} are of {len(reader.names)} class: two are the least")
+    return reader
+
+
+def _find_reader(
+    features: Features, column: str | None, vocabulary_file: Path | None, num_labels: int | None
+) -> LabelReader:
     if column is None:
         column = next((name for name in ("synsets", "labels", "label") if name in features), None)
     if column is None or column not in features:
@@ -71,14 +89,15 @@ def find_labels(
             "--label_column_name, or make them from tags with scripts/build_wsp_labels.py"
         )
     kind: Any = features[column]
-    kind = kind.feature if isinstance(kind, List) else kind
+    kind = kind.feature if isinstance(kind, List | LargeList) else kind
     if isinstance(kind, ClassLabel):
         return LabelReader(column, tuple(kind.names))
-    if kind == Value("string"):
+    if isinstance(kind, Value) and "string" in kind.dtype:
         if vocabulary_file is None or not vocabulary_file.is_file():
             raise DataSourceError(
-                f"the labels in {column} are synset ids and need their vocabulary, {vocabulary_file} is not there: "
-                "name it with --vocabulary_file, or make it from tags with scripts/build_wsp_labels.py"
+                f"the labels in {column} are strings: synset ids need their vocabulary, and {vocabulary_file} is not "
+                "there (--vocabulary_file; scripts/build_wsp_labels.py makes both from tags); class names must be "
+                "stored as a ClassLabel column"
             )
         vocabulary = Vocabulary.load(vocabulary_file)
         return LabelReader(column, class_names(vocabulary), vocabulary)
@@ -91,11 +110,9 @@ def find_labels(
 
 def class_names(vocabulary: Vocabulary) -> tuple[str, ...]:
     """Readable names, `golden retriever`; where two synsets share one, with the id: `crane (n02012849)`."""
-    readable = [label.name.replace("_", " ") for label in vocabulary.classes]
-    shared = Counter(readable)
+    shared = Counter(label.name for label in vocabulary.classes)
     return tuple(
-        f"{name} ({label.id})" if shared[name] > 1 else name
-        for name, label in zip(readable, vocabulary.classes, strict=True)
+        f"{label.name} ({label.id})" if shared[label.name] > 1 else label.name for label in vocabulary.classes
     )
 
 

@@ -6,6 +6,8 @@ qkv biases, a final LayerNorm, and the normed class token as the image's feature
 Legend: B images, C channels, (H, W) pixels, L patches, K kept patches, D width, T tokens.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -436,7 +438,8 @@ class MawsViTForImageClassification(MawsViTPreTrainedModel):
                 -100; or floating point `(B, num_labels)`, multi-hot or soft targets (after mixup). The loss is softmax
                 cross-entropy, against a set or a multi-hot row divided by its number of positives (the authors' WSP
                 loss); images without labels are ignored. `config.problem_type="multi_label_classification"` asks for
-                sigmoid cross-entropy, "regression" for squared error on floating point `(B, num_labels)`.
+                sigmoid cross-entropy (of floating point labels transformers' own: the mean over all classes and
+                images; of integers the sum over classes), "regression" for squared error on floating point.
             skip_logits: for training; index labels only. The loss then overwrites the logits with their gradient
                 (faster, less memory) and none are returned.
 
@@ -455,6 +458,23 @@ class MawsViTForImageClassification(MawsViTPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def reset_classifier(self, names: Sequence[str], bias: float = 0.0) -> None:
+        """Puts a new head for other classes in place; its weights come from torch's generator.
+
+        Args:
+            names: of the classes, each once.
+            bias: of every class, at the start.
+        """
+        config, device = self.config, self.vit.layernorm.weight.device
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
+        self.num_labels = len(names)
+        self.classifier = nn.Linear(
+            config.hidden_size, len(names), device=device, dtype=self.vit.layernorm.weight.dtype
+        )
+        nn.init.trunc_normal_(self.classifier.weight, std=config.initializer_range)
+        nn.init.constant_(self.classifier.bias, bias)
 
     def _reads_only_class_token(self, kwargs: TransformersKwargs) -> bool:
         """Whether the shortcut gives the same result: nothing else is handed out, no dropout draws other numbers."""

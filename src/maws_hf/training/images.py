@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from datasets import IterableDataset
 
 from ..data.loader import build_loader
-from ..data.sources import find_image_column, open_stream
-from ..data.streaming import KEY_COLUMNS, ImageStream, Sample, prepare_image
+from ..data.sources import DataSourceError, find_image_column, open_stream
+from ..data.streaming import KEY_COLUMNS, ImageStream, Sample, prepare_image, random_rows
+from ..processing.decode import ImageDecodeError
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import Options, TrainingArguments, option
 
@@ -61,6 +62,8 @@ def open_images(options: ImageOptions, split: str, columns: Sequence[str] | None
     image_column = find_image_column(dataset, options.image_column_name)
     if columns is None:
         return dataset, image_column
+    if absent := [name for name in columns if name not in dataset.features]:
+        raise DataSourceError(f"the split {split} of {options.dataset_name} has no column {absent[0]}")
     names = [name for name in KEY_COLUMNS if name in dataset.features]
     return dataset.select_columns(list(dict.fromkeys([image_column, *names, *columns]))), image_column
 
@@ -102,20 +105,35 @@ def read_eval_samples(
     *,
     columns: Sequence[str] = (),
     extra: Extra | None = None,
-    repeats: Callable[[Sample], float] | None = None,
+    keep: Callable[[Sample], bool] | None = None,
 ) -> list[Sample]:
-    """A fixed random sample of the evaluation split, resized and centre-cropped; `count` of them or fewer."""
-    dataset, image_column = open_images(recipe, recipe.eval_split or recipe.dataset_split, columns)
+    """A fixed random sample of the evaluation split, resized and centre-cropped; `count` of them or fewer.
+
+    Args:
+        keep: which rows count.
+
+    Raises:
+        DataSourceError: there is none.
+    """
+    split = recipe.eval_split or recipe.dataset_split
+    dataset, image_column = open_images(recipe, split, columns)
     evaluate = EvalTransform(image_size)
-    prepare = partial(
-        prepare_image, image_column=image_column, transform=lambda image, rng: evaluate(image), extra=extra
-    )
-    stream = ImageStream(dataset, prepare, seed=recipe.seed, block_size=count, repeats=repeats)
+    rng = np.random.default_rng(recipe.seed)
     samples = []
-    for sample in stream:
-        if len(samples) == count or stream.state_dict()["epoch"] > 0:
-            break
-        samples.append(sample)
+    for row in random_rows(dataset, count, seed=recipe.seed, among=20 * count, keep=keep):
+        try:
+            samples.append(
+                prepare_image(
+                    row, rng, image_column=image_column, transform=lambda image, _: evaluate(image), extra=extra
+                )
+            )
+        except ImageDecodeError:
+            continue  # training counts them
+    if not samples:
+        raise DataSourceError(
+            f"the split {split} of {recipe.dataset_name} has no image{' with a label' if keep else ''} to look at: "
+            "choose another --eval_split"
+        )
     return samples
 
 

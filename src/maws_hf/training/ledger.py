@@ -1,6 +1,7 @@
 """What a model has cost to train, stage by stage: the x axis of the paper's Figure 5."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def read_ledger(model_name_or_path: str | None) -> list[Stage]:
         raise ValueError(f"{file} is not a ledger of training stages ({error!r}): delete it or restore it") from error
 
 
-def write_ledger(output_dir: Path, stages: list[Stage]) -> None:
+def write_ledger(output_dir: Path, stages: Sequence[Stage]) -> None:
     """Beside the model, so that the next stage can add to it."""
     text = json.dumps({"stages": [asdict(stage) for stage in stages]}, indent=1)
     temporary = output_dir / f".{LEDGER}.tmp"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from transformers import BitImageProcessorPil, PreTrainedModel
 
 from ..models.configuration_maws_vit import SIZES, MawsViTConfig, as_pair
 from .arguments import Options, TrainingArguments, option
-from .ledger import Stage, read_ledger, write_ledger
+from .ledger import Stage, write_ledger
 from .seeding import seed_for
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -34,6 +35,14 @@ class ModelOptions(Options):
 @dataclass(kw_only=True)
 class ModelRecipe(ModelOptions, TrainingArguments):
     """What a script needs to be told to train a vision model at all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        other = (
+            self.model_name_or_path is None
+            or Path(self.model_name_or_path).resolve() != Path(self.output_dir).resolve()
+        )
+        self._require(other, "model_name_or_path", "another folder than --output_dir, which is continued by itself")
 
 
 def build_model(model_class: type[Model], recipe: ModelRecipe, **fields: Any) -> Model:
@@ -96,15 +105,12 @@ def describe_model(model: PreTrainedModel) -> str:
     )
 
 
-def save_trained_model(model: PreTrainedModel, recipe: ModelRecipe, stage: Stage) -> list[Stage]:
-    """Puts the model into `output_dir`, with its image processor and with what it has cost, earlier stages included.
+def save_trained_model(model: PreTrainedModel, output_dir: Path, stages: Sequence[Stage]) -> None:
+    """Saves the model with its image processor and the stages that have led to it.
 
     The preprocessing is that of the released models' evaluation: shortest side bicubic, centre crop, normalise.
-
-    Returns:
-        The stages that have led to the model, this one last.
     """
-    output_dir, config = Path(recipe.output_dir), model.config
+    config = model.config
     height, width = as_pair(config.image_size)
     model.save_pretrained(output_dir)
     BitImageProcessorPil(
@@ -114,9 +120,7 @@ def save_trained_model(model: PreTrainedModel, recipe: ModelRecipe, stage: Stage
         image_mean=list(config.image_mean),
         image_std=list(config.image_std),
     ).save_pretrained(output_dir)
-    stages = [*read_ledger(recipe.model_name_or_path), stage]
     write_ledger(output_dir, stages)
-    return stages
 
 
 __all__ = [
