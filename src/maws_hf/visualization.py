@@ -138,7 +138,7 @@ def plot_scaling(
             axis.scatter(*zip(*dots, strict=True), s=12, color=f"C{number}", alpha=0.6)
         axis.set(title=title, xscale="log", xlabel=xlabel)
     axes[0, 0].set_ylabel(ylabel)
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(methods))
     save_picture(lambda path: figure.savefig(path, dpi=120, format="png"), picture_file)
     pyplot.close(figure)
 
