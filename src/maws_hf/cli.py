@@ -59,3 +59,7 @@ def _build_fashion_mnist(arguments: argparse.Namespace) -> int:
 
     print(build_fashion_mnist_corpus(arguments.output_dir, source_dir=arguments.source_dir or DEBIAN_DIR))
     return 0
+
+
+if __name__ == "__main__":
+    main()
