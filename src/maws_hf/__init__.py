@@ -1,6 +1,7 @@
-"""MAWS in the Hugging Face stack: MAE pre-pretraining of vision transformers (arXiv 2303.13496).
+"""MAWS in the Hugging Face stack: MAE, WSP and LiT training of vision transformers (arXiv 2303.13496).
 
-Importing the package makes the `maws_vit` model type known to transformers' Auto classes; it does nothing else.
+Importing the package makes the `maws_vit` and `maws_lit` model types known to transformers' Auto classes; it does
+nothing else.
 """
 
 from transformers import (
@@ -9,11 +10,16 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
 )
 
+from .models.configuration_maws_lit import MawsLiTConfig
 from .models.configuration_maws_vit import MawsViTConfig
+from .models.modeling_maws_lit import MawsLiTModel
 from .models.modeling_maws_mae import MawsMAEForPreTraining
 from .models.modeling_maws_vit import MawsViTBackbone, MawsViTForImageClassification, MawsViTModel
+from .models.processing_maws_lit import MawsLiTProcessor
 
 __version__ = "0.1.0"
 
@@ -22,8 +28,15 @@ AutoModel.register(MawsViTConfig, MawsViTModel, exist_ok=True)
 AutoModelForImageClassification.register(MawsViTConfig, MawsViTForImageClassification, exist_ok=True)
 AutoModelForPreTraining.register(MawsViTConfig, MawsMAEForPreTraining, exist_ok=True)
 AutoBackbone.register(MawsViTConfig, MawsViTBackbone, exist_ok=True)
+AutoConfig.register(MawsLiTConfig.model_type, MawsLiTConfig, exist_ok=True)
+AutoModel.register(MawsLiTConfig, MawsLiTModel, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(MawsLiTConfig, MawsLiTModel, exist_ok=True)
+AutoProcessor.register(MawsLiTConfig, MawsLiTProcessor, exist_ok=True)
 
 __all__ = [
+    "MawsLiTConfig",
+    "MawsLiTModel",
+    "MawsLiTProcessor",
     "MawsMAEForPreTraining",
     "MawsViTBackbone",
     "MawsViTConfig",

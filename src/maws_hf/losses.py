@@ -6,6 +6,7 @@ Legend: B images, C classes, K places for the labels of an image.
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -178,3 +179,46 @@ def _shares(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mean_over_labelled(losses: Tensor, labelled: Tensor) -> Tensor:
     return torch.where(labelled, losses, 0.0).sum() / labelled.sum().clamp(min=1)
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """`(n, D)` of this process -> `(N, D)` of all, in the order of ranks; gradients of all processes flow back."""
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor) -> Tensor:
+        gathered = embeddings.new_empty(dist.get_world_size() * len(embeddings), *embeddings.shape[1:])
+        dist.all_gather_into_tensor(gathered, embeddings.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        return own
+
+
+def contrastive_loss(
+    image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, *, across_ranks: bool = False
+) -> Tensor:
+    """Cross-entropy of finding each image's caption among all captions and each caption's image (CLIP; MAWS 4.1).
+
+    Args:
+        image_embeds, text_embeds: `(B, D)`, normalised; row i of one belongs to row i of the other.
+        logit_scale: scalar that multiplies the cosines.
+        across_ranks: all pairs of all processes are candidates, and the mean over processes of the returned loss, and
+            of its gradients (as DistributedDataParallel takes it), is exactly that of one process with all the pairs.
+            Every process must have equally many.
+
+    Returns:
+        A float32 scalar: of this process' pairs.
+    """
+    image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
+    all_images, all_texts, first = image_embeds, text_embeds, 0
+    if across_ranks:
+        all_images, all_texts = _GatherWithGradient.apply(image_embeds), _GatherWithGradient.apply(text_embeds)
+        first = dist.get_rank() * len(image_embeds)
+    own = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        of_images = F.cross_entropy(logit_scale.float() * image_embeds @ all_texts.T, own)
+        of_texts = F.cross_entropy(logit_scale.float() * text_embeds @ all_images.T, own)
+    return (of_images + of_texts) / 2

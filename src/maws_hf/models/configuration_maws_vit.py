@@ -72,6 +72,21 @@ def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def refuse_unknown_fields(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
+    """Raises ValueError for a name that is no field of the config: a kept typo would train another model.
+
+    transformers keeps unknown names silently (`hiden_size=1024`); its own are let through.
+    """
+    known = {field.name for field in fields(config)} | _FOREIGN_KEYS
+    for name in kwargs:
+        if name in known or name.startswith("_"):
+            continue
+        guess = difflib.get_close_matches(name, known, n=1)
+        kind = type(config).__name__
+        hint = f"did you mean {guess[0]!r}?" if guess else f"see {kind}'s documentation for the fields"
+        raise ValueError(f"{kind} has no field {name!r} (got {kwargs[name]!r}); {hint}")
+
+
 @strict
 class MawsViTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
@@ -150,7 +165,7 @@ class MawsViTConfig(BackboneConfigMixin, PreTrainedConfig):
     reshape_hidden_states: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._refuse_unknown_fields(kwargs)
+        refuse_unknown_fields(self, kwargs)
         self.validate_architecture()
         for name in ("image_size", "patch_size", "image_mean", "image_std"):
             if isinstance(getattr(self, name), list):  # as JSON has it
@@ -187,16 +202,6 @@ class MawsViTConfig(BackboneConfigMixin, PreTrainedConfig):
         height, width = as_pair(self.image_size)
         patch_height, patch_width = as_pair(self.patch_size)
         return height // patch_height, width // patch_width
-
-    def _refuse_unknown_fields(self, kwargs: dict[str, Any]) -> None:
-        # Silently kept typos (`hiden_size=1024`) would train another model than the one asked for.
-        known = {field.name for field in fields(self)} | _FOREIGN_KEYS
-        for name in kwargs:
-            if name in known or name.startswith("_"):
-                continue
-            guess = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {guess[0]!r}?" if guess else "see MawsViTConfig's documentation for the fields"
-            raise ValueError(f"MawsViTConfig has no field {name!r} (got {kwargs[name]!r}); {hint}")
 
     def validate_architecture(self) -> None:
         """Refuses what no model can have; `@strict` also calls this from `validate()` and on saving."""
