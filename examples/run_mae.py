@@ -24,7 +24,7 @@ from maws_hf.training.entry_point import run_script
 from maws_hf.training.images import ImageRecipe, build_training_loader, read_eval_samples
 from maws_hf.training.ledger import Stage, read_ledger
 from maws_hf.training.loop import train
-from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
+from maws_hf.training.model import ModelRecipe, build_model, describe_model, image_processor_of, save_trained_model
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_curve, reconstruction_grid, save_picture
 
@@ -94,7 +94,7 @@ def main() -> int:
         return outcome.exit_code
     if accelerator.is_main_process:
         spent = Stage("mae", outcome.images_seen, outcome.images_seen * flops_per_image)
-        save_trained_model(model, output_dir, [*earlier, spent])
+        save_trained_model(model, image_processor_of(model.config), output_dir, [*earlier, spent])
         losses = reconstruction_losses(model, images, noise)
         draw(model, output_dir / "reconstruction.png")
         plot_curve(

@@ -31,7 +31,7 @@ from maws_hf.training.entry_point import run_script
 from maws_hf.training.images import ImageRecipe, build_training_loader, open_images, read_eval_samples
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
-from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
+from maws_hf.training.model import ModelRecipe, build_model, describe_model, image_processor_of, save_trained_model
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_curve, prediction_grid, save_picture
 
@@ -179,7 +179,7 @@ def main() -> int:
     if accelerator.is_main_process:
         spent = Stage("wsp", outcome.images_seen, outcome.images_seen * flops_per_image)
         stages = [*earlier, spent]
-        save_trained_model(model, output_dir, stages)
+        save_trained_model(model, image_processor_of(model.config), output_dir, stages)
         scores = weak_label_scores(model, images.to(accelerator.device), image_labels.to(accelerator.device))
         draw_predictions(output_dir / "predictions.png", labels, images, image_labels, scores)
         plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")

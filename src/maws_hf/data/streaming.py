@@ -34,7 +34,15 @@ from torch.utils.data import get_worker_info
 
 from maws_hf.processing.decode import ImageDecodeError, decode_image
 
-__all__ = ["KEY_COLUMNS", "ImageStream", "StreamError", "StreamStateError", "prepare_image", "random_rows"]
+__all__ = [
+    "KEY_COLUMNS",
+    "ImageStream",
+    "StreamError",
+    "StreamStateError",
+    "prepare_image",
+    "random_rows",
+    "sample_key",
+]
 
 Sample = dict[str, Any]
 Transform = Callable[[Sample, np.random.Generator], Sample]
@@ -164,7 +172,7 @@ class ImageStream(torch.utils.data.IterableDataset):
             order = self._order(wanted, epoch, consumer, block)
             for place in range(offset, len(order)):
                 sample = dict(rows[order[place]])  # a copy, for the row may come again and is not to keep this name
-                name = _sample_key(sample)
+                name = sample_key(sample)
                 sample[KEY] = name or f"epoch {epoch} consumer {consumer} sample {index}"
                 rng = self._generator(_AUGMENTATION, epoch, consumer, index)
                 index += 1
@@ -203,7 +211,7 @@ class ImageStream(torch.utils.data.IterableDataset):
             return np.ones(len(rows))
         wanted = np.empty(len(rows))
         for number, row in enumerate(rows):
-            key = _sample_key(row) or f"{where} row {number}"
+            key = sample_key(row) or f"{where} row {number}"
             try:
                 wanted[number] = self.repeats({**row, KEY: key})
             except Exception as error:
@@ -331,7 +339,7 @@ def random_rows(
     shuffled = dataset.shuffle(seed=seed, buffer_size=1)  # of shards: a sorted data set begins with a single class
     chosen: list[tuple[float, int, Sample]] = []
     for number, row in enumerate(itertools.islice(shuffled, among)):
-        row = {**row, KEY: _sample_key(row) or f"row {number}"}
+        row = {**row, KEY: sample_key(row) or f"row {number}"}
         if keep is None or keep(row):
             heapq.heappush(chosen, (rng.random(), number, row))
             if len(chosen) > count:
@@ -373,7 +381,7 @@ def prepare_image(
     return prepared if extra is None else {**prepared, **extra(sample, rng)}
 
 
-def _sample_key(sample: Sample) -> str | None:
+def sample_key(sample: Sample) -> str | None:
     """The sample's own name: a key column, else the path that came with its image."""
     for column in KEY_COLUMNS:
         if sample.get(column) is not None:

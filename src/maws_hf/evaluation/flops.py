@@ -69,8 +69,19 @@ def wsp_training_flops(config: MawsViTConfig, num_labels: int | None = None) -> 
     return 2 * embedding_flops(config, patches) + 3 * (encoder_flops(config, class_token_only=True) + head)
 
 
+def image_tower_flops(config: MawsViTConfig) -> int:
+    """Forward operations of the class token's feature of one image of `config.image_size`."""
+    patches = config.grid_size[0] * config.grid_size[1]
+    return embedding_flops(config, patches) + encoder_flops(config, class_token_only=True)
+
+
 def lit_training_flops(
-    vision_config: MawsViTConfig, text_config: PreTrainedConfig, *, text_tokens: int, projection_dim: int
+    vision_config: MawsViTConfig,
+    text_config: PreTrainedConfig,
+    *,
+    text_tokens: int,
+    projection_dim: int,
+    cached_features: bool = False,
 ) -> int:
     """Forward and backward operations of one image-caption pair in LiT: the image tower is locked, the text tower not.
 
@@ -82,9 +93,9 @@ def lit_training_flops(
         text_config: with `hidden_size`, `num_hidden_layers` and `intermediate_size`, as XLM-RoBERTa's.
         text_tokens: of the caption, padding included where it is computed.
         projection_dim: of the common space.
+        cached_features: the image tower has run before, and costs nothing here.
     """
-    patches = vision_config.grid_size[0] * vision_config.grid_size[1]
-    image = embedding_flops(vision_config, patches) + encoder_flops(vision_config, class_token_only=True)
+    image = 0 if cached_features else image_tower_flops(vision_config)
     image_projection = 2 * vision_config.hidden_size * projection_dim
     text = text_config.num_hidden_layers * block_flops(
         text_tokens, text_config.hidden_size, text_config.intermediate_size

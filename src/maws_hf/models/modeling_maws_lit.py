@@ -7,6 +7,7 @@ Legend: B images or captions, R rows of text, T tokens, D width of a tower, P wi
 """
 
 import inspect
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
@@ -41,8 +42,8 @@ _MASKED_ATTENTION = ("sdpa", "eager")
 class MawsLiTOutput(ModelOutput):
     """
     Args:
-        loss: scalar, float32, where `return_loss=True`. Under DistributedDataParallel, of this process' pairs among the
-            candidates of all processes.
+        loss: scalar, float32, where `return_loss=True`. In training on several processes, of this process' pairs among
+            the candidates of all.
         logits_per_image: float32 `(images, captions)`, scaled cosines.
         logits_per_text: its transpose.
         text_embeds, image_embeds: float32 `(B, P)`, normalised.
@@ -77,7 +78,7 @@ class MawsLiTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Projections normal with deviation `width ** -0.5` of their tower (maws/model.py); the towers bring their own."""
+        """Projections normal with deviation `width ** -0.5` of their tower (maws/model.py); towers bring their own."""
         if isinstance(module, MawsLiTModel):
             for projection in (module.visual_projection, module.text_projection):
                 init.normal_(projection.weight, std=projection.in_features**-0.5)
@@ -118,17 +119,18 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
             vision_model_name_or_path: folder or Hub id of any MAWS vision model; its encoder is taken.
             text_model_name_or_path: of any text encoder of transformers; a pooler in it is left out.
             dtype: of the weights; as stored if None.
-            fields: of [`MawsLiTConfig`], such as `projection_dim`; `attn_implementation` is for both towers.
+            fields: of [`MawsLiTConfig`]; `projection_dim` is the text tower's width if it is not among them.
+                `attn_implementation` is for both towers.
         """
         options = {"dtype": dtype or "auto"}
         if "attn_implementation" in fields:
             options["attn_implementation"] = fields.pop("attn_implementation")
         vision_model = MawsViTModel.from_pretrained(vision_model_name_or_path, **options)
-        text_config = PreTrainedConfig.from_pretrained(text_model_name_or_path)
-        text_config = MawsLiTConfig(text_config=text_config.to_dict()).text_config
+        text_config = AutoConfig.from_pretrained(text_model_name_or_path)
         text_model = AutoModel.from_pretrained(
             text_model_name_or_path, config=text_config, **_without_pooler(text_config), **options
         )
+        fields.setdefault("projection_dim", text_model.config.hidden_size)
         config = MawsLiTConfig(vision_config=vision_model.config, text_config=text_model.config, **fields)
         model = cls._from_config(config, dtype=text_model.dtype)
         model.vision_model, model.text_model = vision_model, text_model
@@ -260,7 +262,7 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         config = self.text_model.config
         first_position = _FIRST_POSITION.get(config.model_type)
         bounds = [len(captions) * part // parts for part in range(parts + 1)]
-        slices = [captions[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        slices = [captions[start:end] for start, end in itertools.pairwise(bounds)]
         if first_position is None or config._attn_implementation not in _MASKED_ATTENTION:
             return [pad_captions(part, pad_token_id=config.pad_token_id or 0) for part in slices]
         position = first_position(config)

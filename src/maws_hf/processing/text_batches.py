@@ -1,6 +1,6 @@
 """Captions as a batch without padding: several in a row, each blind to the others.
 
-Captions are short and of uneven length; the released models pad each to 102 tokens, of which some 18 are words. Packed,
+Captions are short and of uneven length; the released models pad each to 102 tokens, of which some 18 are words. Here
 almost nothing but words is computed, with the same result: a caption keeps its own positions and attends to itself.
 
 Legend: B captions, R rows, T tokens of a row.

@@ -106,16 +106,18 @@ def read_eval_samples(
     columns: Sequence[str] = (),
     extra: Extra | None = None,
     keep: Callable[[Sample], bool] | None = None,
+    split: str | None = None,
 ) -> list[Sample]:
     """A fixed random sample of the evaluation split, resized and centre-cropped; `count` of them or fewer.
 
     Args:
         keep: which rows count.
+        split: another one than the recipe's evaluation split.
 
     Raises:
         DataSourceError: there is none.
     """
-    split = recipe.eval_split or recipe.dataset_split
+    split = split or recipe.eval_split or recipe.dataset_split
     dataset, image_column = open_images(recipe, split, columns)
     evaluate = EvalTransform(image_size)
     rng = np.random.default_rng(recipe.seed)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import BitImageProcessorPil, PreTrainedModel
+from transformers import BitImageProcessorPil, PreTrainedModel, ProcessorMixin
 
 from ..models.configuration_maws_vit import SIZES, MawsViTConfig, as_pair
 from .arguments import Options, TrainingArguments, option
@@ -105,21 +105,24 @@ def describe_model(model: PreTrainedModel) -> str:
     )
 
 
-def save_trained_model(model: PreTrainedModel, output_dir: Path, stages: Sequence[Stage]) -> None:
-    """Saves the model with its image processor and the stages that have led to it.
-
-    The preprocessing is that of the released models' evaluation: shortest side bicubic, centre crop, normalise.
-    """
-    config = model.config
+def image_processor_of(config: MawsViTConfig) -> BitImageProcessorPil:
+    """The preprocessing of the released models' evaluation: shortest side bicubic, centre crop, normalise."""
     height, width = as_pair(config.image_size)
-    model.save_pretrained(output_dir)
-    BitImageProcessorPil(
+    return BitImageProcessorPil(
         size={"shortest_edge": max(height, width)},
         crop_size={"height": height, "width": width},
         resample=3,
         image_mean=list(config.image_mean),
         image_std=list(config.image_std),
-    ).save_pretrained(output_dir)
+    )
+
+
+def save_trained_model(
+    model: PreTrainedModel, processor: BitImageProcessorPil | ProcessorMixin, output_dir: Path, stages: Sequence[Stage]
+) -> None:
+    """Saves the model with what prepares its inputs and the stages that have led to it."""
+    model.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
     write_ledger(output_dir, stages)
 
 
@@ -129,6 +132,7 @@ __all__ = [
     "build_config",
     "build_model",
     "describe_model",
+    "image_processor_of",
     "parse_overrides",
     "save_trained_model",
 ]

@@ -1,0 +1,307 @@
+r"""LiT (paper section 4.1): a text tower learns to describe what a locked MAWS image tower sees. Zero-shot follows.
+
+    accelerate launch examples/run_lit.py --config examples/recipes/lit_laptop.yaml \
+        --vision_model_name_or_path runs/maws --text_model_name_or_path FacebookAI/xlm-roberta-base \
+        --dataset_name FOLDER_OR_HUB_ID --output_dir runs/lit
+
+Captions come in one or many languages (`--caption_weights en=2,de=1`). The image tower sees every image once; its
+features stay in `--feature_cache`. Kill it at any time; the same command continues. `output_dir` ends up with the
+model and its processor (`pipeline("zero-shot-image-classification")` reads them), `retrieval.json`, `loss.png`,
+`metrics.jsonl`, `training.json` (what it has cost) and `checkpoints/`.
+"""
+
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from maws_hf import MawsLiTModel, MawsLiTProcessor
+from maws_hf.data.captions import CaptionReader
+from maws_hf.data.streaming import Sample, random_rows
+from maws_hf.evaluation.flops import image_tower_flops, lit_training_flops, measure_matmul_peak
+from maws_hf.evaluation.retrieval import retrieval_scores
+from maws_hf.training.arguments import option, parse_recipe
+from maws_hf.training.distributed import build_accelerator
+from maws_hf.training.entry_point import run_script
+from maws_hf.training.images import read_eval_samples
+from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
+from maws_hf.training.loop import train
+from maws_hf.training.model import image_processor_of, save_trained_model
+from maws_hf.training.pairs import PairRecipe, build_pair_loader, encode_in_parts, open_pairs, tokenize
+from maws_hf.training.seeding import seed_for
+from maws_hf.visualization import plot_curve
+
+# ---------------------------------------------------------------- arguments
+
+
+@dataclass(kw_only=True)
+class LiTRecipe(PairRecipe):
+    """Towers, captions and images of a LiT run.
+
+    The paper gives the towers, the data and one epoch; batch, optimizer, learning rate and the bound of the
+    temperature are not public. All of these are ours: those of public LiT and CLIP training where there are some.
+    """
+
+    vision_model_name_or_path: str | None = option(None, "The trained image tower: a run of this package, a Hub id.")
+    text_model_name_or_path: str | None = option(
+        None, "The text tower with its tokenizer: any encoder, such as XLM-R."
+    )
+    model_name_or_path: str | None = option(None, "Start from this LiT model instead of two towers.")
+    projection_dim: int | None = option(None, "Width of the common space; the text tower's if unset.")
+    gradient_cache_chunks: int = option(
+        1, "Parts of a batch whose captions are encoded one after the other: less memory, the same gradients."
+    )
+    retrieval_splits: list[str] | None = field(
+        default=None,
+        metadata={"help": "Splits to find captions and images in at the end; the evaluation split if unset."},
+    )
+    retrieval_languages: list[str] | None = field(
+        default=None, metadata={"help": "Languages (or columns) to do it in; those of --caption_weights if unset."}
+    )
+
+    # Where the parents' defaults are MAE's:
+    base_learning_rate: float = option(3.9e-6, "Peak learning rate for 256 pairs an update; scaled linearly.")
+    weight_decay: float = option(0.2, "AdamW weight decay, on matrices only.")
+    adam_beta2: float = option(0.98, "AdamW beta2.")
+    adam_epsilon: float = option(1e-6, "AdamW epsilon.")
+    max_grad_norm: float = option(1.0, "Clip gradients to this global norm; 0 does not clip.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        towers = (self.vision_model_name_or_path is not None, self.text_model_name_or_path is not None)
+        if all(towers) is (self.model_name_or_path is not None) or any(towers) is not all(towers):
+            raise ValueError(
+                "give --vision_model_name_or_path and --text_model_name_or_path, or a LiT model alone: "
+                "--model_name_or_path"
+            )
+        for name in ("vision_model_name_or_path", "text_model_name_or_path", "model_name_or_path"):
+            start = getattr(self, name)
+            other = start is None or Path(start).resolve() != Path(self.output_dir).resolve()
+            self._require(other, name, "another folder than --output_dir, which is continued by itself")
+        self._require(
+            self.gradient_accumulation_steps == 1,
+            "gradient_accumulation_steps",
+            "1: the mean over small batches has fewer candidates than one large batch; raise "
+            "--per_device_train_batch_size and --gradient_cache_chunks instead",
+        )
+        batch = self.per_device_train_batch_size
+        self._require(
+            1 <= self.gradient_cache_chunks <= batch, "gradient_cache_chunks", f"from 1 to the batch size, {batch}"
+        )
+        self._require(self.projection_dim is None or self.projection_dim >= 1, "projection_dim", "at least 1")
+
+
+# ---------------------------------------------------------------- objective
+
+
+def contrastive_objective(model: torch.nn.Module, batch: dict, batch_captions: Any, chunks: int) -> torch.Tensor:
+    """`batch_captions` is the bare model's: `model` may be wrapped for several processes."""
+    images = {name: batch[name] for name in ("pixel_values", "vision_features") if name in batch}
+    device = next(iter(images.values())).device
+    text_batches = [part.to(device) for part in batch_captions(batch["input_ids"], chunks)]
+    return model(text_batches=text_batches, return_loss=True, **images).loss
+
+
+# ---------------------------------------------------------------- model
+
+
+def build_model(recipe: LiTRecipe) -> tuple[MawsLiTModel, PreTrainedTokenizerBase]:
+    """Both float32; new projections depend on the seed alone."""
+    torch.manual_seed(seed_for("weights", recipe.seed))
+    options = {"attn_implementation": recipe.attn_implementation, "dtype": torch.float32}
+    if recipe.model_name_or_path is not None:
+        model = MawsLiTModel.from_pretrained(recipe.model_name_or_path, **options)
+    else:
+        fields = {} if recipe.projection_dim is None else {"projection_dim": recipe.projection_dim}
+        model = MawsLiTModel.from_vision_text_pretrained(
+            recipe.vision_model_name_or_path, recipe.text_model_name_or_path, **options, **fields
+        )
+    if recipe.gradient_checkpointing:
+        # transformers 5.23 renames the method and warns at the old name.
+        text = model.text_model
+        getattr(text, "activation_checkpointing_enable", text.gradient_checkpointing_enable)({"use_reentrant": False})
+    if recipe.torch_compile:
+        model.compile()
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model_name_or_path or recipe.text_model_name_or_path)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_text_length)
+    return model, tokenizer
+
+
+def describe_model(model: MawsLiTModel) -> str:
+    """One line a tower."""
+    vision, text = model.config.vision_config, model.text_model.config
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    locked = sum(p.numel() for p in model.parameters() if not p.requires_grad) / 1e6
+    return (
+        f"image tower {vision.hidden_size} wide, {vision.num_hidden_layers} deep, {vision.image_size} px; text tower "
+        f"{text.model_type} {text.hidden_size} wide, {text.num_hidden_layers} deep, {text.vocab_size} pieces\n"
+        f"{trained:.1f} M parameters are trained, {locked:.1f} M are locked"
+    )
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def evaluate_retrieval(recipe: LiTRecipe, model: MawsLiTModel, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+    """Recall of images and captions, for each split and language."""
+    results = []
+    for split in recipe.retrieval_splits or [recipe.eval_split or recipe.dataset_split]:
+        _, _, captions = open_pairs(recipe, split)
+        samples = read_eval_samples(
+            recipe,
+            model.config.vision_config.image_size,
+            count=2048,
+            columns=captions.columns,
+            extra=partial(keep_captions, captions=captions),
+            keep=lambda row, captions=captions: bool(captions(row)),
+            split=split,
+        )
+        pixels = torch.stack([sample["pixel_values"] for sample in samples])
+        features = encode_in_parts(model.vision_model, pixels.to(model.device), bf16=recipe.bf16)
+        for language in recipe.retrieval_languages or languages_of(captions, samples):
+            texts = [captions.captions_in(sample["row"], language)[:1] for sample in samples]
+            having = [index for index, text in enumerate(texts) if text]
+            if not having:
+                raise ValueError(f"no image of the split {split} has a caption in {language}: --retrieval_languages")
+            scores = score_language(model, tokenizer, features[having], [texts[index][0] for index in having])
+            results.append({"split": split, "language": language, **scores})
+    return results
+
+
+def keep_captions(sample: Sample, rng: Any, captions: CaptionReader) -> Sample:
+    return {"row": {column: sample[column] for column in captions.columns}}
+
+
+def languages_of(captions: CaptionReader, samples: list[Sample]) -> list[str]:
+    """Those with weights; else English, else the first that occurs."""
+    if captions.weights is not None:
+        return [source for source, weight in captions.weights.items() if weight > 0]
+    sources = [source for sample in samples for source, _ in captions.texts(sample["row"])]
+    return ["en"] if "en" in sources else sources[:1]
+
+
+@torch.no_grad()
+def score_language(
+    model: MawsLiTModel, tokenizer: PreTrainedTokenizerBase, features: torch.Tensor, texts: list[str]
+) -> dict[str, Any]:
+    different = sorted(set(texts))
+    embeds = []
+    for start in range(0, len(different), 256):
+        tokens = [tokenize(text, tokenizer) for text in different[start : start + 256]]
+        parts = [part.to(model.device) for part in model.batch_captions(tokens)]
+        embeds.append(model(text_batches=parts, vision_features=features[:1]).text_embeds)
+    images = model(text_batches=parts, vision_features=features).image_embeds
+    place = {text: index for index, text in enumerate(different)}
+    return retrieval_scores(images, torch.cat(embeds), torch.tensor([place[text] for text in texts]))
+
+
+def expected_tokens(recipe: LiTRecipe, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Mean length of a caption, for the count of operations."""
+    dataset, _, captions = open_pairs(recipe, recipe.dataset_split)
+    rows = random_rows(dataset, 256, seed=recipe.seed, among=1024, keep=lambda row: bool(captions(row)))
+    if not rows:
+        raise ValueError(f"no image of the split {recipe.dataset_split} has a caption: --caption_column_name")
+    rng = np.random.default_rng(recipe.seed)
+    return round(sum(len(tokenize(captions.draw(row, rng), tokenizer)) for row in rows) / len(rows))
+
+
+# ---------------------------------------------------------------- main
+
+
+def main() -> int:
+    recipe = parse_recipe(LiTRecipe, __doc__)
+    logging.disable_progress_bar()  # one bar is enough
+    logging.set_verbosity_error()  # a pooler that is left out is no news
+    output_dir = Path(recipe.output_dir)
+    accelerator = build_accelerator(recipe)
+
+    model, tokenizer = build_model(recipe)
+    accelerator.print(describe_model(model))
+    earlier = read_ledger(recipe.model_name_or_path or recipe.vision_model_name_or_path)
+    loader, views = build_pair_loader(recipe, model, tokenizer, accelerator)
+    config = model.config
+    flops_per_image = lit_training_flops(
+        config.vision_config,
+        model.text_model.config,
+        text_tokens=expected_tokens(recipe, tokenizer),
+        projection_dim=config.projection_dim,
+        cached_features=views > 0,
+    )
+    outcome = train(
+        model,
+        partial(contrastive_objective, batch_captions=model.batch_captions, chunks=recipe.gradient_cache_chunks),
+        loader,
+        recipe,
+        accelerator,
+        flops_per_image=flops_per_image,
+        matmul_peak=measure_matmul_peak(accelerator.device, torch.bfloat16 if recipe.bf16 else torch.float32),
+    )
+    if outcome.exit_code:
+        accelerator.print(f"stopped after step {outcome.step}; the same command continues")
+        accelerator.end_training()
+        return outcome.exit_code
+    if accelerator.is_main_process:
+        spent = outcome.images_seen * flops_per_image + views * image_tower_flops(config.vision_config)
+        stages = [*earlier, Stage("lit", outcome.images_seen, spent)]
+        processor = MawsLiTProcessor(image_processor_of(config.vision_config), tokenizer)
+        save_trained_model(model, processor, output_dir, stages)
+        model.eval()
+        results = evaluate_retrieval(recipe, model, tokenizer)
+        write_retrieval(results, output_dir / "retrieval.json")
+        plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
+        report(recipe, model, outcome.step, stages, results)
+    accelerator.end_training()
+    return 0
+
+
+def write_retrieval(results: list[dict], file: Path) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(json.dumps({"results": results}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def report(recipe: LiTRecipe, model: MawsLiTModel, steps: int, stages: list[Stage], results: list[dict]) -> None:
+    python = Path(os.path.relpath(sys.executable))  # of the environment, which need not be activated
+    output_dir = Path(recipe.output_dir)
+    print(f"""
+LiT from {recipe.model_name_or_path or recipe.vision_model_name_or_path}: {steps} steps done.
+
+  training operations                     {describe_ledger(stages)}
+  logit scale                             {math.exp(model.logit_scale.item()):.1f}
+
+  recall, %                images   captions   image -> text @1     @5   text -> image @1     @5   chance""")
+    for result in results:
+        to_text, to_image = result["image_to_text"], result["text_to_image"]
+        name = f"{result['split']}, {result['language']}"
+        print(
+            f"  {name:<22}{result['pairs']:>9}{result['captions']:>11}{100 * to_text['recall@1']:>19.1f}"
+            f"{100 * to_text['recall@5']:>7.1f}{100 * to_image['recall@1']:>19.1f}{100 * to_image['recall@5']:>7.1f}"
+            f"{100 * result['chance@1']:>9.2f}"
+        )
+    classify = (
+        "import maws_hf; from transformers import pipeline; "
+        f"print(pipeline('zero-shot-image-classification', '{output_dir}')"
+        "('PICTURE.png', candidate_labels=['a cat', 'un chien']))"
+    )
+    print(f"""
+  numbers                                 {output_dir / "retrieval.json"}
+  loss curve                              {output_dir / "loss.png"}
+  model                                   {output_dir}
+
+Try next:
+  {python} -c "{classify}"
+  {python} examples/run_zero_shot.py --model_name_or_path {output_dir} \\
+      --dataset_name YOUR_LABELLED_IMAGES --output_dir runs/zero-shot""")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,231 @@
+"""What a locked image tower says about every image, computed once and streamed ever after.
+
+A shard of the data set becomes a shard with the same rows: names, captions, and in place of the image the tower's
+features of one or several views of it. It is written beside and renamed, then its record is. A record vouches for the
+rows it was made from (a digest of names, captions and image bytes) and for the file; the folder is named after the
+tower, the views and everything else that a feature depends on. So a killed pass goes on where it stopped, other data
+or another tower never meet the wrong features, and only shards whose rows have changed are computed again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Features, IterableDataset, Value
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..processing.decode import ImageDecodeError, decode_image
+from .corpus import TEMPORARY_SUFFIX, write_atomically
+from .streaming import KEY, Sample, sample_key
+
+FEATURES = "vision_features"
+NAME = "key"
+ROWS_AT_ONCE = 256
+MOST_SHARDS = 256  # in an image folder every image is a shard; so many files are enough to shuffle and to share out
+
+Views = Callable[[np.ndarray, np.random.Generator], list[Tensor]]
+Encode = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class FeatureRecord:
+    """What one shard holds.
+
+    Attributes:
+        rows: written, each with its features.
+        source: SHA-256 of the names, captions and image bytes of all rows read.
+        skipped: `{"key", "reason"}` of images that could not be decoded.
+        bytes, sha256: of the file.
+    """
+
+    rows: int = 0
+    source: str = ""
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    bytes: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class FeatureJob:
+    """All shards of a split.
+
+    Args:
+        dataset: from `open_stream`, not shuffled, with its image, captions and names and no other columns.
+        image_column: of it.
+        views: a decoded picture to the views of it, uint8 `(3, h, w)` each.
+        encode: views `(B, 3, h, w)` to features `(B, D)`.
+        seed: of the views.
+        folder: named after everything that decides a feature; holds `train-00000-of-00008.parquet` and records.
+    """
+
+    dataset: IterableDataset
+    image_column: str
+    views: Views
+    encode: Encode
+    seed: int
+    folder: Path
+
+    @property
+    def shards(self) -> int:
+        """How many are written."""
+        return min(self.dataset.num_shards, MOST_SHARDS)
+
+    def data_file(self, shard: int) -> Path:
+        return self.folder / f"train-{shard:05d}-of-{self.shards:05d}.parquet"
+
+    @property
+    def features(self) -> Features:
+        """Of the rows that are written: the data set's own, without the image, with a name and features."""
+        kinds = {name: kind for name, kind in self.dataset.features.items() if name not in (self.image_column, KEY)}
+        return Features({**kinds, NAME: Value("string"), FEATURES: Value("binary")})
+
+    def rows(self, shard: int) -> Iterator[list[Sample]]:
+        """The rows of one shard, some at a time."""
+        number = 0
+        for columns in self.dataset.shard(num_shards=self.shards, index=shard).iter(ROWS_AT_ONCE):
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            for row in rows:
+                row[KEY] = sample_key(row) or f"shard {shard} row {number}"
+                number += 1
+            yield rows
+
+
+def compute_features(job: FeatureJob, *, rank: int = 0, world_size: int = 1, num_threads: int = 2) -> None:
+    """Makes every `world_size`-th shard, from `rank`, unless it is there and its rows are still the same.
+
+    Args:
+        num_threads: that decode while the tower works.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    shards = range(rank, job.shards, world_size)
+    with (
+        ThreadPoolExecutor(num_threads) as pool,
+        tqdm(desc="image features", unit=" images", dynamic_ncols=True, disable=rank > 0) as bar,
+    ):
+        for shard in shards:
+            if not _is_finished(job, shard):
+                _write_shard(job, shard, pool, bar)
+
+
+def read_records(job: FeatureJob) -> list[FeatureRecord]:
+    """Of all shards, once they are all there."""
+    return [_read_record(job, shard) for shard in range(job.shards)]
+
+
+def unpack_features(stored: bytes, width: int) -> np.ndarray:
+    """`(views, width)` float32 of a row."""
+    return np.frombuffer(stored, np.float32).reshape(-1, width)
+
+
+def _is_finished(job: FeatureJob, shard: int) -> bool:
+    file = job.data_file(shard)
+    try:
+        record = _read_record(job, shard)
+        if file.stat().st_size != record.bytes or _sha256(file) != record.sha256:
+            return False
+    except (OSError, ValueError, TypeError):
+        return False  # missing, torn or not ours
+    digest = hashlib.sha256()
+    for rows in job.rows(shard):
+        for row in rows:
+            _digest_row(digest, row, job.image_column)
+    return digest.hexdigest() == record.source
+
+
+def _write_shard(job: FeatureJob, shard: int, pool: ThreadPoolExecutor, bar: tqdm) -> None:
+    record, digest = FeatureRecord(), hashlib.sha256()
+    schema = job.features.arrow_schema
+    file = job.data_file(shard)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for rows, pictures in _decoded_ahead(job, shard, pool):
+            for row in rows:
+                _digest_row(digest, row, job.image_column)
+            kept = []
+            for row, views in zip(rows, pictures, strict=True):
+                if isinstance(views, ImageDecodeError):
+                    record.skipped.append({"key": row[KEY], "reason": views.reason})
+                else:
+                    kept.append((row, views))
+            if kept:
+                writer.write_table(pa.Table.from_pylist(_with_features(job, kept), schema=schema))
+            record.rows += len(kept)
+            bar.update(len(rows))
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    record.source = digest.hexdigest()
+    record.bytes, record.sha256 = temporary.stat().st_size, _sha256(temporary)
+    temporary.replace(file)
+    write_atomically(_record_file(job, shard), f"{json.dumps(asdict(record))}\n".encode())
+
+
+def _with_features(job: FeatureJob, kept: list[tuple[Sample, list[Tensor]]]) -> list[Sample]:
+    """Rows as they are stored: the image gone, the features of its views in its place."""
+    pixels = torch.stack([view for _, views in kept for view in views])
+    features = job.encode(pixels).float().cpu().numpy()
+    count = len(features) // len(kept)
+    stored = []
+    for place, (row, _) in enumerate(kept):
+        own = features[place * count : (place + 1) * count]
+        columns = {name: value for name, value in row.items() if name not in (job.image_column, KEY)}
+        stored.append({**columns, NAME: row[KEY], FEATURES: own.tobytes()})
+    return stored
+
+
+def _decoded_ahead(job: FeatureJob, shard: int, pool: ThreadPoolExecutor) -> Iterator[tuple[list[Sample], list]]:
+    """Rows with the views of their pictures, the next ones being decoded while these are encoded."""
+    number, waiting = 0, None
+    for rows in job.rows(shard):
+        keys = range(number, number + len(rows))
+        pending = [pool.submit(_views_of, job, row, shard, key) for row, key in zip(rows, keys, strict=True)]
+        number += len(rows)
+        if waiting is not None:
+            yield waiting[0], [task.result() for task in waiting[1]]
+        waiting = (rows, pending)
+    if waiting is not None:
+        yield waiting[0], [task.result() for task in waiting[1]]
+
+
+def _views_of(job: FeatureJob, row: Sample, shard: int, number: int) -> list[Tensor] | ImageDecodeError:
+    image = row[job.image_column]
+    data = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(data, bytes):
+        return ImageDecodeError(row[KEY], "it holds no image")
+    try:
+        return job.views(decode_image(data, key=row[KEY]), np.random.default_rng([job.seed, shard, number]))
+    except ImageDecodeError as error:
+        return error
+
+
+def _digest_row(digest: Any, row: Sample, image_column: str) -> None:
+    image = row[image_column]
+    data = image.get("bytes") if isinstance(image, dict) else image
+    rest = {name: value for name, value in row.items() if name != image_column}
+    digest.update(json.dumps(rest, sort_keys=True, default=str).encode() + b"\0")
+    digest.update(hashlib.sha256(data if isinstance(data, bytes) else b"").digest())
+
+
+def _record_file(job: FeatureJob, shard: int) -> Path:
+    return job.data_file(shard).with_suffix(".json")
+
+
+def _read_record(job: FeatureJob, shard: int) -> FeatureRecord:
+    return FeatureRecord(**json.loads(_record_file(job, shard).read_text(encoding="utf-8")))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["FEATURES", "FeatureJob", "FeatureRecord", "compute_features", "read_records", "unpack_features"]

@@ -1,0 +1,191 @@
+"""The image-caption pairs of a run: what a script can be told about them, and the streams that follow from it."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import IterableDataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..data.captions import CaptionReader, find_captions, parse_weights
+from ..data.feature_shards import FEATURES, FeatureJob, FeatureRecord, compute_features, read_records, unpack_features
+from ..data.loader import build_loader
+from ..data.sources import DataSourceError, open_stream
+from ..data.streaming import KEY, ImageStream, Sample
+from ..evaluation.feature_cache import digest_of
+from ..evaluation.features import encode_images, model_digest
+from ..models.modeling_maws_lit import MawsLiTModel
+from ..processing.transforms import EvalTransform, TrainTransform
+from .arguments import option
+from .images import ImageRecipe, build_training_loader, open_images
+
+if TYPE_CHECKING:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+MOST_BAD_IMAGES = 10  # so many never end the pass over the images: in a small folder a single one is a high rate
+
+
+@dataclass(kw_only=True)
+class PairRecipe(ImageRecipe):
+    """What a script needs to be told to train on images with captions."""
+
+    caption_column_name: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Columns of captions: texts, lists of texts, or lists of {language, text}; captions, caption, "
+            "text or txt if unset."
+        },
+    )
+    caption_weights: str = option(
+        "", "How often which language (or column of plain texts) is drawn, as en=2,de=1,fr=1; all alike if unset."
+    )
+    feature_views: int = option(
+        1,
+        "Views of each image whose features are computed once, before training: 1 is the centre, more are random "
+        "crops; 0 computes features of fresh crops in every step.",
+    )
+    feature_cache: str | None = option(None, "Folder of computed features; output_dir/features if unset.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.feature_views >= 0, "feature_views", "0 or more")
+        parse_weights(self.caption_weights)
+
+
+def open_pairs(recipe: PairRecipe, split: str) -> tuple[IterableDataset, str, CaptionReader]:
+    """The rows of a split, the name of their image column, and how to read their captions."""
+    dataset, _ = open_images(recipe, split, columns=None)
+    weights = parse_weights(recipe.caption_weights) or None
+    captions = find_captions(dataset.features, recipe.caption_column_name, weights)
+    dataset, image_column = open_images(recipe, split, columns=captions.columns)
+    return dataset, image_column, captions
+
+
+def tokenize(caption: str, tokenizer: PreTrainedTokenizerBase) -> array:
+    """Token ids, cut to the tokenizer's `model_max_length`; an array, which travels as one thing."""
+    return array("i", tokenizer(caption, truncation=True)["input_ids"])
+
+
+def draw_tokens(
+    sample: Sample, rng: np.random.Generator, captions: CaptionReader, tokenizer: PreTrainedTokenizerBase
+) -> Sample:
+    """A caption of the row, drawn anew each time, as token ids."""
+    caption = captions.draw(sample, rng)
+    if caption is None:
+        raise ValueError(f"{sample[KEY]} has no caption")  # the stream has left such rows out
+    return {"input_ids": tokenize(caption, tokenizer)}
+
+
+def build_pair_loader(
+    recipe: PairRecipe, model: MawsLiTModel, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+) -> tuple["StatefulDataLoader", int]:
+    """This rank's endless batches of `input_ids` with `vision_features` or, with `feature_views=0`, `pixel_values`.
+
+    Returns:
+        The loader, and how many views were computed beforehand (now or in an earlier run), on all ranks.
+    """
+    dataset, image_column, captions = open_pairs(recipe, recipe.dataset_split)
+    draw = partial(draw_tokens, captions=captions, tokenizer=tokenizer)
+    image_size = model.config.vision_config.image_size
+    if recipe.feature_views == 0:
+        columns = captions.columns
+        return build_training_loader(recipe, image_size, accelerator, columns=columns, extra=draw, repeats=captions), 0
+    job = _feature_job(recipe, model.vision_model.to(accelerator.device), dataset, image_column)
+    compute_features(
+        job,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_threads=max(1, recipe.dataloader_num_workers),
+    )
+    accelerator.wait_for_everyone()
+    rows = _count_rows(recipe, read_records(job), accelerator)
+    stream = ImageStream(
+        open_stream(job.folder, require_image=False),
+        partial(_prepare_features, width=model.config.vision_config.hidden_size, extra=draw),
+        seed=recipe.seed,
+        block_size=recipe.shuffle_block_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=recipe.dataloader_num_workers,
+        repeats=captions,
+    )
+    return build_loader(stream, batch_size=recipe.per_device_train_batch_size), rows * recipe.feature_views
+
+
+def _count_rows(recipe: PairRecipe, records: list[FeatureRecord], accelerator: Accelerator) -> int:
+    rows, bad = sum(record.rows for record in records), [item for record in records for item in record.skipped]
+    tolerated = max(MOST_BAD_IMAGES, recipe.max_skip_rate * (rows + len(bad)))
+    if len(bad) > tolerated or (bad and not rows):
+        raise DataSourceError(
+            f"{len(bad)} of {rows + len(bad)} images could not be read, among them {bad[0]['key']} "
+            f"({bad[0]['reason']}): repair the data, or allow more with --max_skip_rate"
+        )
+    if not rows:
+        raise DataSourceError(f"the split {recipe.dataset_split} of {recipe.dataset_name} is empty")
+    if bad:
+        accelerator.print(f"{len(bad)} images could not be read and are left out, among them {bad[0]['key']}")
+    return rows
+
+
+def _feature_job(recipe: PairRecipe, vision_model: Any, dataset: IterableDataset, image_column: str) -> FeatureJob:
+    image_size, count = vision_model.config.image_size, recipe.feature_views
+    transform = EvalTransform(image_size) if count == 1 else TrainTransform(image_size, (recipe.crop_scale, 1.0))
+    key = {
+        "tower": model_digest(vision_model),
+        "precision": "bfloat16" if recipe.bf16 else "float32",
+        "transform": [type(transform).__name__, asdict(transform)],
+        "views": count,
+        "seed": recipe.seed if count > 1 else None,
+        "data": [recipe.dataset_name, recipe.dataset_config_name, recipe.dataset_split, sorted(dataset.features)],
+    }
+    return FeatureJob(
+        dataset=dataset,
+        image_column=image_column,
+        views=partial(_views, transform=transform, count=count),
+        encode=partial(encode_in_parts, vision_model, bf16=recipe.bf16),
+        seed=recipe.seed,
+        folder=Path(recipe.feature_cache or Path(recipe.output_dir, "features")) / digest_of(key)[:16],
+    )
+
+
+def _views(
+    image: np.ndarray, rng: np.random.Generator, *, transform: EvalTransform | TrainTransform, count: int
+) -> list[Tensor]:
+    if isinstance(transform, EvalTransform):
+        return [transform(image)]
+    return [transform(image, rng) for _ in range(count)]
+
+
+def encode_in_parts(vision_model: Any, pixels: Tensor, *, bf16: bool, size: int = 64) -> Tensor:
+    """Features `(B, D)` of many images, some at a time."""
+    return torch.cat([encode_images(vision_model, part, bf16=bf16) for part in pixels.split(size)])
+
+
+def _prepare_features(sample: Sample, rng: np.random.Generator, *, width: int, extra: Any) -> Sample:
+    """A row of a feature shard to a training sample: one of its views, drawn anew each time."""
+    views = unpack_features(sample[FEATURES], width)
+    drawn = views[rng.integers(len(views))]
+    return {"vision_features": torch.tensor(drawn), "key": sample[KEY], **extra(sample, rng)}
+
+
+def mean_tokens(captions: Sequence[Sequence[int]]) -> int:
+    """Of so many captions, at least 1."""
+    return max(1, round(sum(map(len, captions)) / max(1, len(captions))))
+
+
+__all__ = [
+    "PairRecipe",
+    "build_pair_loader",
+    "draw_tokens",
+    "encode_in_parts",
+    "mean_tokens",
+    "open_pairs",
+    "tokenize",
+]
