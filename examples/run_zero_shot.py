@@ -1,0 +1,466 @@
+r"""Zero-shot classification (paper section 4): which name of a class is an image most like? In any language.
+
+    python examples/run_zero_shot.py --model_name_or_path runs/lit openai/clip-vit-base-patch32 \
+        --dataset_name FOLDER_OR_HUB_ID --eval_split test --prompts imagenet --output_dir runs/zero_shot
+
+`--prompts` is one or several of: labels (the class names of the label column, in three short templates of ours),
+imagenet, food101 (CLIP's), a JSON file of yours (see `maws_hf.data.prompts`), captions (names from a column of
+captions, in every one of `--languages`).
+
+An image may be taken for any class of a ClassLabel column; of other columns, for any label that occurs in the split.
+Labels without a caption in the language asked are no candidates, and their images are left out and counted.
+
+`output_dir` ends up with `results.json`, `per_class.csv` and pictures of accuracies and examples. Image features stay
+in `output_dir/features`. All models see the same pixels: shortest side resized, centre cropped. Pictures name classes
+in the language asked where DejaVu has the letters, else in English or by label.
+"""
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, IterableDataset, Value
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from maws_hf import MawsViTModel
+from maws_hf.data.corpus import write_atomically
+from maws_hf.data.prompts import Prompts, PromptsError, load_prompts, prompts_from_captions, prompts_from_names
+from maws_hf.data.prompts import read_captions as read_caption_column
+from maws_hf.data.sources import DataSourceError, find_image_column, open_stream
+from maws_hf.data.streaming import prepare_image, random_rows
+from maws_hf.evaluation.features import Features, encode_images, extract_features, find_label_column
+from maws_hf.evaluation.zero_shot import ZeroShotAccuracy, class_embeddings, zero_shot_accuracy, zero_shot_scores
+from maws_hf.processing.decode import ImageDecodeError
+from maws_hf.processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
+from maws_hf.training.arguments import Options, option, parse_recipe
+from maws_hf.training.entry_point import run_script
+from maws_hf.visualization import dejavu, is_drawable, plot_bars, prediction_grid, save_picture
+
+EXAMPLES = 24  # pictures in a grid
+BARS = 15  # best classes, and as many of the worst
+
+# ---------------------------------------------------------------- arguments
+
+
+@dataclass(kw_only=True)
+class ZeroShotOptions(Options):
+    """Two-tower models, labelled images and the words for their classes."""
+
+    model_name_or_path: list[str] = field(
+        metadata={"help": "Two-tower models with their tokenizers: folders, or ids on the Hub (CLIP, SigLIP, ours)."}
+    )
+    dataset_name: str = field(
+        metadata={
+            "help": "Folder of parquet shards, tar shards or class folders of images, or a data set id on the Hub."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Folder of results.json, per_class.csv, the pictures and the features."})
+    dataset_config_name: str | None = option(None, "Configuration of a Hub data set that has several.")
+    eval_split: list[str] = field(default_factory=lambda: ["test"], metadata={"help": "Splits to score on."})
+    image_column_name: str | None = option(None, "Column of the images; found by itself if there is just one.")
+    label_column_name: str | None = option(
+        None, "Column of the labels: integers or strings; the one declared as classes if unset."
+    )
+    prompts: list[str] = field(
+        default_factory=lambda: ["labels"],
+        metadata={"help": "Words for the classes: labels, imagenet, food101, captions or JSON files."},
+    )
+    languages: list[str] | None = field(
+        default=None, metadata={"help": "Languages of the captions that serve as names; en if unset."}
+    )
+    caption_column_name: str = option("captions", "Column of the captions, lists of {language, text}.")
+    image_size: int | None = option(None, "Side of the images in pixels; each model's own if unset.")
+    resize_size: int | None = option(None, "Shortest side before the centre crop; image_size if unset, as in MAWS.")
+    per_device_eval_batch_size: int = option(64, "Images a forward pass.")
+    per_device_text_batch_size: int = option(256, "Prompts a forward pass.")
+    bf16: bool = option(False, "bfloat16 autocast for both towers; scores are float32.")
+    dataloader_num_workers: int = option(2, "Processes that read and decode images; 0 does it in the main one.")
+    feature_cache: str | None = option(None, "Folder of computed image features; output_dir/features if unset.")
+    seed: int = option(0, "Decides which images are shown as examples.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("model_name_or_path", "eval_split", "prompts"):
+            values = getattr(self, name)
+            self._require(len(set(values)) == len(values) > 0, name, "one or several, each once")
+        with_captions = "captions" in self.prompts
+        self._require(with_captions or self.languages is None, "languages", "left out without --prompts captions")
+        self._require(self.languages is None or len(self.languages) > 0, "languages", "one or several")
+        for name in ("image_size", "resize_size", "per_device_eval_batch_size", "per_device_text_batch_size"):
+            value = getattr(self, name)
+            self._require(value is None or value >= 1, name, "at least 1")
+        for name in ("dataloader_num_workers", "seed"):
+            self._require(getattr(self, name) >= 0, name, "0 or more")
+
+
+# ---------------------------------------------------------------- model
+
+
+def load_two_towers(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model in float32, complete, on the GPU if there is one; and its tokenizer.
+
+    Raises:
+        ValueError: it has no text or no image tower, takes images in a form of its own, lacks weights or a tokenizer.
+    """
+    model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    kind = type(model).__name__
+    if absent := [method for method in ("get_image_features", "get_text_features") if not hasattr(model, method)]:
+        raise ValueError(f"{name} is a {kind}, which has no {absent[0]}: zero-shot needs an image and a text tower")
+    if model.config.model_type == "siglip2":
+        raise ValueError(f"{name} is a {kind} for patches of any shape: give a SigLIP 2 of fixed resolution")
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{name} lacks {len(missing)} weights of {kind}, among them {missing[0]}")
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), load_tokenizer(name)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    advice = "save it there with tokenizer.save_pretrained"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} comes without a tokenizer that can be loaded: {advice}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one if there are no files
+        raise ValueError(f"{name} comes without a tokenizer: {advice}")
+    return tokenizer
+
+
+def pixel_statistics(name: str, model: PreTrainedModel) -> dict[str, tuple[float, ...]]:
+    """Mean and deviation that the image tower was trained with; a MAWS encoder normalises by itself."""
+    if any(isinstance(module, MawsViTModel) for module in model.modules()):
+        return {}
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        print(f"{name} comes without an image processor: its images are normalised with ImageNet's mean and deviation")
+        return {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+    return {"image_mean": tuple(processor.image_mean), "image_std": tuple(processor.image_std)}
+
+
+# ---------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split and what there is to read in it."""
+
+    name: str
+    dataset: IterableDataset
+    image_column: str
+    label_column: str
+    class_names: list[str] | None
+
+
+def open_split(options: ZeroShotOptions, split: str) -> Split:
+    dataset = open_stream(
+        options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
+    )
+    label_column = find_label_column(dataset, options.label_column_name)
+    kind = dataset.features[label_column]
+    if not isinstance(kind, ClassLabel | Value):
+        raise DataSourceError(f"{label_column} holds lists of labels: zero-shot needs one label an image")
+    names = list(kind.names) if isinstance(kind, ClassLabel) else None
+    if names is None and "labels" in options.prompts:
+        raise DataSourceError(f"the labels in {label_column} have no names: give --prompts")
+    return Split(split, dataset, find_image_column(dataset, options.image_column_name), label_column, names)
+
+
+def build_transform(options: ZeroShotOptions, model: PreTrainedModel) -> EvalTransform:
+    vision_config = getattr(model.config, "vision_config", model.config)
+    size = options.image_size or getattr(vision_config, "image_size", None)
+    if size is None:
+        raise ValueError(f"{type(model).__name__} names no image size: give --image_size")
+    return EvalTransform(size if isinstance(size, int) else tuple(size), options.resize_size)
+
+
+def read_features(options: ZeroShotOptions, name: str, model: PreTrainedModel, split: Split, **pixels) -> Features:
+    start = time.perf_counter()
+    features = extract_features(
+        model,
+        split.dataset,
+        build_transform(options, model),
+        image_column=split.image_column,
+        label_column=split.label_column,
+        batch_size=options.per_device_eval_batch_size,
+        num_workers=options.dataloader_num_workers,
+        bf16=options.bf16,
+        cache_dir=Path(options.feature_cache or Path(options.output_dir, "features")),
+        **pixels,
+    )
+    how = "read from the cache" if features.from_cache else "computed"
+    bad = f", {len(features.skipped)} bad images skipped" if features.skipped else ""
+    print(f"{name}, {split.name}: {len(features.keys)} features {how} in {time.perf_counter() - start:.1f} s{bad}")
+    return features
+
+
+def read_examples(options: ZeroShotOptions, model: PreTrainedModel, split: Split) -> tuple[Tensor, list[int | str]]:
+    """Images `(B, 3, H, W)` of a random choice and their labels; the same for every model of one image size."""
+    columns = dict.fromkeys([split.image_column, split.label_column])
+    transform, rng = build_transform(options, model), np.random.default_rng(0)  # of which evaluation draws nothing
+    rows = random_rows(split.dataset.select_columns(list(columns)), EXAMPLES, seed=options.seed, among=20 * EXAMPLES)
+    images, labels = [], []
+    for row in rows:
+        try:
+            sample = prepare_image(
+                row, rng, image_column=split.image_column, transform=lambda image, _: transform(image)
+            )
+        except ImageDecodeError:
+            continue  # counted among the skipped
+        images.append(sample["pixel_values"])
+        labels.append(row[split.label_column])
+    return torch.stack(images) if images else torch.empty(0), labels
+
+
+# ---------------------------------------------------------------- words
+
+
+def wordings(options: ZeroShotOptions, split: Split, candidates: Sequence[int | str]) -> list[tuple[str, Prompts]]:
+    """Every way of asking: its name as it was typed, and prompts with the candidates' labels.
+
+    Raises:
+        PromptsError: prompts do not cover the labels, or no caption is in a language.
+    """
+    found = []
+    for name in options.prompts:
+        if name == "captions":
+            captions = read_caption_column(
+                split.dataset, label_column=split.label_column, caption_column=options.caption_column_name
+            )
+            captions = {label: captions[label] for label in candidates if label in captions}
+            found += [(name, prompts_from_captions(captions, language)) for language in options.languages or ["en"]]
+            continue
+        prompts = prompts_from_names(split.class_names) if name == "labels" else load_prompts(name)
+        try:
+            found.append((name, prompts.select(candidates, split.class_names)))
+        except PromptsError as error:
+            raise PromptsError(
+                f"--prompts {name} does not fit {split.label_column} in {split.name}: {error}"
+            ) from error
+    return found
+
+
+def unique_names(prompts: Prompts, class_names: list[str] | None) -> list[str]:
+    """The first name of each class, with its label where two classes share it."""
+    first = [names[0] for names in prompts.classes]
+    labels = [_label_text(prompts.label_of(place), class_names) for place in range(len(prompts))]
+    return [name if first.count(name) == 1 else f"{name} ({label})" for name, label in zip(first, labels, strict=True)]
+
+
+def picture_names(names: list[str], labels: Sequence[int | str], english: dict[int | str, str]) -> list[str]:
+    """Names that the pictures' font has the letters for: as they are, in English, or by label."""
+    shown = []
+    for name, label in zip(names, labels, strict=True):
+        ways = (name, english.get(label, ""), str(label), f"class {len(shown)}")
+        shown.append(next(way for way in (" ".join(way.split()) for way in ways) if way and is_drawable(way)))
+    return shown
+
+
+def _label_text(label: int | str, class_names: list[str] | None) -> str:
+    return str(label) if class_names is None else class_names[int(label)]
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def evaluate(options: ZeroShotOptions, name: str) -> Iterator[dict[str, Any]]:
+    """The results of one model: for every split and every wording."""
+    model, tokenizer = load_two_towers(name)
+    pixels = pixel_statistics(name, model)
+    for split in [open_split(options, split) for split in options.eval_split]:
+        features = read_features(options, name, model, split, **pixels)
+        images, labels = read_examples(options, model, split)
+        examples = encode_images(model, images, bf16=options.bf16, **pixels).cpu() if labels else images
+        english: dict[int | str, str] = {}
+        for source, prompts in wordings(options, split, features.classes()):
+            start = time.perf_counter()
+            classes = class_embeddings(
+                model, tokenizer, prompts, batch_size=options.per_device_text_batch_size, bf16=options.bf16
+            )
+            count = sum(len(prompts.templates) * len(names) for names in prompts.classes)
+            print(
+                f"{name}, {split.name}: {count} prompts in {prompts.language} in {time.perf_counter() - start:.1f} s"
+            )
+            names = unique_names(prompts, split.class_names)
+            if prompts.language == "en":
+                english = dict(zip(prompts.labels, names, strict=True))
+            shown = picture_names(names, prompts.labels, english)
+            result = score(name, split, features, prompts, source, classes, names)
+            yield result | draw(options, result, shown, prompts, classes, images, examples, labels)
+
+
+def score(
+    model: str, split: Split, features: Features, prompts: Prompts, source: str, classes: Tensor, names: list[str]
+) -> dict[str, Any]:
+    place = {label: number for number, label in enumerate(prompts.labels)}
+    rows = [row for row, label in enumerate(features.labels) if label in place]
+    labels = torch.tensor([place[features.labels[row]] for row in rows])
+    accuracy = zero_shot_accuracy(features.features[rows], classes, labels)
+    return {
+        "model": model,
+        "split": split.name,
+        "prompts": source,
+        "language": prompts.language,
+        "classes": len(prompts),
+        "images": len(rows),
+        "top1": accuracy.top1,
+        "top5": accuracy.top5,
+        "mean_per_class": accuracy.mean_per_class,
+        "chance": 1 / len(prompts),
+        "left_out": {"classes": len(features.classes()) - len(prompts), "images": len(features.labels) - len(rows)},
+        "skipped": features.skipped,
+        "features": features.digest,
+        "per_class": per_class(accuracy, names),
+    }
+
+
+def per_class(accuracy: ZeroShotAccuracy, names: list[str]) -> dict[str, dict[str, Any]]:
+    counts, shares = accuracy.images_per_class.tolist(), accuracy.top1_per_class.tolist()
+    return {
+        name: {"images": count, "top1": share if count else None}
+        for name, count, share in zip(names, counts, shares, strict=True)
+    }
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def draw(
+    options: ZeroShotOptions,
+    result: dict[str, Any],
+    shown: list[str],
+    prompts: Prompts,
+    classes: Tensor,
+    images: Tensor,
+    examples: Tensor,
+    labels: list[int | str],
+) -> dict[str, str | None]:
+    """Bars of the classes and a grid of examples; their names in `output_dir`."""
+    model = options.model_name_or_path.index(result["model"])
+    parts = (Path(result["model"]).name, result["split"], Path(result["prompts"]).stem, result["language"])
+    duplicates = len({Path(name).name for name in options.model_name_or_path}) < len(options.model_name_or_path)
+    suffix = "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts) + (f"-{model}" if duplicates else "")
+    bars, grid = f"per_class-{suffix}.png", f"examples-{suffix}.png"
+    draw_bars(Path(options.output_dir, bars), result, shown)
+    drawn = draw_examples(Path(options.output_dir, grid), shown, prompts, classes, images, examples, labels)
+    return {"examples": grid if drawn else None, "bars": bars}
+
+
+def draw_bars(file: Path, result: dict[str, Any], shown: list[str]) -> None:
+    found = [
+        (values["top1"], _shortened(name))
+        for name, values in zip(shown, result["per_class"].values(), strict=True)
+        if values["images"]
+    ]
+    found.sort(key=lambda item: -item[0])
+    which = f"{len(found)} classes"
+    if len(found) > 2 * BARS:
+        which = f"best and worst {BARS} of {len(found)} classes"
+        found = found[:BARS] + found[-BARS:]
+    bars = {}
+    for share, name in found:
+        while name in bars:
+            name += " "  # shown alike, but another class
+        bars[name] = {"top-1": 100 * share}
+    plot_bars(bars, file, xlabel=f"% of the images in {result['split']}; {which}")
+
+
+def draw_examples(
+    file: Path,
+    shown: list[str],
+    prompts: Prompts,
+    classes: Tensor,
+    images: Tensor,
+    examples: Tensor,
+    labels: list[int | str],
+) -> bool:
+    rows = [row for row, label in enumerate(labels) if label in set(prompts.labels)]
+    if not rows:
+        return False
+    likeliest = zero_shot_scores(examples[rows], classes).topk(min(3, len(prompts))).indices.tolist()
+    captions = [
+        [(shown[place], prompts.label_of(place) == labels[row]) for place in places]
+        for row, places in zip(rows, likeliest, strict=True)
+    ]
+    grid = prediction_grid(images[rows], captions, font=dejavu())
+    save_picture(lambda path: grid.save(path, format="PNG"), file)
+    return True
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 40 else f"{name[:39].rstrip()}…"
+
+
+# ---------------------------------------------------------------- main
+
+
+def main() -> int:
+    options = parse_recipe(ZeroShotOptions, __doc__)
+    logging.disable_progress_bar()  # one bar is enough
+    logging.set_verbosity_error()  # of weights, load_two_towers says what matters
+    for name in options.prompts:
+        if name not in ("labels", "captions"):
+            load_prompts(name)  # a mistake in a file should show before the first model has run
+    results = [result for name in options.model_name_or_path for result in evaluate(options, name)]
+    output_dir = Path(options.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    packages = ("maws_hf", "torch", "transformers", "tokenizers", "datasets", "numpy", "pillow")
+    content = {
+        "options": asdict(options),
+        "versions": {package: version(package) for package in packages},
+        "results": results,
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(output_dir / "results.json", f"{text}\n".encode())
+    write_atomically(output_dir / "per_class.csv", as_csv(results).encode())
+    report(results, output_dir)
+    return 0
+
+
+def as_csv(results: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["model", "split", "prompts", "language", "class", "images", "top1"])
+    for result in results:
+        key = [result[name] for name in ("model", "split", "prompts", "language")]
+        table.writerows([*key, name, values["images"], values["top1"]] for name, values in result["per_class"].items())
+    return text.getvalue()
+
+
+def report(results: list[dict[str, Any]], output_dir: Path) -> None:
+    names = ("model", "split", "prompts", "language")
+    widths = [max(len(name), *(len(result[name]) for result in results)) for name in names]
+    columns = ("classes", "images", "top-1", "top-5", "mean per class", "chance")
+    print()
+    print("  ".join([*(name.ljust(width) for name, width in zip(names, widths, strict=True)), *columns]))
+    for result in results:
+        texts = [result[name].ljust(width) for name, width in zip(names, widths, strict=True)]
+        shares = [f"{100 * result[name]:.2f}" for name in ("top1", "top5", "mean_per_class", "chance")]
+        numbers = [str(result["classes"]), str(result["images"]), *shares]
+        print("  ".join([*texts, *(number.rjust(len(name)) for number, name in zip(numbers, columns, strict=True))]))
+    print()
+    for result in results:
+        if left_out := result["left_out"]["classes"]:
+            print(
+                f"{result['split']}, {result['language']}: {left_out} classes without a caption in it and their "
+                f"{result['left_out']['images']} images are left out"
+            )
+    print(
+        "% of images; candidates are the classes of a ClassLabel column, or the labels that occur in the split\n"
+        f"  numbers and settings  {output_dir / 'results.json'}\n"
+        f"  every class           {output_dir / 'per_class.csv'}\n"
+        f"  pictures              {output_dir / 'per_class-*.png'}, {output_dir / 'examples-*.png'}"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
