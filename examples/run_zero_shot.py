@@ -30,25 +30,30 @@ import numpy as np
 import torch
 from datasets import ClassLabel, IterableDataset, Value
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from maws_hf import MawsViTModel
 from maws_hf.data.corpus import write_atomically
-from maws_hf.data.prompts import Prompts, PromptsError, load_prompts, prompts_from_captions, prompts_from_names
-from maws_hf.data.prompts import read_captions as read_caption_column
+from maws_hf.data.prompts import (
+    Prompts,
+    PromptsError,
+    load_prompts,
+    prompts_from_captions,
+    prompts_from_names,
+    read_captions,
+)
 from maws_hf.data.sources import DataSourceError, find_image_column, open_stream
 from maws_hf.data.streaming import prepare_image, random_rows
 from maws_hf.evaluation.features import Features, encode_images, extract_features, find_label_column
+from maws_hf.evaluation.two_towers import load_two_towers, pixel_statistics
 from maws_hf.evaluation.zero_shot import ZeroShotAccuracy, class_embeddings, zero_shot_accuracy, zero_shot_scores
 from maws_hf.processing.decode import ImageDecodeError
-from maws_hf.processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
+from maws_hf.processing.transforms import EvalTransform
 from maws_hf.training.arguments import Options, option, parse_recipe
 from maws_hf.training.entry_point import run_script
-from maws_hf.visualization import dejavu, is_drawable, plot_bars, prediction_grid, save_picture
+from maws_hf.visualization import dejavu, drawable, plot_extremes, prediction_grid, save_picture
 
 EXAMPLES = 24  # pictures in a grid
-BARS = 15  # best classes, and as many of the worst
 
 # ---------------------------------------------------------------- arguments
 
@@ -94,6 +99,8 @@ class ZeroShotOptions(Options):
         for name in ("model_name_or_path", "eval_split", "prompts"):
             values = getattr(self, name)
             self._require(len(set(values)) == len(values) > 0, name, "one or several, each once")
+        stems = {Path(name).stem for name in self.prompts}  # they name pictures
+        self._require(len(stems) == len(self.prompts), "prompts", "of files with different names")
         with_captions = "captions" in self.prompts
         self._require(with_captions or self.languages is None, "languages", "left out without --prompts captions")
         self._require(self.languages is None or len(self.languages) > 0, "languages", "one or several")
@@ -102,49 +109,6 @@ class ZeroShotOptions(Options):
             self._require(value is None or value >= 1, name, "at least 1")
         for name in ("dataloader_num_workers", "seed"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
-
-
-# ---------------------------------------------------------------- model
-
-
-def load_two_towers(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model in float32, complete, on the GPU if there is one; and its tokenizer.
-
-    Raises:
-        ValueError: it has no text or no image tower, takes images in a form of its own, lacks weights or a tokenizer.
-    """
-    model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    kind = type(model).__name__
-    if absent := [method for method in ("get_image_features", "get_text_features") if not hasattr(model, method)]:
-        raise ValueError(f"{name} is a {kind}, which has no {absent[0]}: zero-shot needs an image and a text tower")
-    if model.config.model_type == "siglip2":
-        raise ValueError(f"{name} is a {kind} for patches of any shape: give a SigLIP 2 of fixed resolution")
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{name} lacks {len(missing)} weights of {kind}, among them {missing[0]}")
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), load_tokenizer(name)
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    advice = "save it there with tokenizer.save_pretrained"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name} comes without a tokenizer that can be loaded: {advice}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one if there are no files
-        raise ValueError(f"{name} comes without a tokenizer: {advice}")
-    return tokenizer
-
-
-def pixel_statistics(name: str, model: PreTrainedModel) -> dict[str, tuple[float, ...]]:
-    """Mean and deviation that the image tower was trained with; a MAWS encoder normalises by itself."""
-    if any(isinstance(module, MawsViTModel) for module in model.modules()):
-        return {}
-    try:
-        processor = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
-        print(f"{name} comes without an image processor: its images are normalised with ImageNet's mean and deviation")
-        return {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
-    return {"image_mean": tuple(processor.image_mean), "image_std": tuple(processor.image_std)}
 
 
 # ---------------------------------------------------------------- data
@@ -203,13 +167,22 @@ def read_features(options: ZeroShotOptions, name: str, model: PreTrainedModel, s
     return features
 
 
-def read_examples(options: ZeroShotOptions, model: PreTrainedModel, split: Split) -> tuple[Tensor, list[int | str]]:
-    """Images `(B, 3, H, W)` of a random choice and their labels; the same for every model of one image size."""
-    columns = dict.fromkeys([split.image_column, split.label_column])
+@dataclass(frozen=True)
+class Examples:
+    """A random choice of B images to look at: pixels `(B, 3, H, W)`, features `(B, D)` and labels."""
+
+    images: Tensor
+    features: Tensor
+    labels: list[int | str]
+
+
+def read_examples(options: ZeroShotOptions, model: PreTrainedModel, split: Split, **pixels) -> Examples:
+    """The same images for every model."""
     transform, rng = build_transform(options, model), np.random.default_rng(0)  # of which evaluation draws nothing
-    rows = random_rows(split.dataset.select_columns(list(columns)), EXAMPLES, seed=options.seed, among=20 * EXAMPLES)
+    columns = list(dict.fromkeys([split.image_column, split.label_column]))
+    chosen = random_rows(split.dataset.select_columns(columns), EXAMPLES, seed=options.seed, among=20 * EXAMPLES)
     images, labels = [], []
-    for row in rows:
+    for row in chosen:
         try:
             sample = prepare_image(
                 row, rng, image_column=split.image_column, transform=lambda image, _: transform(image)
@@ -218,7 +191,10 @@ def read_examples(options: ZeroShotOptions, model: PreTrainedModel, split: Split
             continue  # counted among the skipped
         images.append(sample["pixel_values"])
         labels.append(row[split.label_column])
-    return torch.stack(images) if images else torch.empty(0), labels
+    if not images:
+        return Examples(torch.empty(0), torch.empty(0), [])
+    features = encode_images(model, torch.stack(images), bf16=options.bf16, **pixels)
+    return Examples(torch.stack(images), features.cpu(), labels)
 
 
 # ---------------------------------------------------------------- words
@@ -233,7 +209,7 @@ def wordings(options: ZeroShotOptions, split: Split, candidates: Sequence[int | 
     found = []
     for name in options.prompts:
         if name == "captions":
-            captions = read_caption_column(
+            captions = read_captions(
                 split.dataset, label_column=split.label_column, caption_column=options.caption_column_name
             )
             captions = {label: captions[label] for label in candidates if label in captions}
@@ -249,26 +225,6 @@ def wordings(options: ZeroShotOptions, split: Split, candidates: Sequence[int | 
     return found
 
 
-def unique_names(prompts: Prompts, class_names: list[str] | None) -> list[str]:
-    """The first name of each class, with its label where two classes share it."""
-    first = [names[0] for names in prompts.classes]
-    labels = [_label_text(prompts.label_of(place), class_names) for place in range(len(prompts))]
-    return [name if first.count(name) == 1 else f"{name} ({label})" for name, label in zip(first, labels, strict=True)]
-
-
-def picture_names(names: list[str], labels: Sequence[int | str], english: dict[int | str, str]) -> list[str]:
-    """Names that the pictures' font has the letters for: as they are, in English, or by label."""
-    shown = []
-    for name, label in zip(names, labels, strict=True):
-        ways = (name, english.get(label, ""), str(label), f"class {len(shown)}")
-        shown.append(next(way for way in (" ".join(way.split()) for way in ways) if way and is_drawable(way)))
-    return shown
-
-
-def _label_text(label: int | str, class_names: list[str] | None) -> str:
-    return str(label) if class_names is None else class_names[int(label)]
-
-
 # ---------------------------------------------------------------- evaluation
 
 
@@ -278,8 +234,7 @@ def evaluate(options: ZeroShotOptions, name: str) -> Iterator[dict[str, Any]]:
     pixels = pixel_statistics(name, model)
     for split in [open_split(options, split) for split in options.eval_split]:
         features = read_features(options, name, model, split, **pixels)
-        images, labels = read_examples(options, model, split)
-        examples = encode_images(model, images, bf16=options.bf16, **pixels).cpu() if labels else images
+        examples = read_examples(options, model, split, **pixels)
         english: dict[int | str, str] = {}
         for source, prompts in wordings(options, split, features.classes()):
             start = time.perf_counter()
@@ -290,12 +245,11 @@ def evaluate(options: ZeroShotOptions, name: str) -> Iterator[dict[str, Any]]:
             print(
                 f"{name}, {split.name}: {count} prompts in {prompts.language} in {time.perf_counter() - start:.1f} s"
             )
-            names = unique_names(prompts, split.class_names)
+            names = prompts.unique_names(split.class_names)
             if prompts.language == "en":
                 english = dict(zip(prompts.labels, names, strict=True))
-            shown = picture_names(names, prompts.labels, english)
             result = score(name, split, features, prompts, source, classes, names)
-            yield result | draw(options, result, shown, prompts, classes, images, examples, labels)
+            yield result | draw(options, result, prompts, classes, examples, names_to_show(prompts, names, english))
 
 
 def score(
@@ -337,67 +291,42 @@ def per_class(accuracy: ZeroShotAccuracy, names: list[str]) -> dict[str, dict[st
 def draw(
     options: ZeroShotOptions,
     result: dict[str, Any],
-    shown: list[str],
     prompts: Prompts,
     classes: Tensor,
-    images: Tensor,
-    examples: Tensor,
-    labels: list[int | str],
+    examples: Examples,
+    shown: list[str],
 ) -> dict[str, str | None]:
-    """Bars of the classes and a grid of examples; their names in `output_dir`."""
-    model = options.model_name_or_path.index(result["model"])
-    parts = (Path(result["model"]).name, result["split"], Path(result["prompts"]).stem, result["language"])
-    duplicates = len({Path(name).name for name in options.model_name_or_path}) < len(options.model_name_or_path)
-    suffix = "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts) + (f"-{model}" if duplicates else "")
+    """Bars of the classes and a grid of examples: their names in `output_dir`, None if there is no example.
+
+    Args:
+        shown: what each class is called in pictures.
+    """
+    model = f"{options.model_name_or_path.index(result['model'])}-{Path(result['model']).name}"
+    parts = (model, result["split"], Path(result["prompts"]).stem, result["language"])
+    suffix = "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
     bars, grid = f"per_class-{suffix}.png", f"examples-{suffix}.png"
-    draw_bars(Path(options.output_dir, bars), result, shown)
-    drawn = draw_examples(Path(options.output_dir, grid), shown, prompts, classes, images, examples, labels)
-    return {"examples": grid if drawn else None, "bars": bars}
-
-
-def draw_bars(file: Path, result: dict[str, Any], shown: list[str]) -> None:
-    found = [
-        (values["top1"], _shortened(name))
-        for name, values in zip(shown, result["per_class"].values(), strict=True)
-        if values["images"]
-    ]
-    found.sort(key=lambda item: -item[0])
-    which = f"{len(found)} classes"
-    if len(found) > 2 * BARS:
-        which = f"best and worst {BARS} of {len(found)} classes"
-        found = found[:BARS] + found[-BARS:]
-    bars = {}
-    for share, name in found:
-        while name in bars:
-            name += " "  # shown alike, but another class
-        bars[name] = {"top-1": 100 * share}
-    plot_bars(bars, file, xlabel=f"% of the images in {result['split']}; {which}")
-
-
-def draw_examples(
-    file: Path,
-    shown: list[str],
-    prompts: Prompts,
-    classes: Tensor,
-    images: Tensor,
-    examples: Tensor,
-    labels: list[int | str],
-) -> bool:
-    rows = [row for row, label in enumerate(labels) if label in set(prompts.labels)]
+    shares = [values["top1"] for values in result["per_class"].values()]
+    scores = [(name, 100 * share) for name, share in zip(shown, shares, strict=True) if share is not None]
+    plot_extremes(
+        scores, Path(options.output_dir, bars), label="top-1", xlabel=f"% of a class's images in {result['split']}"
+    )
+    rows = [row for row, label in enumerate(examples.labels) if label in set(prompts.labels)]
     if not rows:
-        return False
-    likeliest = zero_shot_scores(examples[rows], classes).topk(min(3, len(prompts))).indices.tolist()
+        return {"examples": None, "bars": bars}
+    likeliest = zero_shot_scores(examples.features[rows], classes).topk(min(3, len(prompts))).indices.tolist()
     captions = [
-        [(shown[place], prompts.label_of(place) == labels[row]) for place in places]
+        [(shown[place], prompts.labels[place] == examples.labels[row]) for place in places]
         for row, places in zip(rows, likeliest, strict=True)
     ]
-    grid = prediction_grid(images[rows], captions, font=dejavu())
-    save_picture(lambda path: grid.save(path, format="PNG"), file)
-    return True
+    picture = prediction_grid(examples.images[rows], captions, tile=150, font=dejavu())
+    save_picture(lambda path: picture.save(path, format="PNG"), Path(options.output_dir, grid))
+    return {"examples": grid, "bars": bars}
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= 40 else f"{name[:39].rstrip()}…"
+def names_to_show(prompts: Prompts, names: list[str], english: dict[int | str, str]) -> list[str]:
+    """Names whose letters the pictures' font has: as they are, in English, or by label."""
+    ways = [(name, english.get(label, ""), str(label)) for name, label in zip(names, prompts.labels, strict=True)]
+    return [drawable(*texts) or f"class {place}" for place, texts in enumerate(ways)]
 
 
 # ---------------------------------------------------------------- main

@@ -96,13 +96,17 @@ def dejavu(size: int = 10) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(_dejavu_file(), size)
 
 
-def is_drawable(text: str) -> bool:
-    """Whether DejaVu has all letters of a text and can set them: one after the other, from left to right.
+def drawable(*texts: str) -> str | None:
+    """The first of these texts that DejaVu has all letters of and can set one after the other, from left to right.
 
-    Without that, letters become boxes (Chinese, Hindi, Thai ...) or a wrong order of loose letters (Arabic, Hebrew).
+    Others would become boxes (Chinese, Hindi, Thai ...) or loose letters in the wrong order (Arabic, Hebrew).
     """
     glyphs = _dejavu_glyphs()
-    return all(ord(letter) in glyphs and unicodedata.bidirectional(letter) not in ("R", "AL", "AN") for letter in text)
+    for text in (" ".join(text.split()) for text in texts):
+        known = all(ord(letter) in glyphs for letter in text)
+        if text and known and not any(unicodedata.bidirectional(letter) in ("R", "AL", "AN") for letter in text):
+            return text
+    return None
 
 
 def _dejavu_file() -> str:
@@ -211,6 +215,28 @@ def plot_bars(scores: dict[str, dict[str, float]], picture_file: Path, *, xlabel
     figure.legend(loc="outside upper right", ncols=len(bars))
     save_picture(lambda path: figure.savefig(path, dpi=120, format="png"), picture_file)
     pyplot.close(figure)
+
+
+def plot_extremes(
+    scores: Sequence[tuple[str, float]], picture_file: Path, *, label: str, xlabel: str, most: int = 15
+) -> None:
+    """Draws scores as bars from the highest to the lowest; of many the `most` highest and as many of the lowest.
+
+    Args:
+        scores: name and value of each bar; names may come twice.
+        label: what the values are.
+    """
+    ordered = sorted(scores, key=lambda score: -score[1])
+    if len(ordered) > 2 * most:
+        xlabel += f"\n{most} highest and {most} lowest of {len(ordered)}"
+        ordered = ordered[:most] + ordered[-most:]
+    bars: dict[str, dict[str, float]] = {}
+    for name, value in ordered:
+        name = name if len(name) <= 40 else f"{name[:39].rstrip()}…"
+        while name in bars:
+            name += " "  # looks the same and is another bar
+        bars[name] = {label: value}
+    plot_bars(bars, picture_file, xlabel=xlabel)
 
 
 def save_picture(draw: Callable[[Path], None], picture_file: Path) -> None:

@@ -13,6 +13,7 @@ names: `{"n01440764": ["tanche"]}`. `sha256`, if it is there, is checked, and `a
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,6 +93,14 @@ class Prompts:
     def texts(self, place: int) -> list[str]:
         """Every template with every name of a class."""
         return [template.replace("{}", name) for template in self.templates for name in self.classes[place]]
+
+    def unique_names(self, class_names: Sequence[str] | None = None) -> list[str]:
+        """The first name of each class, with its label (or the class name of it) where classes share a name."""
+        first, count = [names[0] for names in self.classes], Counter(names[0] for names in self.classes)
+        labels = [self.label_of(place) for place in range(len(self))]
+        if class_names is not None:
+            labels = [class_names[int(label)] for label in labels]
+        return [name if count[name] == 1 else f"{name} ({label})" for name, label in zip(first, labels, strict=True)]
 
     def select(self, labels: Sequence[Label], class_names: Sequence[str] | None = None) -> "Prompts":
         """The prompts of these labels, in their order.
