@@ -380,8 +380,9 @@ def report(results: list[dict[str, Any]], output_dir: Path) -> None:
     for result in results:
         if left_out := result["left_out"]["classes"]:
             print(
-                f"{result['split']}, {result['language']}: {left_out} classes without a caption in it and their "
-                f"{result['left_out']['images']} images are left out"
+                f"{result['split']}: for want of a caption in {result['language']}, {left_out} of "
+                f"{left_out + result['classes']} classes and {'its' if left_out == 1 else 'their'} images "
+                f"({result['left_out']['images']}) are left out"
             )
     print(
         "% of images; candidates are the classes of a ClassLabel column, or the labels that occur in the split\n"

@@ -1,6 +1,7 @@
 """Small two-tower models and a tokenizer that cuts words into bytes and pairs of them."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import (
     BertConfig,
     CLIPConfig,
@@ -37,12 +38,18 @@ def tiny_tokenizer(**options) -> PreTrainedTokenizerFast:
 
 
 def tiny_two_towers(kind: str) -> PreTrainedModel:
-    """`clip`, `siglip`, or `bert` and `xlm-roberta` beside a ViT; random weights."""
+    """`clip`, `siglip`, or `bert` and `xlm-roberta` beside a ViT; random weights, with which every token matters."""
     text = {**SMALL, **SPECIAL, "vocab_size": 300, "max_position_embeddings": POSITIONS}
     if kind == "clip":
-        return CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)).eval()
-    if kind == "siglip":
-        return SiglipModel(SiglipConfig(text_config=text, vision_config=VISION)).eval()
-    text_config = {"bert": BertConfig, "xlm-roberta": XLMRobertaConfig}[kind](**text)
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(ViTConfig(**VISION), text_config, projection_dim=12)
-    return VisionTextDualEncoderModel(config).eval()
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12))
+    elif kind == "siglip":
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
+    else:
+        text_config = {"bert": BertConfig, "xlm-roberta": XLMRobertaConfig}[kind](**text)
+        vision_config = ViTConfig(**VISION)
+        config = VisionTextDualEncoderConfig.from_vision_text_configs(vision_config, text_config, projection_dim=12)
+        model = VisionTextDualEncoderModel(config)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            nn.init.normal_(weight, std=0.3)
+    return model.eval()

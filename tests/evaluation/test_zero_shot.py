@@ -61,14 +61,14 @@ def test_class_embeddings_are_the_mean_of_unit_prompts(two_towers):
     expected = plain_class_embeddings(two_towers, tokenizer, PROMPTS)
     found = class_embeddings(two_towers, tokenizer, PROMPTS, batch_size=4)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
-    assert (expected[0] - expected[1]).abs().max() > 1e-3, "the classes can be told apart"
+    torch.testing.assert_close(found.double(), expected, atol=5e-6, rtol=0)
+    assert (expected[0] - expected[1]).abs().max() > 0.02, "the classes can be told apart"
 
 
 def test_the_batch_size_changes_nothing_but_rounding(two_towers):
     tokenizer = tiny_tokenizer()
     one, many = (class_embeddings(two_towers, tokenizer, PROMPTS, batch_size=size) for size in (1, 100))
-    torch.testing.assert_close(one, many, atol=1e-6, rtol=0)
+    torch.testing.assert_close(one, many, atol=5e-6, rtol=0)
 
 
 def test_bfloat16_stays_near_and_training_mode_is_restored():
@@ -78,7 +78,7 @@ def test_bfloat16_stays_near_and_training_mode_is_restored():
     near = class_embeddings(model, tokenizer, PROMPTS, bf16=True)
     assert model.training
     assert near.dtype == torch.float32
-    assert 0 < (near - exact).abs().max() < 0.05
+    assert 0 < (near - exact).abs().max() < 0.1
 
 
 @pytest.mark.parametrize(
