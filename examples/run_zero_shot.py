@@ -35,6 +35,7 @@ from transformers.utils import logging
 
 from maws_hf.data.corpus import write_atomically
 from maws_hf.data.prompts import (
+    Captions,
     Prompts,
     PromptsError,
     load_prompts,
@@ -46,7 +47,7 @@ from maws_hf.data.sources import DataSourceError, find_image_column, open_stream
 from maws_hf.data.streaming import prepare_image, random_rows
 from maws_hf.evaluation.features import Features, encode_images, extract_features, find_label_column
 from maws_hf.evaluation.two_towers import load_two_towers, pixel_statistics
-from maws_hf.evaluation.zero_shot import ZeroShotAccuracy, class_embeddings, zero_shot_accuracy, zero_shot_scores
+from maws_hf.evaluation.zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_scores
 from maws_hf.processing.decode import ImageDecodeError
 from maws_hf.processing.transforms import EvalTransform
 from maws_hf.training.arguments import Options, option, parse_recipe
@@ -116,13 +117,21 @@ class ZeroShotOptions(Options):
 
 @dataclass(frozen=True)
 class Split:
-    """A split and what there is to read in it."""
+    """A split, what there is to read in it, and rows of it to show as examples, the same for every model."""
 
     name: str
     dataset: IterableDataset
     image_column: str
     label_column: str
     class_names: list[str] | None
+    captions: Captions
+    examples: list[dict[str, Any]]
+
+    @property
+    def english(self) -> dict[int | str, str]:
+        """Names for pictures that cannot show others."""
+        captions = {label: names["en"][0] for label, names in self.captions.items() if names.get("en")}
+        return dict(enumerate(self.class_names or [])) | captions
 
 
 def open_split(options: ZeroShotOptions, split: str) -> Split:
@@ -136,7 +145,13 @@ def open_split(options: ZeroShotOptions, split: str) -> Split:
     names = list(kind.names) if isinstance(kind, ClassLabel) else None
     if names is None and "labels" in options.prompts:
         raise DataSourceError(f"the labels in {label_column} have no names: give --prompts")
-    return Split(split, dataset, find_image_column(dataset, options.image_column_name), label_column, names)
+    image_column = find_image_column(dataset, options.image_column_name)
+    captions = {}
+    if "captions" in options.prompts:
+        captions = read_captions(dataset, label_column=label_column, caption_column=options.caption_column_name)
+    shown = dataset.select_columns(list(dict.fromkeys([image_column, label_column])))
+    examples = random_rows(shown, EXAMPLES, seed=options.seed, among=20 * EXAMPLES)
+    return Split(split, dataset, image_column, label_column, names, captions, examples)
 
 
 def build_transform(options: ZeroShotOptions, model: PreTrainedModel) -> EvalTransform:
@@ -164,12 +179,16 @@ def read_features(options: ZeroShotOptions, name: str, model: PreTrainedModel, s
     how = "read from the cache" if features.from_cache else "computed"
     bad = f", {len(features.skipped)} bad images skipped" if features.skipped else ""
     print(f"{name}, {split.name}: {len(features.keys)} features {how} in {time.perf_counter() - start:.1f} s{bad}")
+    classes = set(features.classes())
+    for key, label in zip(features.keys, features.labels, strict=True):
+        if label not in classes:
+            raise ValueError(f"{key}: its label {label} in {split.label_column} is no class: choose a labelled split")
     return features
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A random choice of B images to look at: pixels `(B, 3, H, W)`, features `(B, D)` and labels."""
+    """B images to look at as a model sees them: pixels `(B, 3, H, W)`, features `(B, D)` and labels."""
 
     images: Tensor
     features: Tensor
@@ -177,12 +196,9 @@ class Examples:
 
 
 def read_examples(options: ZeroShotOptions, model: PreTrainedModel, split: Split, **pixels) -> Examples:
-    """The same images for every model."""
     transform, rng = build_transform(options, model), np.random.default_rng(0)  # of which evaluation draws nothing
-    columns = list(dict.fromkeys([split.image_column, split.label_column]))
-    chosen = random_rows(split.dataset.select_columns(columns), EXAMPLES, seed=options.seed, among=20 * EXAMPLES)
     images, labels = [], []
-    for row in chosen:
+    for row in split.examples:
         try:
             sample = prepare_image(
                 row, rng, image_column=split.image_column, transform=lambda image, _: transform(image)
@@ -209,10 +225,7 @@ def wordings(options: ZeroShotOptions, split: Split, candidates: Sequence[int | 
     found = []
     for name in options.prompts:
         if name == "captions":
-            captions = read_captions(
-                split.dataset, label_column=split.label_column, caption_column=options.caption_column_name
-            )
-            captions = {label: captions[label] for label in candidates if label in captions}
+            captions = {label: split.captions[label] for label in candidates if label in split.captions}
             found += [(name, prompts_from_captions(captions, language)) for language in options.languages or ["en"]]
             continue
         prompts = prompts_from_names(split.class_names) if name == "labels" else load_prompts(name)
@@ -228,28 +241,24 @@ def wordings(options: ZeroShotOptions, split: Split, candidates: Sequence[int | 
 # ---------------------------------------------------------------- evaluation
 
 
-def evaluate(options: ZeroShotOptions, name: str) -> Iterator[dict[str, Any]]:
+def evaluate(options: ZeroShotOptions, name: str, splits: list[Split]) -> Iterator[dict[str, Any]]:
     """The results of one model: for every split and every wording."""
     model, tokenizer = load_two_towers(name)
     pixels = pixel_statistics(name, model)
-    for split in [open_split(options, split) for split in options.eval_split]:
+    for split in splits:
         features = read_features(options, name, model, split, **pixels)
         examples = read_examples(options, model, split, **pixels)
-        english: dict[int | str, str] = {}
         for source, prompts in wordings(options, split, features.classes()):
             start = time.perf_counter()
             classes = class_embeddings(
                 model, tokenizer, prompts, batch_size=options.per_device_text_batch_size, bf16=options.bf16
             )
-            count = sum(len(prompts.templates) * len(names) for names in prompts.classes)
-            print(
-                f"{name}, {split.name}: {count} prompts in {prompts.language} in {time.perf_counter() - start:.1f} s"
-            )
+            seconds = time.perf_counter() - start
+            print(f"{name}, {split.name}: {len(prompts)} classes in {prompts.language} embedded in {seconds:.1f} s")
             names = prompts.unique_names(split.class_names)
-            if prompts.language == "en":
-                english = dict(zip(prompts.labels, names, strict=True))
+            shown = names_to_show(prompts, names, split.english)
             result = score(name, split, features, prompts, source, classes, names)
-            yield result | draw(options, result, prompts, classes, examples, names_to_show(prompts, names, english))
+            yield result | draw(options, result, prompts, classes, examples, shown)
 
 
 def score(
@@ -273,15 +282,7 @@ def score(
         "left_out": {"classes": len(features.classes()) - len(prompts), "images": len(features.labels) - len(rows)},
         "skipped": features.skipped,
         "features": features.digest,
-        "per_class": per_class(accuracy, names),
-    }
-
-
-def per_class(accuracy: ZeroShotAccuracy, names: list[str]) -> dict[str, dict[str, Any]]:
-    counts, shares = accuracy.images_per_class.tolist(), accuracy.top1_per_class.tolist()
-    return {
-        name: {"images": count, "top1": share if count else None}
-        for name, count, share in zip(names, counts, shares, strict=True)
+        "per_class": accuracy.per_class(names),
     }
 
 
@@ -339,7 +340,8 @@ def main() -> int:
     for name in options.prompts:
         if name not in ("labels", "captions"):
             load_prompts(name)  # a mistake in a file should show before the first model has run
-    results = [result for name in options.model_name_or_path for result in evaluate(options, name)]
+    splits = [open_split(options, split) for split in options.eval_split]
+    results = [result for name in options.model_name_or_path for result in evaluate(options, name, splits)]
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     packages = ("maws_hf", "torch", "transformers", "tokenizers", "datasets", "numpy", "pillow")

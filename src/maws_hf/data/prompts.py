@@ -24,6 +24,7 @@ from datasets import IterableDataset, LargeList, List
 __all__ = [
     "DEFAULT_TEMPLATES",
     "RESOURCES",
+    "Captions",
     "Prompts",
     "PromptsError",
     "load_prompts",
@@ -36,7 +37,7 @@ RESOURCES = {name: Path(__file__).with_name("resources") / f"prompts_{name}.json
 DEFAULT_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image that shows a {}.")  # ours, of no paper
 
 Label = int | str
-Captions = dict[Label, dict[str, list[str]]]
+Captions = dict[Label, dict[str, list[str]]]  # of each label and language the texts
 
 _REQUIRED = ("language", "source", "templates", "classes")
 _OPTIONAL = ("licence", "about", "sha256")

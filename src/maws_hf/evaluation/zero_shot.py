@@ -44,6 +44,14 @@ class ZeroShotAccuracy:
     images_per_class: Tensor
     top1_per_class: Tensor
 
+    def per_class(self, names: list[str]) -> dict[str, dict[str, float | None]]:
+        """`{name: {"images", "top1"}}` of every class, None for the accuracy of no image."""
+        counts, shares = self.images_per_class.tolist(), self.top1_per_class.tolist()
+        return {
+            name: {"images": count, "top1": share if count else None}
+            for name, count, share in zip(names, counts, shares, strict=True)
+        }
+
 
 def class_embeddings(
     model: PreTrainedModel,
@@ -154,7 +162,12 @@ def zero_shot_accuracy(image_features: Tensor, class_embeddings: Tensor, labels:
         image_features: `(N, D)`.
         class_embeddings: `(C, D)`, of length 1.
         labels: int64 `(N,)`, in 0..C-1.
+
+    Raises:
+        ValueError: there is no image, or a label is out of range.
     """
+    if not len(labels):
+        raise ValueError("no image has a label among the classes: choose a labelled split")
     parts = zip(image_features.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True)
     ranks = torch.cat([label_ranks(zero_shot_scores(features, class_embeddings), own) for features, own in parts])
     hits = (ranks == 0).double()
