@@ -7,8 +7,11 @@ from PIL import Image
 
 from maws_hf.models.modeling_maws_mae import MawsMAEReconstruction
 from maws_hf.visualization import (
+    dejavu,
+    drawable,
     plot_bars,
     plot_curve,
+    plot_extremes,
     plot_scaling,
     prediction_grid,
     reconstruction_grid,
@@ -71,6 +74,32 @@ def test_predictions_stand_below_their_pictures_in_the_colour_of_their_truth():
     assert (tiles[8:72, 72:80] == 255).all()
     assert (tiles[:, -8:] == 255).all(), "a long name runs out of its column"
     assert (tiles[106:170, 80:] == 255).all(), "seven pictures"
+
+
+def test_only_names_whose_letters_the_font_has_are_drawn():
+    assert drawable("犬", "собака", "dog") == "собака"
+    assert drawable("כלב", "الكلب", "कुत्ता", "หมา") is None
+    assert drawable("", "red\ndisc") == "red disc"
+    pixels = torch.full((1, 3, 16, 16), 200, dtype=torch.uint8)
+    grids = [
+        prediction_grid(pixels, [[(name, True)]], tile=64, font=dejavu()) for name in ("собака", "кошкаа", "犬", "猫")
+    ]
+    russian, other, *boxes = (np.asarray(grid)[72:] for grid in grids)
+    assert (russian != other).any(), "Russian letters are letters"
+    assert (boxes[0] == boxes[1]).all(), "Chinese ones would be boxes"
+
+
+def test_of_many_scores_the_ends_are_drawn(tmp_path):
+    scores = [("the same name", float(number)) for number in range(9)]
+    heights = []
+    for some in (scores[:4], scores):
+        plot_extremes(some, tmp_path / "bars.png", label="top-1", xlabel="%\n", most=2)
+        with Image.open(tmp_path / "bars.png") as picture:
+            heights.append(picture.height)
+    assert heights[0] == heights[1], "all of four, and two high and two low ones of nine"
+    plot_extremes(scores[:2], tmp_path / "bars.png", label="top-1", xlabel="%\n", most=2)
+    with Image.open(tmp_path / "bars.png") as picture:
+        assert picture.height < heights[0], "of two bars with one name none is lost"
 
 
 def test_scores_over_cost_have_a_line_a_method_and_a_dot_a_seed(tmp_path):

@@ -2,13 +2,15 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
     from .models.modeling_maws_mae import MawsMAEReconstruction
@@ -50,7 +52,12 @@ def reconstruction_grid(
 
 
 def prediction_grid(
-    pixel_values: torch.Tensor, captions: Sequence[Sequence[tuple[str, bool]]], *, tile: int = 112, across: int = 6
+    pixel_values: torch.Tensor,
+    captions: Sequence[Sequence[tuple[str, bool]]],
+    *,
+    tile: int = 112,
+    across: int = 6,
+    font: ImageFont.FreeTypeFont | None = None,
 ) -> Image.Image:
     """Pictures with the names predicted for them below, right ones in green and wrong ones in grey.
 
@@ -59,6 +66,7 @@ def prediction_grid(
         captions: of each picture: names, likeliest first, and whether they are right.
         tile: least side of a picture in pixels; small ones are enlarged by a whole number, without smoothing.
         across: pictures in a row.
+        font: for more than Latin letters, `dejavu()`; Pillow's own if None.
     """
     count, _, height, width = pixel_values.shape
     scale = max(1, -(-tile // height))
@@ -74,10 +82,44 @@ def prediction_grid(
         image = Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         picture.paste(image, (left, top))
         for row, (name, right) in enumerate(names):
-            longest = (cell_width - gap) // 6  # characters of the built-in font
-            text = name if len(name) <= longest else f"{name[: longest - 1]}…"
-            drawing.text((left, top + height * scale + row * line), text, fill="darkgreen" if right else "grey")
+            text, longest = name, len(name)
+            while longest > 1 and drawing.textlength(text, font=font) > cell_width - gap:
+                longest -= 1
+                text = f"{name[:longest].rstrip()}…"
+            colour = "darkgreen" if right else "grey"
+            drawing.text((left, top + height * scale + row * line), text, fill=colour, font=font)
     return picture
+
+
+def dejavu(size: int = 10) -> ImageFont.FreeTypeFont:
+    """The font of matplotlib's pictures, for Pillow: Latin, Cyrillic, Greek, Armenian, Georgian and more."""
+    return ImageFont.truetype(_dejavu_file(), size)
+
+
+def drawable(*texts: str) -> str | None:
+    """The first of these texts that DejaVu has all letters of and can set one after the other, from left to right.
+
+    Others would become boxes (Chinese, Hindi, Thai ...) or loose letters in the wrong order (Arabic, Hebrew).
+    """
+    glyphs = _dejavu_glyphs()
+    for text in (" ".join(text.split()) for text in texts):
+        known = all(ord(letter) in glyphs for letter in text)
+        if text and known and not any(unicodedata.bidirectional(letter) in ("R", "AL", "AN") for letter in text):
+            return text
+    return None
+
+
+def _dejavu_file() -> str:
+    from matplotlib import get_data_path
+
+    return str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+
+
+@cache
+def _dejavu_glyphs() -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(_dejavu_file()).get_charmap())
 
 
 def plot_curve(metrics_file: Path, picture_file: Path, *, references: dict[str, float] | None = None) -> None:
@@ -166,13 +208,35 @@ def plot_bars(scores: dict[str, dict[str, float]], picture_file: Path, *, xlabel
         places = [group + (number - (len(bars) - 1) / 2) * height for group in range(len(scores))]
         drawn = axis.barh(places, [values[bar] for values in scores.values()], height=0.9 * height, label=bar)
         axis.bar_label(drawn, fmt="%.3g", padding=3)
-    axis.set_yticks(range(len(scores)), labels=list(scores))
+    axis.set_yticks(range(len(scores)), labels=list(scores), parse_math=False)
     axis.invert_yaxis()
     axis.margins(x=0.12)  # room for the values
     axis.set_xlabel(xlabel)
     figure.legend(loc="outside upper right", ncols=len(bars))
     save_picture(lambda path: figure.savefig(path, dpi=120, format="png"), picture_file)
     pyplot.close(figure)
+
+
+def plot_extremes(
+    scores: Sequence[tuple[str, float]], picture_file: Path, *, label: str, xlabel: str, most: int = 15
+) -> None:
+    """Draws scores as bars from the highest to the lowest; of many the `most` highest and as many of the lowest.
+
+    Args:
+        scores: name and value of each bar; names may come twice.
+        label: what the values are.
+    """
+    ordered = sorted(scores, key=lambda score: -score[1])
+    if len(ordered) > 2 * most:
+        xlabel += f"\n{most} highest and {most} lowest of {len(ordered)}"
+        ordered = ordered[:most] + ordered[-most:]
+    bars: dict[str, dict[str, float]] = {}
+    for name, value in ordered:
+        name = name if len(name) <= 40 else f"{name[:39].rstrip()}…"
+        while name in bars:
+            name += " "  # looks the same and is another bar
+        bars[name] = {label: value}
+    plot_bars(bars, picture_file, xlabel=xlabel)
 
 
 def save_picture(draw: Callable[[Path], None], picture_file: Path) -> None:

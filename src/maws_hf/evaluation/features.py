@@ -29,6 +29,8 @@ from .rows import Label, Row, read_rows
 
 # Fields of a config that no feature depends on, or that the weights tell better.
 _UNTOLD = ("_name_or_path", "architectures", "dtype", "transformers_version")
+# The parts of a two-tower model that no image feature depends on, in its config and among its weights.
+_OF_TEXT = ("text_", "logit_")
 
 
 @dataclass(frozen=True)
@@ -157,14 +159,15 @@ def extract_features(
     cache_dir: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Features:
-    """The class token of every image that can be decoded, from `cache_dir` if it is known there.
+    """The feature of every image that can be decoded, from `cache_dir` if it is known there; see `encode_images`.
 
     Args:
-        model: a MAWS model, whose encoder is used, or another vision model of transformers; where it is.
+        model: a MAWS model, whose encoder is used, another vision model of transformers, or a two-tower model with
+            `get_image_features`; where it is.
         dataset: from `open_stream`, not shuffled; its order is kept whatever the number of workers.
         transform: picture to uint8; its size decides the resolution.
         label_column: see `find_label_column`.
-        image_mean, image_std: for models that do not normalise uint8 themselves, as MAWS models do.
+        image_mean, image_std: for models that do not normalise uint8 themselves, as MAWS encoders do.
         num_workers: processes that read and decode; 0 does it in this one.
         bf16: bfloat16 autocast; features come out as float32 all the same.
         cache_dir: None keeps nothing.
@@ -173,7 +176,8 @@ def extract_features(
     Raises:
         ValueError: no image can be decoded, a row has no label, or the encoder's output is not finite.
     """
-    encoder = model.base_model  # of a model with a head; an encoder is its own
+    # Of a model with a head the base model; an encoder is its own, and of a two-tower model all is needed.
+    encoder = model if _has_two_towers(model) else model.base_model
     image_column = find_image_column(dataset, image_column)
     kind = _element(dataset.features[label_column])
     names = [name for name in KEY_COLUMNS if name in dataset.features]
@@ -188,7 +192,7 @@ def extract_features(
     how = {
         "model": model_digest(encoder),
         "transform": asdict(transform),
-        "statistics": None if isinstance(encoder, MawsViTModel) else [list(image_mean), list(image_std)],
+        "statistics": None if _normalises(encoder) else [list(image_mean), list(image_std)],
         "precision": "bfloat16" if bf16 else "float32",
         "class_names": list(kind.names) if isinstance(kind, ClassLabel) else None,
     }
@@ -225,6 +229,8 @@ def encode_images(
 ) -> Tensor:
     """The features `(B, D)` of uint8 images `(B, 3, H, W)`: `pooler_output` if there is one, else the first token.
 
+    A model with `get_image_features` is asked for those: projected into the space that it shares with texts.
+
     Returns:
         float32, on the encoder's device.
 
@@ -232,21 +238,22 @@ def encode_images(
         ValueError: they are not finite.
     """
     pixels = pixels.to(encoder.device, non_blocking=True)
-    if not isinstance(encoder, MawsViTModel):  # which normalises by itself
+    if not _normalises(encoder):
         pixels = normalize(pixels, image_mean, image_std).to(encoder.dtype)
-    parameters = inspect.signature(encoder.forward).parameters
+    encode = encoder.get_image_features if _has_two_towers(encoder) else encoder
+    parameters = inspect.signature(encoder.forward if encode is encoder else encode).parameters
     options: dict[str, Any] = {"class_token_only": True} if "class_token_only" in parameters else {}
-    native = getattr(encoder.config, "image_size", None)
+    native = getattr(getattr(encoder.config, "vision_config", encoder.config), "image_size", None)
     if "interpolate_pos_encoding" in parameters and native not in (pixels.shape[-1], tuple(pixels.shape[-2:])):
         options["interpolate_pos_encoding"] = True
     was_training = encoder.training
     encoder.eval()
     try:
         with torch.inference_mode(), torch.autocast(encoder.device.type, torch.bfloat16, enabled=bf16):
-            output = encoder(pixel_values=pixels, **options)
+            output = encode(pixel_values=pixels, **options)
     finally:
         encoder.train(was_training)
-    pooled = getattr(output, "pooler_output", None)
+    pooled = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
     features = (output.last_hidden_state[:, 0] if pooled is None else pooled).float()
     if not features.isfinite().all():
         raise ValueError("the encoder gives features that are not finite: its weights or its precision are broken")
@@ -254,13 +261,32 @@ def encode_images(
 
 
 def model_digest(model: PreTrainedModel) -> str:
-    """SHA-256 of class, config and weights; where the model came from plays no part."""
-    config = {name: value for name, value in model.config.to_dict().items() if name not in _UNTOLD}
+    """SHA-256 of class, config and weights; where the model came from plays no part.
+
+    Of a two-tower model only what image features depend on: training its text tower leaves the digest as it is.
+    """
+    ignored = _OF_TEXT if _has_two_towers(model) else ()
+    config = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if name not in _UNTOLD and not name.startswith(ignored)
+    }
     digest = hashlib.sha256(json.dumps([type(model).__name__, config], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith(ignored):
+            continue
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _has_two_towers(model: PreTrainedModel) -> bool:
+    return hasattr(model, "get_image_features")
+
+
+def _normalises(encoder: PreTrainedModel) -> bool:
+    """Whether it takes uint8 as it is: a MAWS encoder, or a model with one as its image tower."""
+    return any(isinstance(module, MawsViTModel) for module in encoder.modules())
 
 
 def _digest(how: dict[str, Any], records: list[Row]) -> str:
