@@ -1,0 +1,76 @@
+"""The texts of a corpus: captions of a data set, lines of text files."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+SHOWN = 12  # languages, in a message
+
+
+class CorpusTextError(ValueError):
+    """Texts cannot be read as asked; the message names the column, language or file."""
+
+
+def caption_texts(
+    dataset: str, *, splits: Sequence[str], column: str, languages: Sequence[str] | None = None
+) -> Iterator[str]:
+    """All texts of a column of a data set, as often as they occur.
+
+    Args:
+        dataset: folder, glob of shards or Hub id, as `maws_hf.data.sources.open_stream` takes it.
+        splits: all of these are read.
+        column: its values are texts, lists of texts, or lists of `{"language": ..., "text": ...}`.
+        languages: only these are read, of the last kind of value; None reads all.
+
+    Raises:
+        CorpusTextError: no such column, other values in it, or a language that does not occur.
+        DataSourceError: the data set cannot be opened.
+    """
+    from maws_hf.data.sources import open_stream
+
+    wanted = set(languages or ())
+    found: set[str] = set()
+    for split in splits:
+        stream = open_stream(dataset, split=split, require_image=False)
+        if stream.features is not None:
+            if column not in stream.features:
+                there = ", ".join(stream.features)
+                raise CorpusTextError(f"--caption_column_name {column}: {dataset} has only the columns {there}.")
+            stream = stream.select_columns([column])
+        for row in stream:
+            for language, text in _language_and_text(row.get(column), f"column {column} of {dataset}"):
+                if language is not None:
+                    found.add(language)
+                if not wanted or language in wanted:
+                    yield text
+    if missing := sorted(wanted - found):
+        there = ", ".join(sorted(found)[:SHOWN]) + (" ..." if len(found) > SHOWN else "")
+        there = there or "names of languages nowhere; leave out --languages"
+        raise CorpusTextError(f"--languages {missing[0]}: column {column} of {dataset} has {there}.")
+
+
+def text_file_lines(files: Iterable[Path]) -> Iterator[str]:
+    """The lines of UTF-8 text files that are not empty.
+
+    Raises:
+        CorpusTextError: a file is missing or not UTF-8.
+    """
+    for path in files:
+        try:
+            with path.open(encoding="utf-8-sig") as file:
+                yield from (line.strip() for line in file if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise CorpusTextError(f"--text_file {path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _language_and_text(value: Any, where: str) -> Iterator[tuple[str | None, str]]:
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str):
+            yield None, item
+        elif isinstance(item, dict) and isinstance(item.get("text"), str):
+            yield item.get("language"), item["text"]
+        elif item is not None:
+            raise CorpusTextError(
+                f"{where} holds {item!r:.60}, which is neither a text nor a language with its text; "
+                "name another --caption_column_name."
+            )
