@@ -1,6 +1,7 @@
 """The texts of a corpus: captions of a data set, lines of text files."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,30 @@ SHOWN = 12  # languages, in a message
 
 class CorpusTextError(ValueError):
     """Texts cannot be read as asked; the message names the column, language or file."""
+
+
+def requested_texts(
+    dataset: str | None,
+    *,
+    splits: Sequence[str],
+    column: str,
+    languages: Sequence[str] | None,
+    text_files: Sequence[Path] | None,
+    further: Sequence[str],
+) -> Iterator[str] | None:
+    """The texts that the options of `maws-hf text-tower` name; None if they name none.
+
+    Raises:
+        CorpusTextError: also while reading, for texts that are not there.
+    """
+    if dataset is None and languages:
+        raise CorpusTextError("--languages chooses among the captions of --dataset_name: name one.")
+    if dataset is None and not text_files:
+        if further:
+            raise CorpusTextError("--keep_text adds to a cut vocabulary: give --dataset_name or --text_file too.")
+        return None
+    captions = caption_texts(dataset, splits=splits, column=column, languages=languages) if dataset else ()
+    return chain(captions, text_file_lines(text_files or ()), further)
 
 
 def caption_texts(

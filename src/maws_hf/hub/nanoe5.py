@@ -8,6 +8,7 @@ Nothing in the file is believed: every count and offset is checked against the f
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 
@@ -179,7 +180,7 @@ def _read_pieces(cursor: _Cursor, vocabulary: int) -> tuple[list[str], np.ndarra
         raise cursor.error("a score of the tokenizer is not a number")
     bounds = ends.tolist()
     try:
-        pieces = [text[start:end].decode() for start, end in zip(bounds, bounds[1:], strict=False)]
+        pieces = [text[start:end].decode() for start, end in pairwise(bounds)]
     except UnicodeDecodeError as error:
         raise cursor.error(f"a piece of the tokenizer is not UTF-8 ({error})") from error
     return pieces, scores, special

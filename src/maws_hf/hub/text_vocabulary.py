@@ -6,7 +6,7 @@ derived from the lowest score of all pieces, so a piece with that score stays to
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,11 @@ def _cut(content: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
 
 
 def _splits(tokenizer, texts: Sequence[str], progress: str | None = None) -> Iterator[list[int]]:
-    starts: Iterable[int] = range(0, len(texts), BATCH)
-    for start in tqdm(starts, desc=progress, unit_scale=BATCH, unit=" texts", disable=progress is None, leave=False):
-        for encoding in tokenizer.encode_batch(texts[start : start + BATCH], add_special_tokens=False):
-            yield encoding.ids
+    with tqdm(total=len(texts), desc=progress, unit=" texts", disable=progress is None, leave=False) as bar:
+        for batch in (texts[start : start + BATCH] for start in range(0, len(texts), BATCH)):
+            for encoding in tokenizer.encode_batch(batch, add_special_tokens=False):
+                yield encoding.ids
+            bar.update(len(batch))
 
 
 def _pieces_or_error(content: dict[str, Any]) -> list[str]:
