@@ -5,6 +5,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 SHOWN = 12  # languages, in a message
 
 
@@ -62,15 +64,15 @@ def caption_texts(
                 there = ", ".join(stream.features)
                 raise CorpusTextError(f"--caption_column_name {column}: {dataset} has only the columns {there}.")
             stream = stream.select_columns([column])
-        for row in stream:
+        for row in tqdm(stream, desc=f"Reading {column} of {split}", unit=" rows", leave=False):
             for language, text in _language_and_text(row.get(column), f"column {column} of {dataset}"):
                 if language is not None:
                     found.add(language)
                 if not wanted or language in wanted:
                     yield text
     if missing := sorted(wanted - found):
-        there = ", ".join(sorted(found)[:SHOWN]) + (" ..." if len(found) > SHOWN else "")
-        there = there or "names of languages nowhere; leave out --languages"
+        there = f"captions in {', '.join(sorted(found)[:SHOWN])}" if found else "texts without a language"
+        there += f" and {len(found) - SHOWN} more languages" if len(found) > SHOWN else ""
         raise CorpusTextError(f"--languages {missing[0]}: column {column} of {dataset} has {there}.")
 
 
@@ -96,6 +98,6 @@ def _language_and_text(value: Any, where: str) -> Iterator[tuple[str | None, str
             yield item.get("language"), item["text"]
         elif item is not None:
             raise CorpusTextError(
-                f"{where} holds {item!r:.60}, which is neither a text nor a language with its text; "
-                "name another --caption_column_name."
+                f"The {where} holds values of type {type(item).__name__}, neither texts nor texts with their "
+                "language: name another --caption_column_name."
             )
