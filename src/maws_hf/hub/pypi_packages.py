@@ -114,7 +114,8 @@ def _pip_download(requirements: Path, target: Path, wheel: Wheel, folder: Path) 
     command = [*pip, *which, "--require-hashes", "--dest", str(target), "--requirement", str(requirements)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        lines = [line.strip() for line in done.stderr.splitlines()]
+        errors = [line for line in lines if line and not line.startswith("WARNING")]
         last = " / ".join(errors[-2:]) or f"exit status {done.returncode}"
         raise PackageError(
             f"pip could not download {wheel.name} {wheel.version}: {last} "
