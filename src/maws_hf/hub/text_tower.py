@@ -207,7 +207,7 @@ def _verification(folder: Path, package: Path, corpus: Sequence[str] | None) -> 
     if not cosine >= LEAST_COSINE:
         raise TextTowerError(
             f"The tower's embeddings agree with those of {WEIGHTS.name}'s engine only to a cosine of {cosine:.5f}, "
-            f"less than {LEAST_COSINE}: nothing was written."
+            f"less than {LEAST_COSINE}: it is not the same model and must not be used."
         )
     return {"engine": f"{WEIGHTS.name} {WEIGHTS.version}", "texts": len(sentences), "smallest_cosine": cosine}
 
