@@ -29,13 +29,12 @@ from ..processing.text_batches import TextBatch, pack_captions, pad_captions
 from .configuration_maws_lit import MAX_LOGIT_SCALE, MawsLiTConfig
 from .modeling_maws_vit import MawsViTModel
 
-# Text towers that take `position_ids` and a mask of who sees whom, and the position of a caption's first token.
+# Text towers that with sdpa attention take `position_ids` and a mask of who sees whom; the position of a first token.
 _FIRST_POSITION = {
     "xlm-roberta": lambda config: config.pad_token_id + 1,
     "roberta": lambda config: config.pad_token_id + 1,
     "bert": lambda config: 0,
 }
-_MASKED_ATTENTION = ("sdpa", "eager")
 
 
 @dataclass
@@ -221,7 +220,7 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         if vision_features is None:
             vision_outputs = self._encode_images(pixel_values, kwargs)
             vision_features = vision_outputs.pooler_output
-        image_embeds = _normalize(self.visual_projection(vision_features.to(self.visual_projection.weight.dtype)))
+        image_embeds = self.embed_images(vision_features)
         if text_batches is not None:
             text_embeds = torch.cat([self._embed_part(part, len(text_batches) > 1) for part in text_batches])
         else:
@@ -247,6 +246,15 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
             vision_model_output=vision_outputs,
         )
 
+    def embed_images(self, vision_features: Tensor) -> Tensor:
+        """`(B, D)` of the image tower -> `(B, P)` in the common space, normalised, float32."""
+        return _normalize(self.visual_projection(vision_features.to(self.visual_projection.weight.dtype)))
+
+    def embed_captions(self, captions: Sequence[Sequence[int]]) -> Tensor:
+        """Token ids of captions -> `(B, P)` in the common space, normalised, float32, on the model's device."""
+        (batch,) = self.batch_captions(captions)
+        return self._embed_batch(batch.to(self.device))
+
     def batch_captions(self, captions: Sequence[Sequence[int]], parts: int = 1) -> list[TextBatch]:
         """Token ids of captions as `forward` takes them for `text_batches`: without padding, as far as the tower can.
 
@@ -263,7 +271,7 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         first_position = _FIRST_POSITION.get(config.model_type)
         bounds = [len(captions) * part // parts for part in range(parts + 1)]
         slices = [captions[start:end] for start, end in itertools.pairwise(bounds)]
-        if first_position is None or config._attn_implementation not in _MASKED_ATTENTION:
+        if first_position is None or config._attn_implementation != "sdpa":
             return [pad_captions(part, pad_token_id=config.pad_token_id or 0) for part in slices]
         position = first_position(config)
         return [pack_captions(part, pad_token_id=config.pad_token_id, first_position=position) for part in slices]
@@ -271,12 +279,12 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
     def _embed_part(self, part: TextBatch, again: bool) -> Tensor:
         """`(B, P)` float32, normalised; `again`: keep nothing for the backward pass but compute it once more."""
         if again and torch.is_grad_enabled():
-            return checkpoint(self._embed_captions, part, use_reentrant=False)
-        return self._embed_captions(part)
+            return checkpoint(self._embed_batch, part, use_reentrant=False)
+        return self._embed_batch(part)
 
-    def _embed_captions(self, captions: TextBatch) -> Tensor:
-        hidden_states = self.text_model(**captions.text_inputs(), return_dict=True).last_hidden_state
-        return _normalize(self.text_projection(captions.first_tokens(hidden_states)))
+    def _embed_batch(self, batch: TextBatch) -> Tensor:
+        hidden_states = self.text_model(**batch.text_inputs(), return_dict=True).last_hidden_state
+        return _normalize(self.text_projection(batch.first_tokens(hidden_states)))
 
     def _encode_images(self, pixel_values: Tensor, kwargs: dict[str, Any]) -> BaseModelOutputWithPooling:
         recorded = any(
