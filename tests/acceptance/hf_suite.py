@@ -115,5 +115,6 @@ def load() -> SimpleNamespace:
         ConfigTester=importlib.import_module("hf_tests.test_configuration_common").ConfigTester,
         ModelTesterMixin=modeling.ModelTesterMixin,
         floats_tensor=modeling.floats_tensor,
+        ids_tensor=modeling.ids_tensor,
         modeling=modeling,
     )

@@ -151,16 +151,17 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
+        self, pixel_values: Tensor, class_token_only: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | BaseModelOutputWithPooling:
         """
         Args:
             pixel_values: `(B, 3, H, W)`, uint8 or normalised float; see [`MawsViTModel`].
+            class_token_only: leave out what the feature does not need; `last_hidden_state` then is the class token.
 
         Returns:
             The image tower's output, whose `pooler_output` `(B, P)` is the projected feature, not normalised.
         """
-        outputs = self._encode_images(pixel_values, kwargs)
+        outputs = self._encode_images(pixel_values, class_token_only, kwargs)
         outputs.pooler_output = self.visual_projection(outputs.pooler_output)
         return outputs
 
@@ -218,7 +219,7 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
             raise ValueError("images are wanted once: as pixel_values or as vision_features")
         vision_outputs = text_outputs = None
         if vision_features is None:
-            vision_outputs = self._encode_images(pixel_values, kwargs)
+            vision_outputs = self._encode_images(pixel_values, self.training, kwargs)
             vision_features = vision_outputs.pooler_output
         image_embeds = self.embed_images(vision_features)
         if text_batches is not None:
@@ -286,14 +287,19 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         hidden_states = self.text_model(**batch.text_inputs(), return_dict=True).last_hidden_state
         return _normalize(self.text_projection(batch.first_tokens(hidden_states)))
 
-    def _encode_images(self, pixel_values: Tensor, kwargs: dict[str, Any]) -> BaseModelOutputWithPooling:
+    def _encode_images(
+        self, pixel_values: Tensor, class_token_only: bool, kwargs: dict[str, Any]
+    ) -> BaseModelOutputWithPooling:
         recorded = any(
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
         gradients = torch.is_grad_enabled() and not self.config.lock_vision_tower
         with torch.set_grad_enabled(gradients):
             return self.vision_model(
-                pixel_values=pixel_values, class_token_only=not recorded, return_dict=True, **kwargs
+                pixel_values=pixel_values,
+                class_token_only=class_token_only and not recorded,
+                return_dict=True,
+                **kwargs,
             )
 
     def _scale(self) -> Tensor:
