@@ -15,7 +15,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="maws-hf", description="Data sets for the example scripts (examples/run_*.py train).", allow_abbrev=False
+        prog="maws-hf",
+        description="Data sets for the example scripts (examples/run_*.py train), and a page of their results.",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo_data = commands.add_parser(
@@ -44,6 +46,22 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the four *-ubyte.gz files (default: where Debian's package puts them)",
     )
     fashion.set_defaults(run=_build_fashion_mnist)
+
+    about = "one page, readable without network, of what `make demo` has done"
+    report = commands.add_parser(
+        "demo-report",
+        help=about,
+        description=f"Writes {about}. What is missing is named there, with the command that makes it.",
+        allow_abbrev=False,
+    )
+    for option, default, what in (
+        ("--runs_dir", "runs/demo", "folder of the runs"),
+        ("--data_dir", "data/emoji", "folder of the corpus"),
+        ("--labels_dir", "data/emoji-synsets", "folder of the weak labels"),
+        ("--output", "outputs/demo/report.html", "the page"),
+    ):
+        report.add_argument(option, type=Path, default=Path(default), help=f"{what} (default: {default})")
+    report.set_defaults(run=_build_report)
     return parser
 
 
@@ -58,6 +76,14 @@ def _build_fashion_mnist(arguments: argparse.Namespace) -> int:
     from .data.demo_fashion_mnist import DEBIAN_DIR, build_fashion_mnist_corpus
 
     print(build_fashion_mnist_corpus(arguments.output_dir, source_dir=arguments.source_dir or DEBIAN_DIR))
+    return 0
+
+
+def _build_report(arguments: argparse.Namespace) -> int:
+    from .reporting.demo_report import build_report
+
+    page = build_report(arguments.runs_dir, arguments.data_dir, arguments.labels_dir, arguments.output)
+    print(f"What the demo has done: open {page.resolve().as_uri()}")
     return 0
 
 
