@@ -142,7 +142,12 @@ def make_labels(labels: Path) -> None:
         for rank in range(1, 61)
     ]
     write(labels / "vocabulary.json", json.dumps({"images": 6784, "min_count": 10, "classes": classes}))
-    report = {"tags": 40212, "dropped": {"not_words": 619}, "dropped_tags": {"not_words": [["<3", 83], ["30", 55]]}}
+    report = {
+        "tags": 40212,
+        "labels": 32624,
+        "dropped": {"not_words": 619},
+        "dropped_tags": {"not_words": [["<3", 83], ["30", 55]]},
+    }
     write(labels / "report.json", json.dumps(report))
 
 

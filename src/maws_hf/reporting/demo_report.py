@@ -108,11 +108,10 @@ def _cost(curves: dict[str, Curve]) -> dict[str, Any] | None:
     """All runs together; None before the first."""
     if not curves:
         return None
-    stages = [curve.stage for curve in curves.values()]
     return {
         "seconds": sum(curve.seconds for curve in curves.values()),
         "images": sum(curve.images[-1] for curve in curves.values()),
-        "operations": sum(stage.flops for stage in stages if stage) or None,
+        "operations": sum(curve.operations or 0 for curve in curves.values()) or None,
     }
 
 

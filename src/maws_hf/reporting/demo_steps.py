@@ -47,6 +47,11 @@ class Step:
     title: str
     command: str
 
+    @property
+    def pieces(self) -> list[str]:
+        """The command, cut before every option: where a line may break."""
+        return self.command.replace(" --", "\n--").split("\n")
+
 
 def demo_steps(runs_dir: Path, data_dir: Path, labels_dir: Path) -> Mapping[str, Step]:
     """All steps in their order, by the name of the folder they fill."""

@@ -12,6 +12,7 @@ from .records import RecordError
 __all__ = ["Picture", "embed_picture"]
 
 LOSSLESS_BYTES = 120_000  # grids of enlarged pixels stay far below; photographs do not
+MOST_BYTES = 250_000
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Picture:
 def embed_picture(file: Path, alt: str, *, widest: int = 1400) -> Picture:
     """Encodes a picture as WebP, at most `widest` pixels wide, without loss where that is small.
 
+    What is large even with loss becomes narrower, down to 250 kB.
+
     Raises:
         RecordError: the file is missing or is no picture.
     """
@@ -37,12 +40,20 @@ def embed_picture(file: Path, alt: str, *, widest: int = 1400) -> Picture:
             image = opened.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise RecordError(f"{file} cannot be read as a picture ({error}): delete it and repeat the step.") from error
-    if image.width > widest:
-        image = image.resize((widest, max(1, round(image.height * widest / image.width))), Image.Resampling.LANCZOS)
+    image = _narrowed(image, widest)
     content = _encode(image, lossless=True)
     if len(content) > LOSSLESS_BYTES:
         content = _encode(image, quality=85)
+    while len(content) > MOST_BYTES:
+        image = _narrowed(image, round(0.7 * image.width))
+        content = _encode(image, quality=85)
     return Picture(f"data:image/webp;base64,{base64.b64encode(content).decode()}", image.width, image.height, alt)
+
+
+def _narrowed(image: Image.Image, width: int) -> Image.Image:
+    if image.width <= width:
+        return image
+    return image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
 
 
 def _encode(image: Image.Image, **how) -> bytes:

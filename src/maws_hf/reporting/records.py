@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..training.ledger import Stage, read_ledger
+from ..training.ledger import read_ledger
 from ..training.records import JsonLines
 
 __all__ = ["Curve", "RecordError", "read_curve", "read_json", "share"]
@@ -23,7 +23,7 @@ class Curve:
     Attributes:
         steps, images, losses, rates: of each logged interval that has a loss; `rates` are learning rates.
         seconds: of all logged intervals, as their images per second say; what a killed run did twice counts once.
-        stage: what the run has cost, without the runs it started from; None before it has ended.
+        operations: training operations, without those of the runs it started from; None where they are not counted.
     """
 
     steps: list[int]
@@ -31,7 +31,7 @@ class Curve:
     losses: list[float]
     rates: list[float]
     seconds: float
-    stage: Stage | None
+    operations: float | None
 
 
 def read_curve(run_dir: Path) -> Curve:
@@ -46,24 +46,23 @@ def read_curve(run_dir: Path) -> Curve:
     try:
         lines = JsonLines(file).read()
         kept = [line for line in lines if line["loss"] is not None and math.isfinite(line["loss"])]
+        if not kept:
+            raise RecordError(f"{file} holds no losses yet.")
         seconds, before = 0.0, 0
         for line in lines:
             seconds += (line["images_seen"] - before) / line["images_per_second"]
             before = line["images_seen"]
-        stages = read_ledger(str(run_dir))
-        curve = Curve(
+        stages = read_ledger(str(run_dir))  # written at the end
+        return Curve(
             steps=[line["step"] for line in kept],
             images=[int(line["images_seen"]) for line in kept],
             losses=[float(line["loss"]) for line in kept],
             rates=[float(line["learning_rate"]) for line in kept],
             seconds=seconds,
-            stage=stages[-1] if stages else None,
+            operations=stages[-1].flops if stages else lines[-1].get("training_flops"),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise RecordError(f"{file} is not the record of a training run ({error!r}).") from error
-    if not kept:
-        raise RecordError(f"{file} holds no losses yet.")
-    return curve
 
 
 def read_json(file: Path) -> dict[str, Any]:

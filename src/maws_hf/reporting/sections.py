@@ -79,14 +79,19 @@ def draw_curves(curves: Mapping[str, Curve], titles: Mapping[str, str]) -> dict[
 
 @dataclass(frozen=True)
 class WeakLabels:
-    """How often each label occurs, the most frequent ones, and what tags were left out, by reason."""
+    """How often each label occurs, the most frequent ones, and what tags were left out, by reason.
+
+    Attributes:
+        tags, labels: how many tags there were, and how many of them became labels; 0 where that is not known.
+    """
 
     chart: Chart
     classes: int
     images: int
     most_frequent: list[dict[str, Any]]
     dropped: list[tuple[str, int, list[str]]]
-    tags: int | None
+    tags: int
+    labels: int
 
 
 def read_weak_labels(folder: Path) -> WeakLabels:
@@ -116,7 +121,13 @@ def read_weak_labels(folder: Path) -> WeakLabels:
             for reason, number in report.get("dropped", {}).items()
         ]
         return WeakLabels(
-            chart, len(classes), int(content["images"]), classes[:SHOWN_CLASSES], dropped, report.get("tags")
+            chart=chart,
+            classes=len(classes),
+            images=int(content["images"]),
+            most_frequent=classes[:SHOWN_CLASSES],
+            dropped=dropped,
+            tags=int(report.get("tags", 0)),
+            labels=int(report.get("labels", 0)),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise RecordError(f"{file} and report.json are not what the labelling writes ({error!r}).") from error

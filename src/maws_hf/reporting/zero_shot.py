@@ -170,7 +170,8 @@ def _bars(scores: Sequence[Score]) -> list[Bars]:
 def _examples(folder: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Examples], int]:
     """As many pictures as the page has room for, and how many are left out; a missing one is left out silently."""
     found, size, more = [], 0, 0
-    for row in rows:
+    order = list(dict.fromkeys(row["language"] for row in rows))
+    for row in sorted(rows, key=lambda row: order.index(row["language"])):  # the splits of a language side by side
         file = folder / Path(row.get("examples") or "").name
         if not file.is_file():
             continue
