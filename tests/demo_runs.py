@@ -76,7 +76,7 @@ def make_zero_shot(folder: Path) -> None:
                 top1 = share / divisor * skill + 0.0011
                 examples = f"examples-0-{split}-{language}.png" if skill == 1 else None
                 if examples:
-                    draw(folder / examples, f"{split} {language}", size=(960, 400))
+                    draw(folder / examples, f"{split} {language}", size=(360, 150))
                 names = CLASSES.get(language, CLASSES["en"])
                 results.append(
                     {
@@ -151,13 +151,13 @@ def make_labels(labels: Path) -> None:
     write(labels / "report.json", json.dumps(report))
 
 
-def draw(file: Path, text: str, size: tuple[int, int] = (936, 488)) -> None:
+def draw(file: Path, text: str, size: tuple[int, int] = (312, 162)) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.new("RGB", size, "white")
     drawing = ImageDraw.Draw(picture)
-    for left in range(0, size[0], 156):
-        for top in range(0, size[1], 156):
-            drawing.ellipse((left + 6, top + 6, left + 150, top + 150), fill=(left % 255, 120, top % 255))
+    for left in range(0, size[0], 52):
+        for top in range(0, size[1], 52):
+            drawing.ellipse((left + 2, top + 2, left + 50, top + 50), fill=(left % 255, 120, top % 255))
     drawing.text((20, 20), text, fill="black")
     picture.save(file)
 

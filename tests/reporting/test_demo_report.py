@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import re
 import shlex
@@ -17,6 +18,7 @@ from PIL import Image
 from maws_hf.cli import main
 from maws_hf.reporting.demo_report import build_report
 from maws_hf.reporting.demo_steps import demo_steps
+from maws_hf.reporting.pictures import embed_picture
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -161,7 +163,7 @@ def test_a_result_that_is_no_share_is_not_shown(tmp_path):
 
 def test_large_pictures_do_not_make_a_large_page(tmp_path):
     folders = make_demo_runs(tmp_path)
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 1200, 3), dtype=np.uint8))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 640, 3), dtype=np.uint8))
     content = tmp_path / "noise.png"
     noise.save(content, compress_level=1)
     for file in tmp_path.rglob("*.png"):
@@ -169,6 +171,22 @@ def test_large_pictures_do_not_make_a_large_page(tmp_path):
     report = build_report(*folders, tmp_path / "report.html")
     assert report.stat().st_size < 4_000_000
     assert "more lie beside the results" in Page(report).text
+
+
+def test_a_picture_that_stays_large_becomes_narrower(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (500, 1000, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png", compress_level=1)
+    picture = embed_picture(tmp_path / "noise.png", "noise")
+    content = base64.b64decode(picture.uri.removeprefix("data:image/webp;base64,"))
+    assert len(content) <= 250_000
+    assert Image.open(io.BytesIO(content)).size == (picture.width, picture.height)
+    assert picture.width == 2 * picture.height < 1000
+
+
+def test_a_small_picture_keeps_every_pixel(folders):
+    file = folders[0] / "mae" / "reconstruction.png"
+    content = base64.b64decode(embed_picture(file, "").uri.removeprefix("data:image/webp;base64,"))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), np.asarray(Image.open(file)))
 
 
 def test_the_commands_are_those_of_the_makefile():

@@ -19,7 +19,7 @@ pytestmark = [
 ]
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
+    "--disable-background-networking --disable-component-update --disable-sync --hide-scrollbars"
 )
 
 
@@ -157,7 +157,7 @@ def test_a_curve_tells_its_points_to_mouse_and_keyboard(browser, page):
     assert not tip.is_displayed()
     browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", plot)
     ActionChains(browser).move_to_element(plot).perform()
-    assert re.match(r"step 4[05]0 · ", tip.text)
+    assert re.match(r"step (350|450) · ", tip.text)
     plot.send_keys(Keys.HOME)
     assert tip.text.startswith("step 50 · 3,200 images · loss ")
     plot.send_keys(Keys.ARROW_RIGHT)

@@ -93,14 +93,15 @@ def line_chart(
 
 def nice_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten, from `low` or just below it to `high` or just above it."""
-    span = (high - low) or abs(high) or 1.0
+    if low == high:
+        low, high = low - (abs(low) or 1.0), high + (abs(high) or 1.0)
+    span = high - low
     for exponent in range(math.floor(math.log10(span)) - 1, math.floor(math.log10(span)) + 3):
         for factor in (1, 2, 5):
             step = factor * 10.0**exponent
             # Rounded before: 0.3 / 0.1 is a little less than three.
             first, last = math.floor(round(low / step, 9)), math.ceil(round(high / step, 9))
             if last - first < most:
-                last = max(last, first + 1)
                 return [round(number * step, 12) for number in range(first, last + 1)]
     raise AssertionError("a step of ten times the span always fits")
 
