@@ -46,7 +46,11 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the four *-ubyte.gz files (default: where Debian's package puts them)",
     )
     fashion.set_defaults(run=_build_fashion_mnist)
+    _add_demo_report(commands)
+    return parser
 
+
+def _add_demo_report(commands: argparse._SubParsersAction) -> None:
     about = "one page, readable without network, of what `make demo` has done"
     report = commands.add_parser(
         "demo-report",
@@ -62,7 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     ):
         report.add_argument(option, type=Path, default=Path(default), help=f"{what} (default: {default})")
     report.set_defaults(run=_build_report)
-    return parser
 
 
 def _build_emoji(arguments: argparse.Namespace) -> int:

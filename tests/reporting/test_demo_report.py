@@ -141,7 +141,9 @@ def test_without_any_run_every_section_names_the_command_that_fills_it(tmp_path)
         "labels/vocabulary.json",
     ],
 )
-@pytest.mark.parametrize("content", ['{"torn": ', "[]", '{"results": [{"model": 3}], "classes": {}, "counts": []}'])
+@pytest.mark.parametrize(
+    "content", ['{"torn": ', "[]", '{"results": []}', '{"results": [{"model": 3}], "classes": {}, "counts": []}']
+)
 def test_a_damaged_file_costs_one_part_and_is_named(tmp_path, damaged, content):
     folders = make_demo_runs(tmp_path)
     (tmp_path / damaged).write_text(content)
@@ -161,6 +163,7 @@ def test_a_result_that_is_no_share_is_not_shown(tmp_path):
     assert "62.1 is no share between 0 and 1" in page.text
 
 
+@pytest.mark.slow
 def test_large_pictures_do_not_make_a_large_page(tmp_path):
     folders = make_demo_runs(tmp_path)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 640, 3), dtype=np.uint8))

@@ -86,11 +86,11 @@ return [...found.values()];
 
 
 def test_it_opens_without_errors_and_asks_for_nothing(browser, page):
-    browser.get_log("performance")
     show(browser, page)
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    requests = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    asked = [request["request"]["url"] for request in requests if request["documentURL"] == page.as_uri()]
     assert page.as_uri() in asked
     assert [url for url in asked if url != page.as_uri() and not url.startswith("data:")] == []
 

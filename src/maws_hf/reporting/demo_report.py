@@ -33,6 +33,7 @@ class Missing:
         self.step = step
 
     def __bool__(self) -> bool:
+        """Templates ask `if part`."""
         return False
 
 

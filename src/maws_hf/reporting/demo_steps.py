@@ -31,11 +31,21 @@ COMMANDS = {
         "python examples/run_linear_probe.py --dataset_name {data} --label_column_name group --eval_split unseen "
         "--model_name_or_path {runs}/mae {runs}/wsp {runs}/mae-wsp --output_dir {runs}/evaluation",
     ),
-    "lit": ("LiT", f"{LAUNCH} {LIT} --vision_model_name_or_path {{runs}}/mae-wsp --output_dir {{runs}}/lit"),
+    "text-tower": (
+        "Text tower",
+        "maws-hf text-tower --output_dir {runs}/text-tower --dataset_name {data} --dataset_split train test unseen "
+        "--languages en de es fr ja zh",
+    ),
+    "lit": (
+        "LiT",
+        f"{LAUNCH} {LIT} --vision_model_name_or_path {{runs}}/mae-wsp "
+        "--text_model_name_or_path {runs}/text-tower --dataset_name {data} --output_dir {runs}/lit",
+    ),
     "zero-shot": (
         "Zero-shot",
         "python examples/run_zero_shot.py --model_name_or_path {runs}/lit {runs}/lit-untrained --dataset_name {data} "
-        "--eval_split test unseen --prompts captions --output_dir {runs}/zero-shot",
+        "--eval_split test unseen --label_column_name concept --prompts captions --languages en de es fr ja zh "
+        "--output_dir {runs}/zero-shot",
     ),
 }
 
@@ -54,7 +64,7 @@ class Step:
 
 
 def demo_steps(runs_dir: Path, data_dir: Path, labels_dir: Path) -> Mapping[str, Step]:
-    """All steps in their order, by the name of the folder they fill."""
+    """All steps in their order; those that fill a folder of `runs_dir` go by its name."""
     folders = {"runs": runs_dir, "data": data_dir, "labels": labels_dir}
     places = {name: shlex.quote(str(folder)) for name, folder in folders.items()}
     return {key: Step(title, command.format(**places)) for key, (title, command) in COMMANDS.items()}

@@ -11,6 +11,7 @@ from .records import Curve, RecordError, read_json, share
 
 __all__ = [
     "Encoder",
+    "Encoders",
     "Frames",
     "WeakLabels",
     "draw_curves",
@@ -20,6 +21,7 @@ __all__ = [
     "read_weak_labels",
 ]
 
+WEAK = ("wsp", "mae-wsp")  # their losses are the same function
 SHOWN_FRAMES = 5
 SHOWN_CLASSES = 12
 RANKS = 140  # points of the curve of frequencies: closer ones fall on the same pixel
@@ -56,8 +58,7 @@ def read_frames(run_dir: Path) -> Frames:
 def draw_curves(curves: Mapping[str, Curve], titles: Mapping[str, str]) -> dict[str, Chart]:
     """The loss of every run over the images it has seen; WSP is drawn behind MAE→WSP, on the same axes."""
     charts = {}
-    weak = [curves[key] for key in ("wsp", "mae-wsp") if key in curves]
-    losses = [loss for curve in weak for loss in curve.losses]
+    losses = [loss for key in WEAK if key in curves for loss in curves[key].losses]
     for key, curve in curves.items():
         values = list(zip(curve.images, curve.losses, strict=True))
         compared = curves["wsp"] if key == "mae-wsp" and "wsp" in curves else None
@@ -72,7 +73,7 @@ def draw_curves(curves: Mapping[str, Curve], titles: Mapping[str, str]) -> dict[
             summary=f"{titles[key]}: the loss goes from {curve.losses[0]:.3g} to {curve.losses[-1]:.3g} "
             f"over {curve.images[-1]:,} images.",
             reference=list(zip(compared.images, compared.losses, strict=True)) if compared else (),
-            y_range=(min(losses), max(losses)) if curve in weak else None,
+            y_range=(min(losses), max(losses)) if key in WEAK else None,
         )
     return charts
 

@@ -112,7 +112,7 @@ def read_retrieval(file: Path) -> list[dict[str, Any]]:
     """
     content = read_json(file)
     try:
-        return [
+        rows = [
             {
                 "split": str(row["split"]),
                 "language": language_of(str(row["language"])),
@@ -125,6 +125,9 @@ def read_retrieval(file: Path) -> list[dict[str, Any]]:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{file} is not what a LiT run writes ({error!r}).") from error
+    if not rows:
+        raise RecordError(f"{file} holds no results.")
+    return rows
 
 
 def split_meaning(split: str) -> str | None:
