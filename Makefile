@@ -22,6 +22,8 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python examples/run_linear_probe.py --dataset_name data/emoji --label_column_name group \
 		--eval_split unseen --model_name_or_path runs/demo/mae runs/demo/wsp runs/demo/mae-wsp \
 		--output_dir runs/demo/evaluation
+	$(VENV)/bin/maws-hf demo-report --runs_dir runs/demo --data_dir data/emoji --labels_dir data/emoji-synsets \
+		--output outputs/demo/report.html
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest

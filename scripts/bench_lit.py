@@ -57,8 +57,8 @@ def forms(
         "attention_mask": to_context.attention_mask[:-1],
     }
     text_batches = model.batch_captions(captions)
-    with torch.inference_mode():
-        features = model.vision_model(images, class_token_only=True).pooler_output.clone()
+    with torch.no_grad():
+        features = model.vision_model(images, class_token_only=True).pooler_output
     default, fused = (optimizer_of(model, fused) for fused in (False, True))
 
     def step(optimizer: torch.optim.Optimizer, bf16: bool, all_patches: bool = False, **inputs) -> torch.Tensor:
