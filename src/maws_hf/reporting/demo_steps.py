@@ -10,7 +10,11 @@ __all__ = ["Step", "demo_steps"]
 LAUNCH = "accelerate launch --config_file examples/accelerate/single_process.yaml --cpu"
 MAE = "examples/run_mae.py --config examples/recipes/mae_laptop.yaml"
 WSP = "examples/run_wsp.py --config examples/recipes/wsp_laptop.yaml"
-LIT = "examples/run_lit.py --config examples/recipes/lit_laptop.yaml"
+LIT = (
+    "examples/run_lit.py --config examples/recipes/lit_laptop.yaml --vision_model_name_or_path {runs}/mae-wsp "
+    "--text_model_name_or_path {runs}/text-tower --dataset_name {data} --retrieval_splits test unseen "
+    "--feature_cache {runs}/features"
+)
 
 COMMANDS = {
     "data": ("Pictures and names", "maws-hf demo-data emoji --output_dir {data}"),
@@ -38,8 +42,11 @@ COMMANDS = {
     ),
     "lit": (
         "LiT",
-        f"{LAUNCH} {LIT} --vision_model_name_or_path {{runs}}/mae-wsp "
-        "--text_model_name_or_path {runs}/text-tower --dataset_name {data} --output_dir {runs}/lit",
+        f"{LAUNCH} {LIT} --output_dir {{runs}}/lit",
+    ),
+    "lit-untrained": (
+        "An untrained model to compare with",
+        f"{LAUNCH} {LIT} --output_dir {{runs}}/lit-untrained --max_steps 1 --warmup_steps 0 --learning_rate 0",
     ),
     "zero-shot": (
         "Zero-shot",
