@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def random_captions(count: int, longest: int) -> list[list[int]]:
-    lengths = torch.exp(2.9 + 0.5 * torch.randn(count)).round().clamp(4, longest).int().tolist()
+    lengths = torch.exp(2.9 + 0.35 * torch.randn(count)).round().clamp(4, longest).int().tolist()
     return [[0, *torch.randint(4, 250_000, (length - 2,)).tolist(), 2] for length in lengths]
 
 

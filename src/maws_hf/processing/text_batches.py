@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SHORTEST_ROW = 64  # tokens; rows of the longest caption's length alone would be too short to fill well
+SHORTEST_ROW = 128  # tokens; rows of the longest caption's length alone would be too short to fill well
 
 
 @dataclass(frozen=True)
