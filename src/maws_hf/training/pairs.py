@@ -2,33 +2,36 @@
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from datasets import IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.captions import CaptionReader, find_captions, parse_weights
+from ..data.captions import CaptionReader, clean_caption, find_captions, parse_weights
 from ..data.feature_shards import FEATURES, FeatureJob, FeatureRecord, compute_features, read_records, unpack_features
 from ..data.loader import build_loader
 from ..data.sources import DataSourceError, open_stream
-from ..data.streaming import KEY, ImageStream, Sample
+from ..data.streaming import KEY, ImageStream, Sample, random_rows
 from ..evaluation.feature_cache import digest_of
 from ..evaluation.features import encode_images, model_digest
 from ..models.modeling_maws_lit import MawsLiTModel
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import option
-from .images import ImageRecipe, build_training_loader, open_images
+from .images import ImageRecipe, build_training_loader, open_images, read_eval_samples
 
 if TYPE_CHECKING:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
+RETRIEVAL_IMAGES = 2048
 MOST_BAD_IMAGES = 10  # so many never end the pass over the images: in a small folder a single one is a high rate
 
 
@@ -83,6 +86,23 @@ def draw_tokens(
     return {"input_ids": tokenize(caption, tokenizer)}
 
 
+def mean_caption_tokens(recipe: PairRecipe, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Mean length of the captions of a random sample of the training split, for the count of operations.
+
+    Raises:
+        DataSourceError: there is no caption.
+    """
+    dataset, _, captions = open_pairs(recipe, recipe.dataset_split)
+    rows = random_rows(dataset, 256, seed=recipe.seed, among=1024, keep=lambda row: bool(captions(row)))
+    if not rows:
+        raise DataSourceError(
+            f"no image of the split {recipe.dataset_split} of {recipe.dataset_name} has a caption in "
+            f"{', '.join(captions.columns)}: choose another --caption_column_name or other --caption_weights"
+        )
+    rng = np.random.default_rng(recipe.seed)
+    return round(sum(len(tokenize(captions.draw(row, rng), tokenizer)) for row in rows) / len(rows))
+
+
 def build_pair_loader(
     recipe: PairRecipe, model: MawsLiTModel, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
 ) -> tuple["StatefulDataLoader", int]:
@@ -104,7 +124,7 @@ def build_pair_loader(
         world_size=accelerator.num_processes,
         num_threads=max(1, recipe.dataloader_num_workers),
     )
-    accelerator.wait_for_everyone()
+    _wait_for_the_slowest()
     rows = _count_rows(recipe, read_records(job), accelerator)
     stream = ImageStream(
         open_stream(job.folder, require_image=False),
@@ -117,6 +137,69 @@ def build_pair_loader(
         repeats=captions,
     )
     return build_loader(stream, batch_size=recipe.per_device_train_batch_size), rows * recipe.feature_views
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """Images to find captions for, and captions to find images for.
+
+    Attributes:
+        split: where they are from.
+        pixels: uint8 `(N, 3, H, W)`.
+        captions: of each language (or column), by the number of the image.
+    """
+
+    split: str
+    pixels: Tensor
+    captions: dict[str, dict[int, str]]
+
+
+def read_retrieval_set(
+    recipe: PairRecipe, split: str, languages: Sequence[str] | None, image_size: int | tuple[int, int]
+) -> RetrievalSet:
+    """A fixed random sample of a split: at most `RETRIEVAL_IMAGES` images with captions.
+
+    Args:
+        languages: those of the caption weights if None; without weights English, or what occurs first.
+
+    Raises:
+        DataSourceError: no image has a caption in one of `languages`.
+    """
+    _, _, captions = open_pairs(recipe, split)
+    if languages:
+        captions = replace(captions, weights=None)  # others than those that are trained on may be wanted
+    samples = read_eval_samples(
+        recipe,
+        image_size,
+        count=RETRIEVAL_IMAGES,
+        columns=captions.columns,
+        extra=lambda row, rng: {"row": {column: row[column] for column in captions.columns}},
+        keep=lambda row: bool(captions(row)),
+        split=split,
+    )
+    by_language: dict[str, dict[int, str]] = {}
+    for number, sample in enumerate(samples):
+        for language, text in captions.texts(sample["row"]):
+            if number not in by_language.setdefault(language, {}) and (caption := clean_caption(text)):
+                by_language[language][number] = caption
+    found = [language for language, texts in by_language.items() if texts]
+    if absent := [language for language in languages or () if language not in found]:
+        raise DataSourceError(
+            f"--retrieval_languages {absent[0]}: no image of the split {split} of {recipe.dataset_name} has a caption "
+            f"in it, there are {', '.join(sorted(found))}"
+        )
+    if not languages and captions.weights is None:
+        found = ["en"] if "en" in found else found[:1]
+    pixels = torch.stack([sample["pixel_values"] for sample in samples])
+    return RetrievalSet(split, pixels, {language: by_language[language] for language in languages or found})
+
+
+def _wait_for_the_slowest() -> None:
+    """A barrier of much patience: the usual one gives up after minutes, and one shard may take longer than others."""
+    if dist.is_available() and dist.is_initialized():
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        dist.barrier(group)
+        dist.destroy_process_group(group)
 
 
 def _count_rows(recipe: PairRecipe, records: list[FeatureRecord], accelerator: Accelerator) -> int:
@@ -143,6 +226,7 @@ def _feature_job(recipe: PairRecipe, vision_model: Any, dataset: IterableDataset
         "transform": [type(transform).__name__, asdict(transform)],
         "views": count,
         "seed": recipe.seed if count > 1 else None,
+        "shards": dataset.num_shards,  # or files of another division would be read, too
         "data": [recipe.dataset_name, recipe.dataset_config_name, recipe.dataset_split, sorted(dataset.features)],
     }
     return FeatureJob(
@@ -175,17 +259,13 @@ def _prepare_features(sample: Sample, rng: np.random.Generator, *, width: int, e
     return {"vision_features": torch.tensor(drawn), "key": sample[KEY], **extra(sample, rng)}
 
 
-def mean_tokens(captions: Sequence[Sequence[int]]) -> int:
-    """Of so many captions, at least 1."""
-    return max(1, round(sum(map(len, captions)) / max(1, len(captions))))
-
-
 __all__ = [
     "PairRecipe",
+    "RetrievalSet",
     "build_pair_loader",
-    "draw_tokens",
     "encode_in_parts",
-    "mean_tokens",
+    "mean_caption_tokens",
     "open_pairs",
+    "read_retrieval_set",
     "tokenize",
 ]
