@@ -27,7 +27,6 @@ from maws_hf import MawsLiTModel, MawsLiTProcessor
 from maws_hf.data.corpus import write_atomically
 from maws_hf.evaluation.flops import image_tower_flops, lit_training_flops, measure_matmul_peak
 from maws_hf.evaluation.retrieval import caption_retrieval
-from maws_hf.evaluation.two_towers import load_tokenizer
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
@@ -39,6 +38,7 @@ from maws_hf.training.pairs import (
     RetrievalSet,
     build_pair_loader,
     encode_in_parts,
+    load_tokenizer_of,
     mean_caption_tokens,
     read_retrieval_set,
     tokenize,
@@ -137,9 +137,7 @@ def build_model(recipe: LiTRecipe) -> tuple[MawsLiTModel, PreTrainedTokenizerBas
         getattr(text, "activation_checkpointing_enable", text.gradient_checkpointing_enable)({"use_reentrant": False})
     if recipe.torch_compile:
         model.compile()
-    tokenizer = load_tokenizer(recipe.model_name_or_path or recipe.text_model_name_or_path)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_text_length)
-    return model, tokenizer
+    return model, load_tokenizer_of(recipe.model_name_or_path or recipe.text_model_name_or_path, model)
 
 
 def describe_model(model: MawsLiTModel) -> str:
@@ -198,9 +196,7 @@ def main() -> int:
         projection_dim=config.projection_dim,
         cached_features=recipe.feature_views > 0,
     )
-    retrieval_sets = (
-        read_retrieval_sets(recipe, config.vision_config.image_size) if accelerator.is_main_process else []
-    )
+    retrieval_sets = read_retrieval_sets(recipe, config.vision_config.image_size)
     loader, views = build_pair_loader(recipe, model, tokenizer, accelerator)
     outcome = train(
         model,

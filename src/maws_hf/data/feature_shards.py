@@ -122,7 +122,7 @@ def compute_features(job: FeatureJob, *, rank: int = 0, world_size: int = 1, num
     shards = range(rank, job.shards, world_size)
     with (
         ThreadPoolExecutor(num_threads) as pool,
-        tqdm(unit=" images", dynamic_ncols=True, leave=False, disable=rank > 0) as bar,
+        tqdm(unit=" images", dynamic_ncols=True, delay=1, leave=False, disable=rank > 0) as bar,
     ):
         for number, shard in enumerate(shards, start=1):
             bar.set_description(f"image features, shard {number} of {len(shards)}", refresh=False)

@@ -1,7 +1,8 @@
 """The image-caption pairs of a run: what a script can be told about them, and the streams that follow from it."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -23,6 +24,7 @@ from ..data.sources import DataSourceError, open_stream
 from ..data.streaming import KEY, ImageStream, Sample, random_rows
 from ..evaluation.feature_cache import digest_of
 from ..evaluation.features import encode_images, model_digest
+from ..evaluation.two_towers import load_tokenizer
 from ..models.modeling_maws_lit import MawsLiTModel
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import option
@@ -69,6 +71,26 @@ def open_pairs(recipe: PairRecipe, split: str) -> tuple[IterableDataset, str, Ca
     captions = find_captions(dataset.features, recipe.caption_column_name, weights)
     dataset, image_column = open_images(recipe, split, columns=captions.columns)
     return dataset, image_column, captions
+
+
+def load_tokenizer_of(name: str, model: MawsLiTModel) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's folder, which cuts captions to what the text tower and `max_text_length` allow.
+
+    Raises:
+        ValueError: there is none, or it has pieces that the tower does not know.
+    """
+    tokenizer, text = load_tokenizer(name), model.config.text_config
+    if len(tokenizer) > text.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {name} has {len(tokenizer)} pieces and its text tower {text.vocab_size}: they do not "
+            "belong together"
+        )
+    # RoBERTa's relatives count positions from the one after the padding token's number.
+    taken = text.pad_token_id + 1 if "roberta" in text.model_type or text.model_type == "camembert" else 0
+    positions = getattr(text, "max_position_embeddings", None) or model.config.max_text_length + taken
+    limits = (tokenizer.model_max_length, model.config.max_text_length, positions - taken)
+    tokenizer.model_max_length = min(limits)
+    return tokenizer
 
 
 def tokenize(caption: str, tokenizer: PreTrainedTokenizerBase) -> array:
@@ -118,13 +140,13 @@ def build_pair_loader(
         columns = captions.columns
         return build_training_loader(recipe, image_size, accelerator, columns=columns, extra=draw, repeats=captions), 0
     job = _feature_job(recipe, model.vision_model.to(accelerator.device), dataset, image_column)
-    compute_features(
-        job,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_threads=max(1, recipe.dataloader_num_workers),
-    )
-    _wait_for_the_slowest()
+    with _patient_barrier():
+        compute_features(
+            job,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            num_threads=max(1, recipe.dataloader_num_workers),
+        )
     rows = _count_rows(recipe, read_records(job), accelerator)
     stream = ImageStream(
         open_stream(job.folder, require_image=False),
@@ -194,12 +216,16 @@ def read_retrieval_set(
     return RetrievalSet(split, pixels, {language: by_language[language] for language in languages or found})
 
 
-def _wait_for_the_slowest() -> None:
-    """A barrier of much patience: the usual one gives up after minutes, and one shard may take longer than others."""
-    if dist.is_available() and dist.is_initialized():
-        group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
-        dist.barrier(group)
-        dist.destroy_process_group(group)
+@contextmanager
+def _patient_barrier() -> Iterator[None]:
+    """Waits at the end until all processes are there. The usual barrier gives up after minutes; shards take hours."""
+    if not (dist.is_available() and dist.is_initialized()):
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+    yield
+    dist.barrier(group)
+    dist.destroy_process_group(group)
 
 
 def _count_rows(recipe: PairRecipe, records: list[FeatureRecord], accelerator: Accelerator) -> int:
@@ -264,6 +290,7 @@ __all__ = [
     "RetrievalSet",
     "build_pair_loader",
     "encode_in_parts",
+    "load_tokenizer_of",
     "mean_caption_tokens",
     "open_pairs",
     "read_retrieval_set",
