@@ -35,14 +35,13 @@ from maws_hf.training.loop import train
 from maws_hf.training.model import image_processor_of, save_trained_model
 from maws_hf.training.pairs import (
     PairRecipe,
-    RetrievalSet,
     build_pair_loader,
     encode_in_parts,
     load_tokenizer_of,
     mean_caption_tokens,
-    read_retrieval_set,
     tokenize,
 )
+from maws_hf.training.retrieval_set import RetrievalSet, read_retrieval_set
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_curve
 
@@ -141,7 +140,7 @@ def build_model(recipe: LiTRecipe) -> tuple[MawsLiTModel, PreTrainedTokenizerBas
 
 
 def describe_model(model: MawsLiTModel) -> str:
-    """One line a tower."""
+    """The sizes of both towers, and how much of them is trained."""
     vision, text = model.config.vision_config, model.text_model.config
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     locked = sum(p.numel() for p in model.parameters() if not p.requires_grad) / 1e6

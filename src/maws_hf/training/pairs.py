@@ -1,9 +1,9 @@
 """The image-caption pairs of a run: what a script can be told about them, and the streams that follow from it."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from datasets import IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.captions import CaptionReader, clean_caption, find_captions, parse_weights
+from ..data.captions import CaptionReader, find_captions, parse_weights
 from ..data.feature_shards import FEATURES, FeatureJob, FeatureRecord, compute_features, read_records, unpack_features
 from ..data.loader import build_loader
 from ..data.sources import DataSourceError, open_stream
@@ -28,12 +28,11 @@ from ..evaluation.two_towers import load_tokenizer
 from ..models.modeling_maws_lit import MawsLiTModel
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import option
-from .images import ImageRecipe, build_training_loader, open_images, read_eval_samples
+from .images import ImageRecipe, build_training_loader, open_images
 
 if TYPE_CHECKING:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-RETRIEVAL_IMAGES = 2048
 MOST_BAD_IMAGES = 10  # so many never end the pass over the images: in a small folder a single one is a high rate
 
 
@@ -132,7 +131,13 @@ def build_pair_loader(
 
     Returns:
         The loader, and how many views were computed beforehand (now or in an earlier run), on all ranks.
+
+    Raises:
+        ValueError: features are to be computed beforehand of an image tower that is trained.
+        DataSourceError: there is no image, or too many cannot be read.
     """
+    if recipe.feature_views and not model.config.lock_vision_tower:
+        raise ValueError("the image tower of this model is not locked, its features change: give --feature_views 0")
     dataset, image_column, captions = open_pairs(recipe, recipe.dataset_split)
     draw = partial(draw_tokens, captions=captions, tokenizer=tokenizer)
     image_size = model.config.vision_config.image_size
@@ -159,61 +164,6 @@ def build_pair_loader(
         repeats=captions,
     )
     return build_loader(stream, batch_size=recipe.per_device_train_batch_size), rows * recipe.feature_views
-
-
-@dataclass(frozen=True)
-class RetrievalSet:
-    """Images to find captions for, and captions to find images for.
-
-    Attributes:
-        split: where they are from.
-        pixels: uint8 `(N, 3, H, W)`.
-        captions: of each language (or column), by the number of the image.
-    """
-
-    split: str
-    pixels: Tensor
-    captions: dict[str, dict[int, str]]
-
-
-def read_retrieval_set(
-    recipe: PairRecipe, split: str, languages: Sequence[str] | None, image_size: int | tuple[int, int]
-) -> RetrievalSet:
-    """A fixed random sample of a split: at most `RETRIEVAL_IMAGES` images with captions.
-
-    Args:
-        languages: those of the caption weights if None; without weights English, or what occurs first.
-
-    Raises:
-        DataSourceError: no image has a caption in one of `languages`.
-    """
-    _, _, captions = open_pairs(recipe, split)
-    if languages:
-        captions = replace(captions, weights=None)  # others than those that are trained on may be wanted
-    samples = read_eval_samples(
-        recipe,
-        image_size,
-        count=RETRIEVAL_IMAGES,
-        columns=captions.columns,
-        extra=lambda row, rng: {"row": {column: row[column] for column in captions.columns}},
-        keep=lambda row: bool(captions(row)),
-        split=split,
-    )
-    by_language: dict[str, dict[int, str]] = {}
-    for number, sample in enumerate(samples):
-        for language, text in captions.texts(sample["row"]):
-            if number not in by_language.setdefault(language, {}) and (caption := clean_caption(text)):
-                by_language[language][number] = caption
-    found = [language for language, texts in by_language.items() if texts]
-    if absent := [language for language in languages or () if language not in found]:
-        raise DataSourceError(
-            f"--retrieval_languages {absent[0]}: no image of the split {split} of {recipe.dataset_name} has a caption "
-            f"in it, there are {', '.join(sorted(found))}"
-        )
-    if not languages and captions.weights is None:
-        found = ["en"] if "en" in found else found[:1]
-    pixels = torch.stack([sample["pixel_values"] for sample in samples])
-    return RetrievalSet(split, pixels, {language: by_language[language] for language in languages or found})
 
 
 @contextmanager
@@ -287,12 +237,10 @@ def _prepare_features(sample: Sample, rng: np.random.Generator, *, width: int, e
 
 __all__ = [
     "PairRecipe",
-    "RetrievalSet",
     "build_pair_loader",
     "encode_in_parts",
     "load_tokenizer_of",
     "mean_caption_tokens",
     "open_pairs",
-    "read_retrieval_set",
     "tokenize",
 ]
