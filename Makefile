@@ -1,13 +1,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 INSTALLED = $(VENV)/installed
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 # One core is left to the data worker: threads that wait for each other on a full machine are many times slower.
-THREADS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 1 ? cores - 1 : 1)))
+THREADS ?= $(shell echo $$(($(CORES) > 1 ? $(CORES) - 1 : 1)))
 
 .PHONY: demo test lint
 
-LAUNCH = $(VENV)/bin/accelerate launch --config_file examples/accelerate/single_process.yaml --cpu \
-	--num_cpu_threads_per_process $(THREADS)
+ACCELERATE = $(VENV)/bin/accelerate launch --config_file examples/accelerate/single_process.yaml --cpu
+LAUNCH = $(ACCELERATE) --num_cpu_threads_per_process $(THREADS)
+LANGUAGES = en de es fr ja zh
+# No data worker: its features are computed, and nothing is left to decode.
+LAUNCH_LIT = $(ACCELERATE) --num_cpu_threads_per_process $(CORES) examples/run_lit.py \
+	--config examples/recipes/lit_laptop.yaml \
+	--vision_model_name_or_path runs/demo/mae-wsp --text_model_name_or_path runs/demo/text-tower \
+	--dataset_name data/emoji --retrieval_splits test unseen --feature_cache runs/demo/features
 
 demo: $(INSTALLED)
 	$(VENV)/bin/maws-hf demo-data emoji --output_dir data/emoji
@@ -22,6 +29,15 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python examples/run_linear_probe.py --dataset_name data/emoji --label_column_name group \
 		--eval_split unseen --model_name_or_path runs/demo/mae runs/demo/wsp runs/demo/mae-wsp \
 		--output_dir runs/demo/evaluation
+	$(VENV)/bin/maws-hf text-tower --output_dir runs/demo/text-tower --dataset_name data/emoji \
+		--dataset_split train test unseen --languages $(LANGUAGES)
+	$(LAUNCH_LIT) --output_dir runs/demo/lit
+	$(LAUNCH_LIT) --output_dir runs/demo/lit-untrained --max_steps 1 --warmup_steps 0 --learning_rate 0
+	$(VENV)/bin/python examples/run_zero_shot.py --model_name_or_path runs/demo/lit runs/demo/lit-untrained \
+		--dataset_name data/emoji --eval_split test unseen --label_column_name concept --prompts captions \
+		--languages $(LANGUAGES) --output_dir runs/demo/zero-shot
+	$(VENV)/bin/maws-hf demo-report --runs_dir runs/demo --data_dir data/emoji --labels_dir data/emoji-synsets \
+		--output outputs/demo/report.html
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest

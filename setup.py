@@ -12,7 +12,7 @@ TRAIN = [
     "pyyaml>=6",
 ]
 EVAL = ["evaluate>=0.4.6", "datasets>=5.2", "matplotlib>=3.8"]
-DEMO = ["resvg-py>=0.5", *TRAIN, *EVAL]
+DEMO = ["resvg-py>=0.5", "jinja2>=3.1", *TRAIN, *EVAL]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -22,6 +22,7 @@ DEV = [
     "ruff>=0.12",
     "setuptools>=68",
     "tensorboard>=2.17",
+    "selenium>=4.30",
     *DEMO,
 ]
 
@@ -35,7 +36,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"maws_hf": ["py.typed", "data/resources/*.json"]},
+    package_data={"maws_hf": ["py.typed", "data/resources/*.json", "reporting/templates/*"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<6",

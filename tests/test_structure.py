@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "maws_hf"
 ROWS = [
     {"models", "masking", "losses", "processing"},
     {"data", "optim", "evaluation", "visualization", "hub"},
-    {"training"},
+    {"training", "reporting"},
     {"cli"},
 ]
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="maws-hf",
-        description="Data sets and text towers for the example scripts (examples/run_*.py).",
+        description="Data sets, text towers and reports for the example scripts (examples/run_*.py).",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     fashion.set_defaults(run=_build_fashion_mnist)
     _add_text_tower(commands)
+    _add_demo_report(commands)
     return parser
 
 
@@ -97,6 +98,24 @@ def _add_text_tower(commands: argparse._SubParsersAction) -> None:
     tower.set_defaults(run=_build_text_tower)
 
 
+def _add_demo_report(commands: argparse._SubParsersAction) -> None:
+    about = "one page, readable without network, of what `make demo` has done"
+    report = commands.add_parser(
+        "demo-report",
+        help=about,
+        description=f"Writes {about}. What is missing is named there, with the command that makes it.",
+        allow_abbrev=False,
+    )
+    for option, default, what in (
+        ("--runs_dir", "runs/demo", "folder of the runs"),
+        ("--data_dir", "data/emoji", "folder of the corpus"),
+        ("--labels_dir", "data/emoji-synsets", "folder of the weak labels"),
+        ("--output", "outputs/demo/report.html", "the page"),
+    ):
+        report.add_argument(option, type=Path, default=Path(default), help=f"{what} (default: {default})")
+    report.set_defaults(run=_build_report)
+
+
 def _build_emoji(arguments: argparse.Namespace) -> int:
     from .data.demo_emoji import build_emoji_corpus
 
@@ -128,6 +147,14 @@ def _build_text_tower(arguments: argparse.Namespace) -> int:
             arguments.output_dir, texts=texts, packages_dir=arguments.packages_dir, verify=arguments.verify
         )
     )
+    return 0
+
+
+def _build_report(arguments: argparse.Namespace) -> int:
+    from .reporting.demo_report import build_report
+
+    page = build_report(arguments.runs_dir, arguments.data_dir, arguments.labels_dir, arguments.output)
+    print(f"What the demo has done: open {page.resolve().as_uri()}")
     return 0
 
 

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from maws_hf import MawsLiTConfig
 from maws_hf.training.arguments import parse_recipe
 from maws_hf.training.model import build_config, parse_overrides
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
+ALL_RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
+LIT_RECIPES = [file for file in ALL_RECIPES if file.stem.startswith("lit_")]
+RECIPES = [file for file in ALL_RECIPES if file not in LIT_RECIPES]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,27 @@ def test_the_papers_mae_recipes_are_the_parents(file: Path, recipe_class: type):
     recipe = parse_recipe(recipe_class, "", ["--config", str(file), "--output_dir", "x", "--dataset_name", "y"])
     assert recipe.base_learning_rate == 1.5e-4
     assert (recipe.adam_beta1, recipe.adam_beta2, recipe.weight_decay) == (0.9, 0.95, 0.05)
+
+
+@pytest.mark.parametrize("file", LIT_RECIPES, ids=lambda file: file.stem)
+def test_shipped_lit_recipes_have_the_released_towers_and_one_batch(file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    lit_recipe = importlib.import_module("run_lit").LiTRecipe
+    towers = [
+        "--vision_model_name_or_path",
+        "v",
+        *(["--text_model_name_or_path", "t"] if "laptop" in file.stem else []),
+    ]
+    recipe = parse_recipe(lit_recipe, "", ["--config", str(file), "--output_dir", "x", "--dataset_name", "y", *towers])
+    if "laptop" in file.stem:
+        return
+    released = MawsLiTConfig.from_size(file.stem.removeprefix("lit_"))
+    size = "base" if released.text_config.num_hidden_layers == 12 else "large"
+    assert recipe.text_model_name_or_path == f"FacebookAI/xlm-roberta-{size}"
+    assert recipe.projection_dim == released.projection_dim
+    assert recipe.per_device_train_batch_size * 8 == 32768
+    assert recipe.max_steps == round(5e9 / 32768)
+    assert recipe.base_learning_rate * 32768 / 256 == pytest.approx(5e-4, rel=0.01)
 
 
 def test_the_sizes_of_the_paper_share_one_wsp_recipe(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,1 @@
+"""Pages that show what runs have done, to be opened from disk."""

@@ -1,0 +1,57 @@
+"""Two real processes over gloo give the loss and the gradients of one with all the pairs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from contrastive_probe import NO_DROPOUT, PAIRS
+from safetensors.torch import load_file
+from tiny_lit import padded, random_captions, random_images, tiny_lit
+
+PROBE = Path(__file__).with_name("contrastive_probe.py")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("contrastive")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    finished = subprocess.run(
+        [*launch, str(PROBE), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROBE.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunks", [1, 2, 4])
+def test_two_ranks_equal_one_process_with_all_pairs(two_ranks: Path, chunks: int):
+    model = tiny_lit(NO_DROPOUT).double().train()
+    loss = model(**padded(random_captions(PAIRS)), pixel_values=random_images(PAIRS), return_loss=True).loss
+    loss.backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    found = load_file(two_ranks / f"chunks-{chunks}.safetensors")
+    assert abs(found.pop("loss") - loss.detach()) <= 1e-6
+    assert found.keys() == expected.keys()
+    assert {"logit_scale", "visual_projection.weight", "text_projection.weight"} <= found.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_the_loss_of_each_rank_alone_would_be_another(two_ranks: Path):
+    model = tiny_lit(NO_DROPOUT).double()
+    captions, images = random_captions(PAIRS), random_images(PAIRS)
+    half = PAIRS // 2
+    with torch.no_grad():
+        alone = [
+            model(**padded(captions[part]), pixel_values=images[part], return_loss=True).loss
+            for part in (slice(half), slice(half, None))
+        ]
+    assert abs(load_file(two_ranks / "chunks-1.safetensors")["loss"] - sum(alone) / 2) > 0.1
