@@ -19,24 +19,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from maws_hf import MawsLiTModel, MawsLiTProcessor
-from maws_hf.data.captions import CaptionReader
-from maws_hf.data.streaming import Sample, random_rows
+from maws_hf.data.corpus import write_atomically
 from maws_hf.evaluation.flops import image_tower_flops, lit_training_flops, measure_matmul_peak
-from maws_hf.evaluation.retrieval import retrieval_scores
+from maws_hf.evaluation.retrieval import caption_retrieval
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
-from maws_hf.training.images import read_eval_samples
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
 from maws_hf.training.model import image_processor_of, save_trained_model
-from maws_hf.training.pairs import PairRecipe, build_pair_loader, encode_in_parts, open_pairs, tokenize
+from maws_hf.training.pairs import (
+    PairRecipe,
+    build_pair_loader,
+    encode_in_parts,
+    load_tokenizer_of,
+    mean_caption_tokens,
+    tokenize,
+)
+from maws_hf.training.retrieval_set import RetrievalSet, read_retrieval_set
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_curve
 
@@ -131,13 +136,11 @@ def build_model(recipe: LiTRecipe) -> tuple[MawsLiTModel, PreTrainedTokenizerBas
         getattr(text, "activation_checkpointing_enable", text.gradient_checkpointing_enable)({"use_reentrant": False})
     if recipe.torch_compile:
         model.compile()
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model_name_or_path or recipe.text_model_name_or_path)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_text_length)
-    return model, tokenizer
+    return model, load_tokenizer_of(recipe.model_name_or_path or recipe.text_model_name_or_path, model)
 
 
 def describe_model(model: MawsLiTModel) -> str:
-    """One line a tower."""
+    """The sizes of both towers, and how much of them is trained."""
     vision, text = model.config.vision_config, model.text_model.config
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     locked = sum(p.numel() for p in model.parameters() if not p.requires_grad) / 1e6
@@ -151,67 +154,23 @@ def describe_model(model: MawsLiTModel) -> str:
 # ---------------------------------------------------------------- evaluation
 
 
-def evaluate_retrieval(recipe: LiTRecipe, model: MawsLiTModel, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+def read_retrieval_sets(recipe: LiTRecipe, image_size: int | tuple[int, int]) -> list[RetrievalSet]:
+    splits = recipe.retrieval_splits or [recipe.eval_split or recipe.dataset_split]
+    return [read_retrieval_set(recipe, split, recipe.retrieval_languages, image_size) for split in splits]
+
+
+def evaluate_retrieval(
+    recipe: LiTRecipe, model: MawsLiTModel, tokenizer: PreTrainedTokenizerBase, sets: list[RetrievalSet]
+) -> list[dict]:
     """Recall of images and captions, for each split and language."""
     results = []
-    for split in recipe.retrieval_splits or [recipe.eval_split or recipe.dataset_split]:
-        _, _, captions = open_pairs(recipe, split)
-        samples = read_eval_samples(
-            recipe,
-            model.config.vision_config.image_size,
-            count=2048,
-            columns=captions.columns,
-            extra=partial(keep_captions, captions=captions),
-            keep=lambda row, captions=captions: bool(captions(row)),
-            split=split,
-        )
-        pixels = torch.stack([sample["pixel_values"] for sample in samples])
-        features = encode_in_parts(model.vision_model, pixels.to(model.device), bf16=recipe.bf16)
-        for language in recipe.retrieval_languages or languages_of(captions, samples):
-            texts = [captions.captions_in(sample["row"], language)[:1] for sample in samples]
-            having = [index for index, text in enumerate(texts) if text]
-            if not having:
-                raise ValueError(f"no image of the split {split} has a caption in {language}: --retrieval_languages")
-            scores = score_language(model, tokenizer, features[having], [texts[index][0] for index in having])
-            results.append({"split": split, "language": language, **scores})
+    for images in sets:
+        features = encode_in_parts(model.vision_model, images.pixels, bf16=recipe.bf16)
+        for language, texts in images.captions.items():
+            captions = [tokenize(text, tokenizer) for text in texts.values()]
+            scores = caption_retrieval(model, features[list(texts)], captions)
+            results.append({"split": images.split, "language": language, **scores})
     return results
-
-
-def keep_captions(sample: Sample, rng: Any, captions: CaptionReader) -> Sample:
-    return {"row": {column: sample[column] for column in captions.columns}}
-
-
-def languages_of(captions: CaptionReader, samples: list[Sample]) -> list[str]:
-    """Those with weights; else English, else the first that occurs."""
-    if captions.weights is not None:
-        return [source for source, weight in captions.weights.items() if weight > 0]
-    sources = [source for sample in samples for source, _ in captions.texts(sample["row"])]
-    return ["en"] if "en" in sources else sources[:1]
-
-
-@torch.no_grad()
-def score_language(
-    model: MawsLiTModel, tokenizer: PreTrainedTokenizerBase, features: torch.Tensor, texts: list[str]
-) -> dict[str, Any]:
-    different = sorted(set(texts))
-    embeds = []
-    for start in range(0, len(different), 256):
-        tokens = [tokenize(text, tokenizer) for text in different[start : start + 256]]
-        parts = [part.to(model.device) for part in model.batch_captions(tokens)]
-        embeds.append(model(text_batches=parts, vision_features=features[:1]).text_embeds)
-    images = model(text_batches=parts, vision_features=features).image_embeds
-    place = {text: index for index, text in enumerate(different)}
-    return retrieval_scores(images, torch.cat(embeds), torch.tensor([place[text] for text in texts]))
-
-
-def expected_tokens(recipe: LiTRecipe, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Mean length of a caption, for the count of operations."""
-    dataset, _, captions = open_pairs(recipe, recipe.dataset_split)
-    rows = random_rows(dataset, 256, seed=recipe.seed, among=1024, keep=lambda row: bool(captions(row)))
-    if not rows:
-        raise ValueError(f"no image of the split {recipe.dataset_split} has a caption: --caption_column_name")
-    rng = np.random.default_rng(recipe.seed)
-    return round(sum(len(tokenize(captions.draw(row, rng), tokenizer)) for row in rows) / len(rows))
 
 
 # ---------------------------------------------------------------- main
@@ -227,15 +186,17 @@ def main() -> int:
     model, tokenizer = build_model(recipe)
     accelerator.print(describe_model(model))
     earlier = read_ledger(recipe.model_name_or_path or recipe.vision_model_name_or_path)
-    loader, views = build_pair_loader(recipe, model, tokenizer, accelerator)
     config = model.config
+    # What could be wrong with the data shows before the image tower begins.
     flops_per_image = lit_training_flops(
         config.vision_config,
         model.text_model.config,
-        text_tokens=expected_tokens(recipe, tokenizer),
+        text_tokens=mean_caption_tokens(recipe, tokenizer),
         projection_dim=config.projection_dim,
-        cached_features=views > 0,
+        cached_features=recipe.feature_views > 0,
     )
+    retrieval_sets = read_retrieval_sets(recipe, config.vision_config.image_size)
+    loader, views = build_pair_loader(recipe, model, tokenizer, accelerator)
     outcome = train(
         model,
         partial(contrastive_objective, batch_captions=model.batch_captions, chunks=recipe.gradient_cache_chunks),
@@ -255,18 +216,12 @@ def main() -> int:
         processor = MawsLiTProcessor(image_processor_of(config.vision_config), tokenizer)
         save_trained_model(model, processor, output_dir, stages)
         model.eval()
-        results = evaluate_retrieval(recipe, model, tokenizer)
-        write_retrieval(results, output_dir / "retrieval.json")
+        results = evaluate_retrieval(recipe, model, tokenizer, retrieval_sets)
+        write_atomically(output_dir / "retrieval.json", f"{json.dumps({'results': results}, indent=1)}\n".encode())
         plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
         report(recipe, model, outcome.step, stages, results)
     accelerator.end_training()
     return 0
-
-
-def write_retrieval(results: list[dict], file: Path) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps({"results": results}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
 
 
 def report(recipe: LiTRecipe, model: MawsLiTModel, steps: int, stages: list[Stage], results: list[dict]) -> None:

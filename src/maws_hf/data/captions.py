@@ -5,14 +5,17 @@ the row comes up: first a *source* (a language, or a column of plain texts) by i
 alike. The paper says neither how captions were cleaned nor how they were chosen; both are ours.
 
 Cleaning (`clean_caption`) takes out what no reader would call a description and what names people, and nothing else:
-HTML tags and entities, web and mail addresses, @names, the # and the underscores of hashtags, control and invisible
-characters; white space is folded, and Unicode composed (NFC). Case, punctuation, emoji and all scripts stay. A text
-without a letter, digit or symbol is no caption. The first 1,000 characters are read.
+HTML tags and entities, web and mail addresses, @names, the # and the underscores of hashtags, characters without a
+meaning to others (control, private, unassigned, replacement) and without a shape (soft hyphens, marks of direction);
+white space is folded, and Unicode composed (NFC). Case, punctuation, emoji and all scripts stay, with the joiners and
+variation selectors in them. A text without a letter, digit or symbol is no caption. The first 1,000 characters are
+read.
 """
 
 import hashlib
 import html
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,23 +32,45 @@ from .streaming import Sample
 LONGEST_CAPTION = 1000  # characters; a hundred tokens are fewer in every script
 CAPTION_COLUMN_NAMES = ("captions", "caption", "text", "txt")
 
+# Letters, digits and the underscore; and what Python's \w lacks: marks and joiners, without which many words break.
+_LETTER = (
+    r"[\w\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u0670\u06d6-\u06ed\u0900-\u0963\u0966-\u109f\u1780-\u17dd"
+    r"\u200c\u200d\ua980-\ua9c0]"
+)
 _TAG = re.compile(r"<[a-zA-Z/!][^<>]*>")
-_ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\b[\w.+-]+@[\w-]+\.[\w.-]+", re.IGNORECASE)
-_NAME = re.compile(r"(?<!\w)@\w[\w.]*")
-_HASHTAG = re.compile(r"(?<!\w)#(\w+)")
+_ADDRESS = re.compile(
+    r"(?<![a-z0-9])(?:https?://|www\.)\S+|(?<![a-z0-9.+-])[a-z0-9_.+-]+@[a-z0-9-]+(?:\.[a-z0-9-]+)+",
+    re.IGNORECASE,
+)
+_NAME = re.compile(rf"(?<![a-zA-Z0-9_])[@＠]\w(?:{_LETTER}|\.)*")
+_HASHTAGS = re.compile(rf"(?<!\w)(?:[#＃]+\w{_LETTER}*)+")
+# Without a shape, and of no use to a script. Tags are one in the flags of England, Scotland and Wales.
+_SHAPELESS = re.compile(
+    "(\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f)"
+    "|[\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+_BLANK = "\u2800\u3164\uffa0\ufffc\ufffd"  # letters and symbols in name only
 
 
 def clean_caption(text: str) -> str:
     """A caption as it is trained on; empty if nothing is left. What is taken out: see the head of this file."""
-    text = html.unescape(text[:LONGEST_CAPTION])
-    text = _ADDRESS.sub(" ", _TAG.sub(" ", text))
-    text = _HASHTAG.sub(lambda match: match[1].replace("_", " "), _NAME.sub(" ", text))
-    text = unicodedata.normalize("NFC", text)
-    text = "".join(
-        " " if unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn") else character for character in text
-    )
-    text = " ".join(text.split())
+    cleaner = _clean_once(text)
+    while cleaner != text:  # taking one thing out can uncover another, as in &amp;lt;b&amp;gt;
+        text, cleaner = cleaner, _clean_once(cleaner)
     return text if any(unicodedata.category(character)[0] in "LNS" for character in text) else ""
+
+
+def _clean_once(text: str) -> str:
+    text = _SHAPELESS.sub(lambda match: match[1] or "", html.unescape(text[:LONGEST_CAPTION]))
+    text = _NAME.sub(" ", _ADDRESS.sub(" ", _TAG.sub(" ", text)))
+    text = _HASHTAGS.sub(lambda match: re.sub("[#＃_]+", " ", match[0]).strip(), text)
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(" " if _is_meaningless(character) else character for character in text)
+    return " ".join(text.split())[:LONGEST_CAPTION].rstrip()
+
+
+def _is_meaningless(character: str) -> bool:
+    return character in _BLANK or unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn")
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,8 @@ class CaptionReader:
     """Draws captions of rows.
 
     Args:
-        columns: of texts, of lists of texts, or of lists of `{"language", "text"}`.
+        columns: of texts, of lists of texts, of `{"language", "text"}` or of lists of those. A text without a language
+            counts as a plain one.
         weights: of sources: languages, and columns of plain texts. A source that is not named is not read; None reads
             all, each with weight 1.
     """
@@ -95,12 +121,10 @@ class CaptionReader:
     def texts(self, sample: Sample) -> Iterator[tuple[str, str]]:
         """All (source, text) of a row that may be drawn, as they are stored."""
         for column in self.columns:
-            value = sample[column]
-            if isinstance(value, Mapping):  # older `datasets` store a list of structs as a struct of lists
-                value = [dict(zip(value, values, strict=True)) for values in zip(*value.values(), strict=True)]
-            for entry in value if isinstance(value, list | tuple | np.ndarray) else [value]:
-                source, text = (entry["language"], entry["text"]) if isinstance(entry, Mapping) else (column, entry)
-                if text and (self.weights is None or self.weights.get(source, 0) > 0):
+            for entry in _entries(sample[column]):
+                language, text = (entry["language"], entry["text"]) if isinstance(entry, Mapping) else (None, entry)
+                source = language or column
+                if isinstance(text, str) and (self.weights is None or self.weights.get(source, 0) > 0):
                     yield source, text
 
 
@@ -117,7 +141,7 @@ def find_captions(
     Raises:
         DataSourceError: no such column, or one of another type; a weight is negative, or all are 0.
     """
-    if columns is None:
+    if not columns:
         columns = [name for name in CAPTION_COLUMN_NAMES if name in features][:1]
     if not columns or (absent := [name for name in columns if name not in features]):
         wanted = absent[0] if columns else ", ".join(CAPTION_COLUMN_NAMES)
@@ -144,19 +168,30 @@ def parse_weights(text: str) -> dict[str, float]:
     """`en=2,de=1,fr` -> weights; 1 where none is given.
 
     Raises:
-        ValueError: a weight is no number, or a source is named twice.
+        ValueError: a weight is no number or negative, or a source is named twice.
     """
     weights: dict[str, float] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
-        source, separator, number = item.partition("=")
+        source, separator, number = map(str.strip, item.partition("="))
         try:
             weight = float(number) if separator else 1.0
-        except ValueError as error:
-            raise ValueError(f"caption weight {item!r} must be SOURCE=NUMBER, such as en=2") from error
+        except ValueError:
+            weight = math.nan
+        if not source or not 0 <= weight < math.inf:
+            raise ValueError(f"caption weight {item!r} must be SOURCE=NUMBER, such as en=2, and not negative")
         if source in weights:
             raise ValueError(f"caption weight for {source!r} is given twice")
         weights[source] = weight
     return weights
+
+
+def _entries(value: Any) -> Sequence[Any]:
+    """The texts, or texts with languages, of one row and column."""
+    if isinstance(value, Mapping) and isinstance(value["text"], list | tuple | np.ndarray):
+        # `datasets` has a form of lists of structs that it stores as a struct of lists.
+        pairs = zip(value["language"], value["text"], strict=True)
+        return [{"language": language, "text": text} for language, text in pairs]
+    return value if isinstance(value, list | tuple | np.ndarray) else [value]
 
 
 def _element(kind: Any) -> Any:
@@ -170,7 +205,7 @@ def _is_text(kind: Any) -> bool:
 
 def _is_text_by_language(kind: Any) -> bool:
     kind = _element(kind)
-    return isinstance(kind, dict) and {"language", "text"} <= set(kind)
+    return isinstance(kind, dict) and all(name in kind and _is_text(kind[name]) for name in ("language", "text"))
 
 
 __all__ = ["CaptionReader", "clean_caption", "find_captions", "parse_weights"]

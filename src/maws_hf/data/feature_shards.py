@@ -5,11 +5,16 @@ features of one or several views of it. It is written beside and renamed, then i
 rows it was made from (a digest of names, captions and image bytes) and for the file; the folder is named after the
 tower, the views and everything else that a feature depends on. So a killed pass goes on where it stopped, other data
 or another tower never meet the wrong features, and only shards whose rows have changed are computed again.
+
+Rows are read to see whether they have changed only if their files have, by size and time, or if they are not in files.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -44,12 +49,14 @@ class FeatureRecord:
     Attributes:
         rows: written, each with its features.
         source: SHA-256 of the names, captions and image bytes of all rows read.
+        files: which files they came from, with sizes and times; None if that cannot be told.
         skipped: `{"key", "reason"}` of images that could not be decoded.
         bytes, sha256: of the file.
     """
 
     rows: int = 0
     source: str = ""
+    files: str | None = None
     skipped: list[dict[str, str]] = field(default_factory=list)
     bytes: int = 0
     sha256: str = ""
@@ -89,10 +96,14 @@ class FeatureJob:
         kinds = {name: kind for name, kind in self.dataset.features.items() if name not in (self.image_column, KEY)}
         return Features({**kinds, NAME: Value("string"), FEATURES: Value("binary")})
 
+    def source(self, shard: int) -> IterableDataset:
+        """What becomes one shard."""
+        return self.dataset.shard(num_shards=self.shards, index=shard)
+
     def rows(self, shard: int) -> Iterator[list[Sample]]:
         """The rows of one shard, some at a time."""
         number = 0
-        for columns in self.dataset.shard(num_shards=self.shards, index=shard).iter(ROWS_AT_ONCE):
+        for columns in self.source(shard).iter(ROWS_AT_ONCE):
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             for row in rows:
                 row[KEY] = sample_key(row) or f"shard {shard} row {number}"
@@ -107,12 +118,14 @@ def compute_features(job: FeatureJob, *, rank: int = 0, world_size: int = 1, num
         num_threads: that decode while the tower works.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(job.folder)
     shards = range(rank, job.shards, world_size)
     with (
         ThreadPoolExecutor(num_threads) as pool,
-        tqdm(desc="image features", unit=" images", dynamic_ncols=True, disable=rank > 0) as bar,
+        tqdm(unit=" images", dynamic_ncols=True, delay=1, leave=False, disable=rank > 0) as bar,
     ):
-        for shard in shards:
+        for number, shard in enumerate(shards, start=1):
+            bar.set_description(f"image features, shard {number} of {len(shards)}", refresh=False)
             if not _is_finished(job, shard):
                 _write_shard(job, shard, pool, bar)
 
@@ -135,24 +148,43 @@ def _is_finished(job: FeatureJob, shard: int) -> bool:
             return False
     except (OSError, ValueError, TypeError):
         return False  # missing, torn or not ours
+    files = _files_of(job.source(shard))
+    if files is not None and files == record.files:
+        return True
     digest = hashlib.sha256()
     for rows in job.rows(shard):
         for row in rows:
             _digest_row(digest, row, job.image_column)
-    return digest.hexdigest() == record.source
+    if digest.hexdigest() != record.source:
+        return False
+    record.files = files  # copied or touched, but the same
+    _write_record(job, shard, record)
+    return True
 
 
 def _write_shard(job: FeatureJob, shard: int, pool: ThreadPoolExecutor, bar: tqdm) -> None:
-    record, digest = FeatureRecord(), hashlib.sha256()
-    schema = job.features.arrow_schema
+    record = FeatureRecord(files=_files_of(job.source(shard)))  # before they are read: a later change is one
     file = job.data_file(shard)
     temporary = file.with_name(f".{file.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    try:
+        _write_rows(job, shard, temporary, record, pool, bar)
+        record.bytes, record.sha256 = temporary.stat().st_size, _sha256(temporary)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _write_record(job, shard, record)
+
+
+def _write_rows(
+    job: FeatureJob, shard: int, file: Path, record: FeatureRecord, pool: ThreadPoolExecutor, bar: tqdm
+) -> None:
+    """Also fills the part of the record that is about rows."""
+    digest, schema = hashlib.sha256(), job.features.arrow_schema
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for rows, pictures in _decoded_ahead(job, shard, pool):
-            for row in rows:
-                _digest_row(digest, row, job.image_column)
             kept = []
             for row, views in zip(rows, pictures, strict=True):
+                _digest_row(digest, row, job.image_column)
                 if isinstance(views, ImageDecodeError):
                     record.skipped.append({"key": row[KEY], "reason": views.reason})
                 else:
@@ -161,12 +193,9 @@ def _write_shard(job: FeatureJob, shard: int, pool: ThreadPoolExecutor, bar: tqd
                 writer.write_table(pa.Table.from_pylist(_with_features(job, kept), schema=schema))
             record.rows += len(kept)
             bar.update(len(rows))
-    with temporary.open("rb+") as stream:
+    with file.open("rb+") as stream:
         os.fsync(stream.fileno())
     record.source = digest.hexdigest()
-    record.bytes, record.sha256 = temporary.stat().st_size, _sha256(temporary)
-    temporary.replace(file)
-    write_atomically(_record_file(job, shard), f"{json.dumps(asdict(record))}\n".encode())
 
 
 def _with_features(job: FeatureJob, kept: list[tuple[Sample, list[Tensor]]]) -> list[Sample]:
@@ -215,12 +244,50 @@ def _digest_row(digest: Any, row: Sample, image_column: str) -> None:
     digest.update(hashlib.sha256(data if isinstance(data, bytes) else b"").digest())
 
 
+def _remove_leftovers(folder: Path) -> None:
+    """Of passes that were killed. Another run may be at work in the same folder; it writes more often than hourly."""
+    for file in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # finished, or removed by another rank
+            if file.stat().st_mtime < time.time() - 3600:
+                file.unlink()
+
+
+def _files_of(dataset: IterableDataset) -> str | None:
+    """Digest of the paths, sizes and times of the files of a shard; None if it has others than these or none."""
+    iterable = dataset._ex_iterable
+    while hasattr(iterable, "ex_iterable"):
+        iterable = iterable.ex_iterable
+    known, waiting = [], [getattr(iterable, "kwargs", {})]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, str) and os.path.isfile(value):
+            status = os.stat(value)
+            known.append([value, status.st_size, status.st_mtime_ns])
+        elif isinstance(value, str) and re.match(r"hf://.+@[0-9a-f]{40}/", value):
+            known.append([value])
+        elif isinstance(value, str):
+            return None
+        else:
+            known.append(value if isinstance(value, int) else None)  # a label; the row groups of a file
+    if not any(isinstance(item, list) for item in known):
+        return None
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
 def _record_file(job: FeatureJob, shard: int) -> Path:
     return job.data_file(shard).with_suffix(".json")
 
 
 def _read_record(job: FeatureJob, shard: int) -> FeatureRecord:
     return FeatureRecord(**json.loads(_record_file(job, shard).read_text(encoding="utf-8")))
+
+
+def _write_record(job: FeatureJob, shard: int, record: FeatureRecord) -> None:
+    write_atomically(_record_file(job, shard), f"{json.dumps(asdict(record))}\n".encode())
 
 
 def _sha256(path: Path) -> str:

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.modeling_maws_lit import MawsLiTModel
+
+CAPTIONS_AT_ONCE = 256
+
 
 def retrieval_scores(
     image_embeds: Tensor, text_embeds: Tensor, text_of_image: Tensor, ks: Sequence[int] = (1, 5)
@@ -41,10 +45,29 @@ def retrieval_scores(
     }
 
 
+@torch.no_grad()
+def caption_retrieval(
+    model: MawsLiTModel, vision_features: Tensor, captions: Sequence[Sequence[int]], ks: Sequence[int] = (1, 5)
+) -> dict[str, Any]:
+    """[`retrieval_scores`] of images and one caption each; captions of the same tokens are one.
+
+    Args:
+        model: in evaluation mode.
+        vision_features: `(N, D)` of its image tower.
+        captions: N token ids, special tokens included.
+    """
+    places: dict[tuple[int, ...], int] = {}
+    text_of_image = [places.setdefault(tuple(caption), len(places)) for caption in captions]
+    different = list(places)
+    parts = [different[start : start + CAPTIONS_AT_ONCE] for start in range(0, len(different), CAPTIONS_AT_ONCE)]
+    text_embeds = torch.cat([model.embed_captions(part) for part in parts])
+    return retrieval_scores(model.embed_images(vision_features), text_embeds, torch.tensor(text_of_image), ks)
+
+
 def _ranks(similarity: Tensor, right: Tensor) -> Tensor:
     """Place of the best right candidate of each query, 0 for the first; `right` is a mask of the same shape."""
     order = similarity.argsort(dim=1, descending=True, stable=True)
     return right.gather(1, order).int().argmax(dim=1)
 
 
-__all__ = ["retrieval_scores"]
+__all__ = ["caption_retrieval", "retrieval_scores"]

@@ -133,8 +133,8 @@ def read_eval_samples(
             continue  # training counts them
     if not samples:
         raise DataSourceError(
-            f"the split {split} of {recipe.dataset_name} has no image{' with a label' if keep else ''} to look at: "
-            "choose another --eval_split"
+            f"the split {split} of {recipe.dataset_name} has no image{' with labels or captions' if keep else ''} to "
+            "look at: choose another --eval_split"
         )
     return samples
 

@@ -1,14 +1,17 @@
 """The image-caption pairs of a run: what a script can be told about them, and the streams that follow from it."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from datasets import IterableDataset
 from torch import Tensor
@@ -18,9 +21,10 @@ from ..data.captions import CaptionReader, find_captions, parse_weights
 from ..data.feature_shards import FEATURES, FeatureJob, FeatureRecord, compute_features, read_records, unpack_features
 from ..data.loader import build_loader
 from ..data.sources import DataSourceError, open_stream
-from ..data.streaming import KEY, ImageStream, Sample
+from ..data.streaming import KEY, ImageStream, Sample, random_rows
 from ..evaluation.feature_cache import digest_of
 from ..evaluation.features import encode_images, model_digest
+from ..evaluation.two_towers import load_tokenizer
 from ..models.modeling_maws_lit import MawsLiTModel
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import option
@@ -68,6 +72,26 @@ def open_pairs(recipe: PairRecipe, split: str) -> tuple[IterableDataset, str, Ca
     return dataset, image_column, captions
 
 
+def load_tokenizer_of(name: str, model: MawsLiTModel) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's folder, which cuts captions to what the text tower and `max_text_length` allow.
+
+    Raises:
+        ValueError: there is none, or it has pieces that the tower does not know.
+    """
+    tokenizer, text = load_tokenizer(name), model.config.text_config
+    if len(tokenizer) > text.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {name} has {len(tokenizer)} pieces and its text tower {text.vocab_size}: they do not "
+            "belong together"
+        )
+    # RoBERTa's relatives count positions from the one after the padding token's number.
+    taken = text.pad_token_id + 1 if "roberta" in text.model_type or text.model_type == "camembert" else 0
+    positions = getattr(text, "max_position_embeddings", None) or model.config.max_text_length + taken
+    limits = (tokenizer.model_max_length, model.config.max_text_length, positions - taken)
+    tokenizer.model_max_length = min(limits)
+    return tokenizer
+
+
 def tokenize(caption: str, tokenizer: PreTrainedTokenizerBase) -> array:
     """Token ids, cut to the tokenizer's `model_max_length`; an array, which travels as one thing."""
     return array("i", tokenizer(caption, truncation=True)["input_ids"])
@@ -83,6 +107,23 @@ def draw_tokens(
     return {"input_ids": tokenize(caption, tokenizer)}
 
 
+def mean_caption_tokens(recipe: PairRecipe, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Mean length of the captions of a random sample of the training split, for the count of operations.
+
+    Raises:
+        DataSourceError: there is no caption.
+    """
+    dataset, _, captions = open_pairs(recipe, recipe.dataset_split)
+    rows = random_rows(dataset, 256, seed=recipe.seed, among=1024, keep=lambda row: bool(captions(row)))
+    if not rows:
+        raise DataSourceError(
+            f"no image of the split {recipe.dataset_split} of {recipe.dataset_name} has a caption in "
+            f"{', '.join(captions.columns)}: choose another --caption_column_name or other --caption_weights"
+        )
+    rng = np.random.default_rng(recipe.seed)
+    return round(sum(len(tokenize(captions.draw(row, rng), tokenizer)) for row in rows) / len(rows))
+
+
 def build_pair_loader(
     recipe: PairRecipe, model: MawsLiTModel, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
 ) -> tuple["StatefulDataLoader", int]:
@@ -90,7 +131,13 @@ def build_pair_loader(
 
     Returns:
         The loader, and how many views were computed beforehand (now or in an earlier run), on all ranks.
+
+    Raises:
+        ValueError: features are to be computed beforehand of an image tower that is trained.
+        DataSourceError: there is no image, or too many cannot be read.
     """
+    if recipe.feature_views and not model.config.lock_vision_tower:
+        raise ValueError("the image tower of this model is not locked, its features change: give --feature_views 0")
     dataset, image_column, captions = open_pairs(recipe, recipe.dataset_split)
     draw = partial(draw_tokens, captions=captions, tokenizer=tokenizer)
     image_size = model.config.vision_config.image_size
@@ -98,13 +145,13 @@ def build_pair_loader(
         columns = captions.columns
         return build_training_loader(recipe, image_size, accelerator, columns=columns, extra=draw, repeats=captions), 0
     job = _feature_job(recipe, model.vision_model.to(accelerator.device), dataset, image_column)
-    compute_features(
-        job,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_threads=max(1, recipe.dataloader_num_workers),
-    )
-    accelerator.wait_for_everyone()
+    with _patient_barrier():
+        compute_features(
+            job,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            num_threads=max(1, recipe.dataloader_num_workers),
+        )
     rows = _count_rows(recipe, read_records(job), accelerator)
     stream = ImageStream(
         open_stream(job.folder, require_image=False),
@@ -117,6 +164,18 @@ def build_pair_loader(
         repeats=captions,
     )
     return build_loader(stream, batch_size=recipe.per_device_train_batch_size), rows * recipe.feature_views
+
+
+@contextmanager
+def _patient_barrier() -> Iterator[None]:
+    """Waits at the end until all processes are there. The usual barrier gives up after minutes; shards take hours."""
+    if not (dist.is_available() and dist.is_initialized()):
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+    yield
+    dist.barrier(group)
+    dist.destroy_process_group(group)
 
 
 def _count_rows(recipe: PairRecipe, records: list[FeatureRecord], accelerator: Accelerator) -> int:
@@ -143,6 +202,7 @@ def _feature_job(recipe: PairRecipe, vision_model: Any, dataset: IterableDataset
         "transform": [type(transform).__name__, asdict(transform)],
         "views": count,
         "seed": recipe.seed if count > 1 else None,
+        "shards": dataset.num_shards,  # or files of another division would be read, too
         "data": [recipe.dataset_name, recipe.dataset_config_name, recipe.dataset_split, sorted(dataset.features)],
     }
     return FeatureJob(
@@ -175,17 +235,12 @@ def _prepare_features(sample: Sample, rng: np.random.Generator, *, width: int, e
     return {"vision_features": torch.tensor(drawn), "key": sample[KEY], **extra(sample, rng)}
 
 
-def mean_tokens(captions: Sequence[Sequence[int]]) -> int:
-    """Of so many captions, at least 1."""
-    return max(1, round(sum(map(len, captions)) / max(1, len(captions))))
-
-
 __all__ = [
     "PairRecipe",
     "build_pair_loader",
-    "draw_tokens",
     "encode_in_parts",
-    "mean_tokens",
+    "load_tokenizer_of",
+    "mean_caption_tokens",
     "open_pairs",
     "tokenize",
 ]

@@ -1,0 +1,363 @@
+"""`examples/run_lit.py` as a user runs it: trained, killed, resumed, and its output used."""
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import re
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from runs import ROOT, assert_same_run, finish, kill_after, script, start, steps_logged
+from safetensors.torch import load_file
+from tiny import draw_image, tiny_config
+from tiny_two_towers import BEGIN, END, PAD, tiny_tokenizer
+from transformers import AutoModel, AutoProcessor, XLMRobertaConfig, XLMRobertaModel
+
+from maws_hf import MawsLiTModel, MawsViTModel
+from maws_hf.training.ledger import Stage, write_ledger
+
+STEPS, BATCH = 80, 16
+WORDS = ["red", "blue", "green", "small", "large", "disc", "bar", "on", "under", "bright", "dark", "field"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def caption_of(index: int) -> str:
+    """Three words that no other of 216 pictures has in this order."""
+    return f"{WORDS[index % 6]} {WORDS[6 + index // 6 % 6]} {WORDS[index // 36 % 6]}"
+
+
+def write_pairs(folder: Path, split: str, first: int, count: int, shards: int, broken: int | None = None) -> None:
+    kinds = {"image": Image(), "captions": List({"language": Value("string"), "text": Value("string")})}
+    rows = {
+        "image": [
+            {"bytes": b"no picture" if i == broken else draw_image(i), "path": f"{i}.png"}
+            for i in range(first, first + count)
+        ],
+        "captions": [
+            [{"language": "en", "text": caption_of(i)}, {"language": "de", "text": caption_of(i)[::-1]}]
+            for i in range(first, first + count)
+        ],
+    }
+    rows["captions"][1] = []
+    dataset = Dataset.from_dict(rows, features=Features(kinds))
+    for shard in range(shards):
+        dataset.shard(shards, shard).to_parquet(folder / f"{split}-{shard:05d}.parquet")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 pictures in two shards, one of them broken and one without a caption; 12 more to test."""
+    folder = tmp_path_factory.mktemp("pairs")
+    write_pairs(folder, "train", 0, 60, shards=2, broken=41)
+    write_pairs(folder, "test", 60, 12, shards=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`vision`, whose features tell pictures apart, with its ledger; `text` with a tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("towers")
+    torch.manual_seed(0)
+    vision = MawsViTModel(tiny_config())
+    for parameter in vision.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    vision.save_pretrained(folder / "vision")
+    write_ledger(folder / "vision", [Stage("mae", 100, 1000), Stage("wsp", 200, 3000)])
+    text = XLMRobertaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=106,
+        initializer_range=0.2,  # first tokens of different captions differ
+        hidden_dropout_prob=0.02,
+        pad_token_id=PAD,
+        bos_token_id=BEGIN,
+        eos_token_id=END,
+    )
+    XLMRobertaModel(text).save_pretrained(folder / "text")
+    tiny_tokenizer().save_pretrained(folder / "text")
+    return folder
+
+
+def command(pairs: Path, towers: Path, output_dir: Path, *flags: str, **options: object) -> list[str]:
+    defaults = {
+        "vision_model_name_or_path": towers / "vision",
+        "text_model_name_or_path": towers / "text",
+        "dataset_name": pairs,
+        "eval_split": "test",
+        "output_dir": output_dir,
+        "feature_views": 3,
+        "crop_scale": 0.7,
+        "max_steps": STEPS,
+        "warmup_steps": 3,
+        "per_device_train_batch_size": BATCH,
+        "shuffle_block_size": 7,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_steps": 7,
+        "dataloader_num_workers": 0,
+    }
+    options = {name: value for name, value in {**defaults, **options}.items() if value is not None}
+    return [*script("run_lit.py", **options), *flags]
+
+
+# --------------------------------------------------------------------------------------- processes with imports done
+
+
+def _run_script(arguments: list[str], output: Path) -> None:
+    os.setsid()
+    file = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(ROOT)
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+class Prepared:
+    """A run in a process that is forked from one that has imported everything; to `runs.py` it is a `Popen`."""
+
+    def __init__(self, arguments: list[str], output: Path):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["maws_hf.training.loop", "maws_hf.training.pairs", "maws_hf.visualization"])
+        self.output = output
+        self.process = context.Process(target=_run_script, args=(arguments[1:], output))
+        self.process.start()
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    poll = returncode.fget
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.process.join(timeout)
+        return self.output.read_text(encoding="utf-8"), None
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    for name, value in {**environment, "HF_HUB_OFFLINE": "1"}.items():
+        monkeypatch.setenv(name, value)  # before the first fork, which hands them on
+    return lambda arguments: Prepared(arguments, tmp_path / f"{time.monotonic_ns()}.txt")
+
+
+# ----------------------------------------------------------------------------------------------------------- tests
+
+
+@pytest.fixture(scope="module")
+def straight_run(pairs: Path, towers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.mktemp("straight")
+    output = finish(start(command(pairs, towers, output_dir, "--retrieval_splits", "train", "test")))
+    assert f"LiT from {towers / 'vision'}: {STEPS} steps done" in output
+    assert "1 images could not be read and are left out, among them 41.png" in output
+    assert str(output_dir / "retrieval.json") in output
+    return output_dir
+
+
+def logged(output_dir: Path, name: str) -> list[float]:
+    return [json.loads(line)[name] for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_which_caption_belongs_to_which_picture(straight_run: Path):
+    assert steps_logged(straight_run) == list(range(1, STEPS + 1))
+    losses = logged(straight_run, "loss")
+    assert losses[0] > 0.8 * math.log(BATCH)
+    assert sum(losses[-5:]) / 5 < 0.92 * math.log(BATCH)
+    assert (straight_run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    content = json.loads((straight_run / "retrieval.json").read_text())
+    assert content.keys() == {"results"}
+    assert [(result["split"], result["language"]) for result in content["results"]] == [
+        ("train", "en"),
+        ("test", "en"),
+    ]
+    for result, images in zip(content["results"], (58, 11), strict=True):
+        assert result.keys() == {
+            "split", "language", "pairs", "captions", "image_to_text", "text_to_image", "chance@1"
+        }  # fmt: skip
+        assert (result["pairs"], result["captions"], result["chance@1"]) == (images, images, 1 / images)
+        assert result["image_to_text"].keys() == result["text_to_image"].keys() == {"recall@1", "recall@5"}
+    assert content["results"][0]["image_to_text"]["recall@5"] > 2.5 * 5 / 58
+
+
+def test_the_ledger_goes_on_from_the_image_tower(straight_run: Path):
+    stages = json.loads((straight_run / "training.json").read_text())["stages"]
+    assert [(stage["name"], stage["images"]) for stage in stages] == [
+        ("mae", 100),
+        ("wsp", 200),
+        ("lit", STEPS * BATCH),
+    ]
+    assert stages[-1]["flops"] > logged(straight_run, "training_flops")[-1] > 0  # the features are in it, too
+
+
+def test_the_image_tower_is_the_one_that_came(straight_run: Path, towers: Path):
+    before, after = (load_file(folder / "model.safetensors") for folder in (towers / "vision", straight_run))
+    tower = {name.removeprefix("vision_model."): after[name] for name in after if name.startswith("vision_model.")}
+    assert tower.keys() == before.keys()
+    for name in before:
+        assert torch.equal(tower[name], before[name]), name
+    assert not any(name.startswith("text_model.pooler") for name in after)
+
+
+def test_the_saved_model_is_used_without_a_word(straight_run: Path):
+    code = f"""
+import maws_hf
+from PIL import Image
+from transformers import AutoModel, AutoProcessor, pipeline
+folder = {str(straight_run)!r}
+inputs = AutoProcessor.from_pretrained(folder)(text=["a cat", "ein Hund im Garten"], images=Image.new("RGB", (40, 30)))
+inputs = inputs.convert_to_tensors("pt")
+assert AutoModel.from_pretrained(folder)(**inputs).logits_per_image.shape == (1, 2)
+classify = pipeline("zero-shot-image-classification", folder, device="cpu")
+scores = classify(Image.new("RGB", (40, 30), "red"), candidate_labels=["red disc", "blue bar", "a"])
+assert len(scores) == 3 and abs(sum(score["score"] for score in scores) - 1) < 1e-5
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=environment, text=True, capture_output=True, timeout=200
+    )
+    assert process.returncode == 0, process.stderr
+    said = [line for line in process.stderr.replace("\r", "\n").splitlines() if line and "Loading weights" not in line]
+    assert said == []
+    assert process.stdout == ""
+
+
+def test_the_saved_model_and_its_processor_fit(straight_run: Path):
+    model, processor = AutoModel.from_pretrained(straight_run), AutoProcessor.from_pretrained(straight_run)
+    assert isinstance(model, MawsLiTModel)
+    assert processor.tokenizer.model_max_length == model.config.max_text_length == 102
+    assert processor(text=["word " * 500], return_tensors="pt")["input_ids"].shape == (1, 102)
+
+
+@pytest.mark.parametrize("views", [0, 1, 3])
+def test_kills_change_nothing(views: int, straight_run: Path, pairs: Path, towers: Path, tmp_path: Path, prepare):
+    reference, killed = straight_run, tmp_path / "killed"
+    options = {"feature_views": views, "max_steps": STEPS if views == 3 else 20}
+    if views != 3:
+        reference = tmp_path / "straight"
+        finish(prepare(command(pairs, towers, reference, **options)))
+    arguments = command(pairs, towers, killed, **options)
+    kills = 2 if views == 3 else 1
+    for step in sorted(random.SystemRandom().sample(range(2, options["max_steps"] - 4), kills)):
+        print(f"killing after step {step}")
+        kill_after(prepare(arguments), killed, step)
+    finish(prepare(arguments))
+    assert_same_run(reference, killed)
+
+
+def test_features_are_shared_and_computed_once(straight_run: Path, pairs: Path, towers: Path, tmp_path, prepare):
+    (folder,) = (straight_run / "features").iterdir()
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    options = {"feature_cache": straight_run / "features", "max_steps": 2, "warmup_steps": 0, "seed": 0}
+    finish(prepare(command(pairs, towers, tmp_path, **options)))
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    assert not (tmp_path / "features").exists()
+
+
+def test_a_batch_in_parts_is_the_same_batch(straight_run: Path, pairs: Path, towers: Path, tmp_path: Path, prepare):
+    silent = tmp_path / "text"
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "add_pooling_layer": False}
+    XLMRobertaModel.from_pretrained(towers / "text", **no_dropout).save_pretrained(silent)
+    tiny_tokenizer().save_pretrained(silent)
+    options = {"text_model_name_or_path": silent, "feature_cache": straight_run / "features"}
+    losses = []
+    for chunks in (1, 4):
+        output_dir = tmp_path / f"chunks-{chunks}"
+        options |= {"gradient_cache_chunks": chunks, "max_steps": 1, "warmup_steps": 0}
+        finish(prepare(command(pairs, towers, output_dir, **options)))
+        losses += logged(output_dir, "loss")
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_lit_model_is_trained_on_with_other_captions(straight_run: Path, pairs: Path, tmp_path: Path, prepare):
+    options = {"vision_model_name_or_path": None, "text_model_name_or_path": None, "model_name_or_path": straight_run}
+    options |= {"caption_weights": "de=1", "feature_views": 1, "max_steps": 2, "warmup_steps": 0, "learning_rate": 0}
+    finish(prepare(command(pairs, Path(), tmp_path, "--retrieval_languages", "en", "de", **options)))
+    stages = json.loads((tmp_path / "training.json").read_text())["stages"]
+    assert [stage["name"] for stage in stages] == ["mae", "wsp", "lit", "lit"]
+    results = json.loads((tmp_path / "retrieval.json").read_text())["results"]
+    assert [result["language"] for result in results] == ["en", "de"]
+    before = json.loads((straight_run / "retrieval.json").read_text())["results"][1]
+    assert results[0] == before  # nothing was learned, and the same pictures were found again
+
+
+def test_two_processes_share_the_images_and_their_candidates(pairs: Path, towers: Path, tmp_path: Path):
+    launch = script("run_lit.py")[:1] + ["-m", "accelerate.commands.launch", "--num_processes=2", "--cpu"]
+    finish(start(launch + command(pairs, towers, tmp_path, max_steps=4, warmup_steps=0)[1:]))
+    assert steps_logged(tmp_path) == [1, 2, 3, 4]
+    assert logged(tmp_path, "loss")[0] > 0.8 * math.log(2 * BATCH)  # so many captions to choose from
+    assert len(list((tmp_path / "features").glob("*/*.parquet"))) == 2
+    assert MawsLiTModel.from_pretrained(tmp_path).config.projection_dim == 32
+
+
+ERRORS = {
+    "one tower": ({"text_model_name_or_path": None}, [], 2, "give --vision_model_name_or_path and --text_model_name"),
+    "towers and a model": ({"model_name_or_path": "x"}, [], 2, "or a LiT model alone: --model_name_or_path"),
+    "accumulation": ({"gradient_accumulation_steps": 2}, [], 2, "--gradient_accumulation_steps 2 is not possible: it"),
+    "chunks": ({"gradient_cache_chunks": 17}, [], 2, "it must be from 1 to the batch size, 16"),
+    "weights": ({"caption_weights": "en=much"}, [], 2, "caption weight 'en=much' must be SOURCE=NUMBER"),
+    "language": (
+        {},
+        ["--retrieval_languages", "fr"],
+        1,
+        "fr: no image of the split test of .* there are de, en",
+    ),
+    "trained language": (
+        {"caption_weights": "fr=1"},
+        [],
+        1,
+        "no image of the split train of .* in captions: choose",
+    ),
+    "column": ({}, ["--caption_column_name", "alt"], 1, "no column alt among image, captions: name the captions with"),
+    "split": ({"eval_split": "validation"}, [], 1, "has no split 'validation', there are test, train"),
+    "no tokenizer": ({"text_model_name_or_path": "{vision}"}, [], 1, "comes without a tokenizer that can be loaded"),
+}
+
+
+@pytest.mark.parametrize(("options", "flags", "code", "message"), ERRORS.values(), ids=ERRORS.keys())
+def test_what_cannot_be_is_one_line_before_anything_is_computed(
+    options, flags, code, message, pairs: Path, towers: Path, tmp_path: Path, prepare
+):
+    options = {name: value and str(value).format(vision=towers / "vision") for name, value in options.items()}
+    output = finish(prepare(command(pairs, towers, tmp_path / "run", *flags, **options)), expected=code)
+    last = output.splitlines()[-1]
+    assert re.search(f"error: .*{message}", last), output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run" / "features").exists()
+
+
+def test_captions_are_cut_to_the_positions_that_there_are(pairs: Path, towers: Path, tmp_path: Path, prepare):
+    config = XLMRobertaConfig.from_pretrained(towers / "text", max_position_embeddings=8)
+    XLMRobertaModel(config).save_pretrained(tmp_path / "text")
+    tiny_tokenizer().save_pretrained(tmp_path / "text")
+    options = {"text_model_name_or_path": tmp_path / "text", "max_steps": 1, "warmup_steps": 0, "feature_views": 1}
+    finish(prepare(command(pairs, towers, tmp_path / "run", **options)))
+    ids = AutoProcessor.from_pretrained(tmp_path / "run")(text=["red disc under"], return_tensors="pt")["input_ids"]
+    assert ids.shape == (1, 7)  # the padding token is number 0, and the positions after it are 1 to 7
+
+
+def test_a_foreign_tokenizer_is_refused(pairs: Path, towers: Path, tmp_path: Path, prepare):
+    config = XLMRobertaConfig.from_pretrained(towers / "text", vocab_size=100)
+    XLMRobertaModel(config).save_pretrained(tmp_path / "text")
+    tiny_tokenizer().save_pretrained(tmp_path / "text")
+    options = {"text_model_name_or_path": tmp_path / "text"}
+    output = finish(prepare(command(pairs, towers, tmp_path / "run", **options)), expected=1)
+    assert re.search(r"error: the tokenizer of .*text has \d+ pieces and its text tower 100", output.splitlines()[-1])
+
+
+def test_captions_are_wanted(image_shards: Path, towers: Path, tmp_path: Path, prepare):
+    output = finish(prepare(command(image_shards, towers, tmp_path, eval_split=None)), expected=1)
+    assert "no column captions, caption, text, txt among image: name the captions with" in output.splitlines()[-1]

@@ -1,0 +1,128 @@
+"""What a run reads of image-caption pairs: features of these data and no others, sets to be asked about."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset, Features, Image, List, Value
+from tiny import draw_image
+from tiny_lit import tiny_lit
+from tiny_two_towers import tiny_tokenizer
+
+from maws_hf.data.sources import DataSourceError
+from maws_hf.training.pairs import PairRecipe, build_pair_loader, load_tokenizer_of, mean_caption_tokens
+from maws_hf.training.retrieval_set import read_retrieval_set
+
+WORDS = {"en": "a disc", "de": "eine Scheibe", "fr": "un disque"}
+
+
+def write(folder: Path, shards: int, rows: int = 12, broken: tuple[int, ...] = ()) -> None:
+    for file in folder.glob("*.parquet"):
+        file.unlink()
+    folder.mkdir(exist_ok=True)
+    kinds = {"image": Image(), "captions": List({"language": Value("string"), "text": Value("string")})}
+    captions = [{"language": language, "text": text} for language, text in WORDS.items()]
+    columns = {
+        "image": [{"bytes": b"" if i in broken else draw_image(i), "path": f"{i}.png"} for i in range(rows)],
+        "captions": [captions[: 1 + i % 3] for i in range(rows)],  # all have English, a third of them French
+    }
+    dataset = Dataset.from_dict(columns, features=Features(kinds))
+    for shard in range(shards):
+        dataset.shard(shards, shard).to_parquet(folder / f"train-{shard:05d}.parquet")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> PairRecipe:
+    write(tmp_path / "data", shards=2)
+    return PairRecipe(
+        dataset_name=str(tmp_path / "data"),
+        output_dir=str(tmp_path / "run"),
+        per_device_train_batch_size=3,
+        dataloader_num_workers=0,
+    )
+
+
+@pytest.fixture
+def accelerator() -> SimpleNamespace:
+    """What of it is read here."""
+    return SimpleNamespace(device="cpu", process_index=0, num_processes=1, print=print)
+
+
+@pytest.fixture
+def model():
+    return tiny_lit({"vocab_size": 300})
+
+
+def keys_of_an_epoch(loader, images=12):
+    return sorted(key for batch in itertools.islice(loader, images // 3) for key in batch["keys"])
+
+
+def test_data_in_another_number_of_shards_are_still_read_once(recipe, model, accelerator, tmp_path):
+    expected = sorted(f"{i}.png" for i in range(12))
+    for shards in (2, 4, 3, 2):
+        write(tmp_path / "data", shards)
+        loader, views = build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+        assert views == 12
+        assert keys_of_an_epoch(loader) == expected
+
+
+def test_features_of_another_tower_are_other_features(recipe, model, accelerator):
+    batches = []
+    for tower in (model, tiny_lit({"vocab_size": 300}, seed=1), model):
+        loader, _ = build_pair_loader(recipe, tower, tiny_tokenizer(), accelerator)
+        batches.append(next(iter(loader))["vision_features"])
+    assert batches[0].equal(batches[2])
+    assert not batches[0].equal(batches[1])
+
+
+def test_features_of_a_tower_that_is_trained_are_refused(recipe, accelerator):
+    unlocked = tiny_lit(lock_vision_tower=False)
+    with pytest.raises(ValueError, match="give --feature_views 0"):
+        build_pair_loader(recipe, unlocked, tiny_tokenizer(), accelerator)
+    build_pair_loader(replace(recipe, feature_views=0), unlocked, tiny_tokenizer(), accelerator)
+
+
+def test_few_bad_images_are_told_and_many_are_an_error(recipe, model, accelerator, tmp_path, capsys):
+    write(tmp_path / "data", shards=2, broken=(4, 7))
+    _, views = build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    assert views == 10
+    assert "2 images could not be read and are left out, among them 4.png" in capsys.readouterr().out
+    write(tmp_path / "data", shards=2, rows=20, broken=tuple(range(11)))
+    with pytest.raises(DataSourceError, match=r"11 of 20 images could not be read, among them 0.png .*skip_rate"):
+        build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+
+
+def test_the_mean_length_is_of_captions_that_are_trained_on(recipe):
+    tokenizer = tiny_tokenizer()
+    lengths = {language: len(tokenizer(text)["input_ids"]) for language, text in WORDS.items()}
+    for language, length in lengths.items():
+        assert mean_caption_tokens(replace(recipe, caption_weights=f"{language}=1"), tokenizer) == length
+    assert min(lengths.values()) < mean_caption_tokens(recipe, tokenizer) < max(lengths.values())
+
+
+@pytest.mark.parametrize(
+    ("weights", "languages", "expected"),
+    [
+        ("", None, {"en": 12}),
+        ("fr=1,de=2", None, {"fr": 4, "de": 8}),
+        ("fr=1,es=2", None, {"fr": 4}),
+        ("en=1", ["de", "en"], {"de": 8, "en": 12}),
+    ],
+)
+def test_languages_are_asked_for_in_their_order(recipe, weights, languages, expected):
+    found = read_retrieval_set(replace(recipe, caption_weights=weights), "train", languages, 32)
+    assert {language: len(texts) for language, texts in found.captions.items()} == expected
+    assert list(found.captions) == list(expected)
+    assert all(text == WORDS[language] for language, texts in found.captions.items() for text in texts.values())
+    assert found.pixels.shape == (max(expected.values()), 3, 32, 32)
+
+
+def test_a_tokenizer_cuts_to_what_its_tower_can_place(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    text = {"vocab_size": 300, "max_position_embeddings": 40}
+    assert load_tokenizer_of(str(tmp_path), tiny_lit(text)).model_max_length == 38  # 0 and 1 are no positions
+    assert load_tokenizer_of(str(tmp_path), tiny_lit(text, max_text_length=20)).model_max_length == 20
+    with pytest.raises(ValueError, match=r"the tokenizer of .* pieces and its text tower 99"):
+        load_tokenizer_of(str(tmp_path), tiny_lit())
