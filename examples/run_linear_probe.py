@@ -17,18 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from maws_hf import MawsViTModel
-from maws_hf.data.sources import find_image_column, open_stream
-from maws_hf.evaluation.features import Features, extract_features, find_label_column
 from maws_hf.evaluation.knn import knn_classify
 from maws_hf.evaluation.linear_heads import Protocol
 from maws_hf.evaluation.linear_probe import PROTOCOLS, linear_probe
-from maws_hf.processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
-from maws_hf.training.arguments import Options, option, parse_recipe
+from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
+from maws_hf.training.labelled_images import LabelledImageOptions, build_transform, read_features
 from maws_hf.training.ledger import read_ledger
 from maws_hf.visualization import plot_bars
 
@@ -36,27 +34,14 @@ from maws_hf.visualization import plot_bars
 
 
 @dataclass(kw_only=True)
-class ProbeOptions(Options):
+class ProbeOptions(LabelledImageOptions):
     """Encoders, labelled images and how to probe."""
 
     model_name_or_path: list[str] = field(
         metadata={"help": "Encoders: folders with models of this package or of transformers, or ids on the Hub."}
     )
-    dataset_name: str = field(
-        metadata={
-            "help": "Folder of parquet shards, tar shards or class folders of images, or a data set id on the Hub."
-        }
-    )
-    output_dir: str = field(metadata={"help": "Folder of results.json, results.png and the features."})
-    dataset_config_name: str | None = option(None, "Configuration of a Hub data set that has several.")
     train_split: str = option("train", "Split to learn from; the learning rate is chosen on a part of it.")
     eval_split: str = option("test", "Split to score on.")
-    image_column_name: str | None = option(None, "Column of the images; found by itself if there is just one.")
-    label_column_name: str | None = option(
-        None, "Column of the labels: integers, strings, or lists of either; the one declared as classes if unset."
-    )
-    image_size: int | None = option(None, "Side of the images in pixels; each encoder's own if unset.")
-    resize_size: int | None = option(None, "Shortest side before the centre crop, as MAE's 256; image_size if unset.")
     protocol: str = option("sgd", f"How the linear heads are trained: {', '.join(PROTOCOLS)}.")
     objective: str = option("softmax", "softmax, or binary: a sigmoid for each class, for several labels an image.")
     learning_rates: list[float] | None = field(
@@ -68,10 +53,6 @@ class ProbeOptions(Options):
     k: list[int] = field(
         default_factory=lambda: [20], metadata={"help": "Numbers of neighbours; a column of the table for each."}
     )
-    per_device_eval_batch_size: int = option(64, "Images a forward pass.")
-    bf16: bool = option(False, "bfloat16 autocast for the encoder; probes are float32.")
-    dataloader_num_workers: int = option(2, "Processes that read and decode images; 0 does it in the main one.")
-    feature_cache: str | None = option(None, "Folder of computed features; output_dir/features if unset.")
     seed: int = option(0, "Decides the validation images, the heads' first weights and their order of images.")
 
     def __post_init__(self) -> None:
@@ -83,11 +64,9 @@ class ProbeOptions(Options):
         self._require(min(self.k, default=0) >= 1, "k", "at least 1")
         rates_are_possible = self.learning_rates is None or all(0 < rate < math.inf for rate in self.learning_rates)
         self._require(rates_are_possible, "learning_rates", "positive numbers")
-        for name in ("image_size", "resize_size", "num_train_epochs", "per_device_eval_batch_size"):
-            value = getattr(self, name)
-            self._require(value is None or value >= 1, name, "at least 1")
-        for name in ("dataloader_num_workers", "seed"):
-            self._require(getattr(self, name) >= 0, name, "0 or more")
+        epochs = self.num_train_epochs
+        self._require(epochs is None or epochs >= 1, "num_train_epochs", "at least 1")
+        self._require(self.seed >= 0, "seed", "0 or more")
 
 
 def build_protocol(options: ProbeOptions) -> Protocol:
@@ -116,51 +95,6 @@ def load_encoder(name: str) -> PreTrainedModel:
     if not isinstance(model, MawsViTModel) and getattr(model.config, "mask_ratio", 0):
         model.config.mask_ratio = 0.0  # transformers' own MAE encoder hides patches also in evaluation
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def pixel_statistics(name: str, encoder: PreTrainedModel) -> dict[str, tuple[float, ...]]:
-    """Mean and deviation that the encoder was trained with; a MAWS encoder normalises by itself."""
-    if isinstance(encoder, MawsViTModel):
-        return {}
-    try:
-        processor = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
-        print(f"{name} comes without an image processor: its images are normalised with ImageNet's mean and deviation")
-        return {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
-    return {"image_mean": tuple(processor.image_mean), "image_std": tuple(processor.image_std)}
-
-
-# ---------------------------------------------------------------- data
-
-
-def build_transform(options: ProbeOptions, encoder: PreTrainedModel) -> EvalTransform:
-    size = options.image_size or getattr(encoder.config, "image_size", None)
-    if size is None:
-        raise ValueError(f"{type(encoder).__name__} names no image size: give --image_size")
-    return EvalTransform(size if isinstance(size, int) else tuple(size), options.resize_size)
-
-
-def read_features(options: ProbeOptions, name: str, encoder: PreTrainedModel, split: str) -> Features:
-    dataset = open_stream(
-        options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
-    )
-    start = time.perf_counter()
-    features = extract_features(
-        encoder,
-        dataset,
-        build_transform(options, encoder),
-        image_column=find_image_column(dataset, options.image_column_name),
-        label_column=find_label_column(dataset, options.label_column_name),
-        batch_size=options.per_device_eval_batch_size,
-        num_workers=options.dataloader_num_workers,
-        bf16=options.bf16,
-        cache_dir=Path(options.feature_cache or Path(options.output_dir, "features")),
-        **pixel_statistics(name, encoder),
-    )
-    how = "read from the cache" if features.from_cache else "computed"
-    bad = f", {len(features.skipped)} bad images skipped" if features.skipped else ""
-    print(f"{name}, {split}: {len(features.keys)} features {how} in {time.perf_counter() - start:.1f} s{bad}")
-    return features
 
 
 # ---------------------------------------------------------------- probe

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, IterableDataset, Value
+from datasets import ClassLabel, Value
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -45,13 +45,13 @@ from maws_hf.data.prompts import (
 )
 from maws_hf.data.sources import DataSourceError, find_image_column, open_stream
 from maws_hf.data.streaming import prepare_image, random_rows
-from maws_hf.evaluation.features import Features, encode_images, extract_features, find_label_column
+from maws_hf.evaluation.features import Features, encode_images, find_label_column
 from maws_hf.evaluation.two_towers import load_two_towers, pixel_statistics
 from maws_hf.evaluation.zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_scores
 from maws_hf.processing.decode import ImageDecodeError
-from maws_hf.processing.transforms import EvalTransform
-from maws_hf.training.arguments import Options, option, parse_recipe
+from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
+from maws_hf.training.labelled_images import LabelledImageOptions, build_transform, read_features
 from maws_hf.visualization import dejavu, drawable, plot_extremes, prediction_grid, save_picture
 
 EXAMPLES = 24  # pictures in a grid
@@ -60,24 +60,13 @@ EXAMPLES = 24  # pictures in a grid
 
 
 @dataclass(kw_only=True)
-class ZeroShotOptions(Options):
+class ZeroShotOptions(LabelledImageOptions):
     """Two-tower models, labelled images and the words for their classes."""
 
     model_name_or_path: list[str] = field(
         metadata={"help": "Two-tower models with their tokenizers: folders, or ids on the Hub (CLIP, SigLIP, ours)."}
     )
-    dataset_name: str = field(
-        metadata={
-            "help": "Folder of parquet shards, tar shards or class folders of images, or a data set id on the Hub."
-        }
-    )
-    output_dir: str = field(metadata={"help": "Folder of results.json, per_class.csv, the pictures and the features."})
-    dataset_config_name: str | None = option(None, "Configuration of a Hub data set that has several.")
     eval_split: list[str] = field(default_factory=lambda: ["test"], metadata={"help": "Splits to score on."})
-    image_column_name: str | None = option(None, "Column of the images; found by itself if there is just one.")
-    label_column_name: str | None = option(
-        None, "Column of the labels: integers or strings; the one declared as classes if unset."
-    )
     prompts: list[str] = field(
         default_factory=lambda: ["labels"],
         metadata={"help": "Words for the classes: labels, imagenet, food101, captions or JSON files."},
@@ -86,13 +75,7 @@ class ZeroShotOptions(Options):
         default=None, metadata={"help": "Languages of the captions that serve as names; en if unset."}
     )
     caption_column_name: str = option("captions", "Column of the captions, lists of {language, text}.")
-    image_size: int | None = option(None, "Side of the images in pixels; each model's own if unset.")
-    resize_size: int | None = option(None, "Shortest side before the centre crop; image_size if unset, as in MAWS.")
-    per_device_eval_batch_size: int = option(64, "Images a forward pass.")
     per_device_text_batch_size: int = option(256, "Prompts a forward pass.")
-    bf16: bool = option(False, "bfloat16 autocast for both towers; scores are float32.")
-    dataloader_num_workers: int = option(2, "Processes that read and decode images; 0 does it in the main one.")
-    feature_cache: str | None = option(None, "Folder of computed image features; output_dir/features if unset.")
     seed: int = option(0, "Decides which images are shown as examples.")
 
     def __post_init__(self) -> None:
@@ -105,11 +88,8 @@ class ZeroShotOptions(Options):
         with_captions = "captions" in self.prompts
         self._require(with_captions or self.languages is None, "languages", "left out without --prompts captions")
         self._require(self.languages is None or len(self.languages) > 0, "languages", "one or several")
-        for name in ("image_size", "resize_size", "per_device_eval_batch_size", "per_device_text_batch_size"):
-            value = getattr(self, name)
-            self._require(value is None or value >= 1, name, "at least 1")
-        for name in ("dataloader_num_workers", "seed"):
-            self._require(getattr(self, name) >= 0, name, "0 or more")
+        self._require(self.per_device_text_batch_size >= 1, "per_device_text_batch_size", "at least 1")
+        self._require(self.seed >= 0, "seed", "0 or more")
 
 
 # ---------------------------------------------------------------- data
@@ -120,7 +100,6 @@ class Split:
     """A split, what there is to read in it, and rows of it to show as examples, the same for every model."""
 
     name: str
-    dataset: IterableDataset
     image_column: str
     label_column: str
     class_names: list[str] | None
@@ -151,34 +130,11 @@ def open_split(options: ZeroShotOptions, split: str) -> Split:
         captions = read_captions(dataset, label_column=label_column, caption_column=options.caption_column_name)
     shown = dataset.select_columns(list(dict.fromkeys([image_column, label_column])))
     examples = random_rows(shown, EXAMPLES, seed=options.seed, among=20 * EXAMPLES)
-    return Split(split, dataset, image_column, label_column, names, captions, examples)
+    return Split(split, image_column, label_column, names, captions, examples)
 
 
-def build_transform(options: ZeroShotOptions, model: PreTrainedModel) -> EvalTransform:
-    vision_config = getattr(model.config, "vision_config", model.config)
-    size = options.image_size or getattr(vision_config, "image_size", None)
-    if size is None:
-        raise ValueError(f"{type(model).__name__} names no image size: give --image_size")
-    return EvalTransform(size if isinstance(size, int) else tuple(size), options.resize_size)
-
-
-def read_features(options: ZeroShotOptions, name: str, model: PreTrainedModel, split: Split, **pixels) -> Features:
-    start = time.perf_counter()
-    features = extract_features(
-        model,
-        split.dataset,
-        build_transform(options, model),
-        image_column=split.image_column,
-        label_column=split.label_column,
-        batch_size=options.per_device_eval_batch_size,
-        num_workers=options.dataloader_num_workers,
-        bf16=options.bf16,
-        cache_dir=Path(options.feature_cache or Path(options.output_dir, "features")),
-        **pixels,
-    )
-    how = "read from the cache" if features.from_cache else "computed"
-    bad = f", {len(features.skipped)} bad images skipped" if features.skipped else ""
-    print(f"{name}, {split.name}: {len(features.keys)} features {how} in {time.perf_counter() - start:.1f} s{bad}")
+def read_labelled(options: ZeroShotOptions, name: str, model: PreTrainedModel, split: Split) -> Features:
+    features = read_features(options, name, model, split.name)
     classes = set(features.classes())
     for key, label in zip(features.keys, features.labels, strict=True):
         if label not in classes:
@@ -195,7 +151,7 @@ class Examples:
     labels: list[int | str]
 
 
-def read_examples(options: ZeroShotOptions, model: PreTrainedModel, split: Split, **pixels) -> Examples:
+def read_examples(options: ZeroShotOptions, name: str, model: PreTrainedModel, split: Split) -> Examples:
     transform, rng = build_transform(options, model), np.random.default_rng(0)  # of which evaluation draws nothing
     images, labels = [], []
     for row in split.examples:
@@ -209,7 +165,7 @@ def read_examples(options: ZeroShotOptions, model: PreTrainedModel, split: Split
         labels.append(row[split.label_column])
     if not images:
         return Examples(torch.empty(0), torch.empty(0), [])
-    features = encode_images(model, torch.stack(images), bf16=options.bf16, **pixels)
+    features = encode_images(model, torch.stack(images), bf16=options.bf16, **pixel_statistics(name, model))
     return Examples(torch.stack(images), features.cpu(), labels)
 
 
@@ -244,10 +200,9 @@ def wordings(options: ZeroShotOptions, split: Split, candidates: Sequence[int | 
 def evaluate(options: ZeroShotOptions, name: str, splits: list[Split]) -> Iterator[dict[str, Any]]:
     """The results of one model: for every split and every wording."""
     model, tokenizer = load_two_towers(name)
-    pixels = pixel_statistics(name, model)
     for split in splits:
-        features = read_features(options, name, model, split, **pixels)
-        examples = read_examples(options, model, split, **pixels)
+        features = read_labelled(options, name, model, split)
+        examples = read_examples(options, name, model, split)
         for source, prompts in wordings(options, split, features.classes()):
             start = time.perf_counter()
             classes = class_embeddings(

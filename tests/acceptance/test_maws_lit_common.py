@@ -5,6 +5,7 @@ import unittest
 from unittest.mock import patch
 
 import hf_suite
+import tiny_lit
 import torch
 from transformers.models.auto import modeling_auto
 
@@ -12,21 +13,7 @@ from maws_hf import MawsLiTConfig, MawsLiTModel
 
 hf = hf_suite.load()
 
-TEXT = {
-    "model_type": "xlm-roberta",
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 40,
-    "type_vocab_size": 1,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
+TEXT = {**tiny_lit.TEXT, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 VISION = {
     "image_size": 16,
     "patch_size": 4,

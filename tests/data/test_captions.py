@@ -230,13 +230,6 @@ def test_a_row_with_a_caption_is_one_sample_of_an_epoch(value):
         assert reader.draw({"captions": value}, np.random.default_rng(0)) == "a cat"
 
 
-def test_captions_of_one_language_are_listed():
-    reader = CaptionReader(("captions",))
-    row = in_languages(en=["a  cat", "@jane", "the cat"], de="eine Katze")
-    assert reader.captions_in(row, "en") == ["a cat", "the cat"]
-    assert reader.captions_in(row, "fr") == []
-
-
 def test_another_choice_of_captions_has_another_fingerprint():
     readers = [
         CaptionReader(("a",)),

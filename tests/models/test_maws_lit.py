@@ -288,8 +288,12 @@ def test_two_trained_towers_become_one_model(tmp_path):
     classifier.save_pretrained(tmp_path / "vision")
     XLMRobertaModel(tiny_lit_config().text_config).save_pretrained(tmp_path / "text")  # with a pooler
     torch.manual_seed(1)
-    model = MawsLiTModel.from_vision_text_pretrained(tmp_path / "vision", tmp_path / "text", projection_dim=8)
+    options = {"projection_dim": 8, "attn_implementation": "eager"}
+    model = MawsLiTModel.from_vision_text_pretrained(tmp_path / "vision", tmp_path / "text", **options)
     assert is_locked(model)
+    assert {tower.config._attn_implementation for tower in (model.vision_model, model.text_model)} == {"eager"}
+    for projection in (model.visual_projection, model.text_projection):
+        assert projection.weight.std().item() == pytest.approx(32**-0.5, rel=0.2)
     assert model.config.projection_dim == model.visual_projection.out_features == 8
     assert not model.training
     assert not [name for name in model.state_dict() if "pooler" in name]
@@ -314,6 +318,8 @@ def test_any_text_encoder_of_transformers_will_do(tmp_path):
     model = MawsLiTModel.from_vision_text_pretrained(tmp_path / "vision", tmp_path / "text")
     assert model.config.projection_dim == 24
     assert model.embed_captions([[2, 7, 8, 3]]).shape == (1, 24)
+    assert model.vision_model.config._attn_implementation == "sdpa"
+    assert model.batch_captions([[2, 3]])[0].position_ids is not None  # packed, as only sdpa can be
 
 
 def test_attention_of_both_towers_is_chosen_at_once(tmp_path):

@@ -113,11 +113,6 @@ class CaptionReader:
         """1 for a row with a caption, 0 for one without: a stream's rule of `repeats`, which leaves out the latter."""
         return float(any(clean_caption(text) for _, text in self.texts(sample)))
 
-    def captions_in(self, sample: Sample, source: str) -> list[str]:
-        """All captions of one source, cleaned."""
-        cleaned = (clean_caption(text) for name, text in self.texts(sample) if name == source)
-        return [text for text in cleaned if text]
-
     def texts(self, sample: Sample) -> Iterator[tuple[str, str]]:
         """All (source, text) of a row that may be drawn, as they are stored."""
         for column in self.columns:

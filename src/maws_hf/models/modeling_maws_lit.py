@@ -91,10 +91,18 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
     told; its projection is trained, as the released one is no identity.
     """
 
-    def __init__(self, config: MawsLiTConfig):
+    def __init__(
+        self,
+        config: MawsLiTConfig,
+        vision_model: MawsViTModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        """Towers that are given are taken as they are; `from_vision_text_pretrained` does so."""
         super().__init__(config)
-        self.vision_model = MawsViTModel(config.vision_config)
-        self.text_model = AutoModel.from_config(config.text_config, **_without_pooler(config.text_config))
+        self.vision_model = vision_model or MawsViTModel(config.vision_config)
+        self.text_model = text_model or AutoModel.from_config(
+            config.text_config, **_without_pooler(config.text_config)
+        )
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
@@ -130,10 +138,12 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
             text_model_name_or_path, config=text_config, **_without_pooler(text_config), **options
         )
         fields.setdefault("projection_dim", text_model.config.hidden_size)
+        attention = text_model.config._attn_implementation
         config = MawsLiTConfig(vision_config=vision_model.config, text_config=text_model.config, **fields)
-        model = cls._from_config(config, dtype=text_model.dtype)
-        model.vision_model, model.text_model = vision_model, text_model
-        model._lock_vision_tower()
+        model = cls(config, vision_model, text_model)
+        model.set_attn_implementation(attention)  # which building a config of two forgets
+        for projection in (model.visual_projection, model.text_projection):
+            projection.to(text_model.dtype)
         return model.eval()
 
     def train(self, mode: bool = True) -> "MawsLiTModel":

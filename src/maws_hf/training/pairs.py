@@ -25,6 +25,7 @@ from ..data.streaming import KEY, ImageStream, Sample, random_rows
 from ..evaluation.feature_cache import digest_of
 from ..evaluation.features import encode_images, model_digest
 from ..evaluation.two_towers import load_tokenizer
+from ..evaluation.zero_shot import text_limit
 from ..models.modeling_maws_lit import MawsLiTModel
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import option
@@ -84,11 +85,8 @@ def load_tokenizer_of(name: str, model: MawsLiTModel) -> PreTrainedTokenizerBase
             f"the tokenizer of {name} has {len(tokenizer)} pieces and its text tower {text.vocab_size}: they do not "
             "belong together"
         )
-    # RoBERTa's relatives count positions from the one after the padding token's number.
-    taken = text.pad_token_id + 1 if "roberta" in text.model_type or text.model_type == "camembert" else 0
-    positions = getattr(text, "max_position_embeddings", None) or model.config.max_text_length + taken
-    limits = (tokenizer.model_max_length, model.config.max_text_length, positions - taken)
-    tokenizer.model_max_length = min(limits)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_text_length)
+    tokenizer.model_max_length = text_limit(model, tokenizer)
     return tokenizer
 
 
