@@ -10,6 +10,7 @@ TRAIN = [
     "simplejpeg>=1.8",
     "matplotlib>=3.8",
     "pyyaml>=6",
+    "sentencepiece>=0.2",
 ]
 EVAL = ["evaluate>=0.4.6", "datasets>=5.2", "matplotlib>=3.8"]
 DEMO = ["resvg-py>=0.5", "jinja2>=3.1", *TRAIN, *EVAL]
