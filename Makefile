@@ -35,7 +35,7 @@ demo: $(INSTALLED)
 	$(LAUNCH_LIT) --output_dir runs/demo/lit-untrained --max_steps 1 --warmup_steps 0 --learning_rate 0
 	$(VENV)/bin/python examples/run_zero_shot.py --model_name_or_path runs/demo/lit runs/demo/lit-untrained \
 		--dataset_name data/emoji --eval_split test unseen --label_column_name concept --prompts captions \
-		--languages $(LANGUAGES) --output_dir runs/demo/zero-shot
+		--languages $(LANGUAGES) --bf16 --output_dir runs/demo/zero-shot
 	$(VENV)/bin/maws-hf demo-report --runs_dir runs/demo --data_dir data/emoji --labels_dir data/emoji-synsets \
 		--output outputs/demo/report.html
 

@@ -52,7 +52,7 @@ COMMANDS = {
         "Zero-shot",
         "python examples/run_zero_shot.py --model_name_or_path {runs}/lit {runs}/lit-untrained --dataset_name {data} "
         "--eval_split test unseen --label_column_name concept --prompts captions --languages en de es fr ja zh "
-        "--output_dir {runs}/zero-shot",
+        "--bf16 --output_dir {runs}/zero-shot",
     ),
 }
 
