@@ -30,7 +30,7 @@ DEV = [
 setup(
     name="maws_hf",
     version="0.1.0",
-    description="MAWS vision transformers, pre-pretrained (MAE) and weakly supervised (WSP), for Hugging Face",
+    description="MAWS vision transformers for Hugging Face: masked (MAE), weakly supervised (WSP), zero-shot (LiT)",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -27,6 +27,7 @@ from maws_hf import MawsLiTModel, MawsLiTProcessor
 from maws_hf.data.corpus import write_atomically
 from maws_hf.evaluation.flops import image_tower_flops, lit_training_flops, measure_matmul_peak
 from maws_hf.evaluation.retrieval import caption_retrieval
+from maws_hf.models.configuration_maws_lit import MAX_LOGIT_SCALE
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
@@ -195,7 +196,7 @@ def main() -> int:
         projection_dim=config.projection_dim,
         cached_features=recipe.feature_views > 0,
     )
-    retrieval_sets = read_retrieval_sets(recipe, config.vision_config.image_size)
+    retrieval_sets = read_retrieval_sets(recipe, config.vision_config.image_size)  # on all ranks: all stop together
     loader, views = build_pair_loader(recipe, model, tokenizer, accelerator)
     outcome = train(
         model,
@@ -213,6 +214,7 @@ def main() -> int:
     if accelerator.is_main_process:
         spent = outcome.images_seen * flops_per_image + views * image_tower_flops(config.vision_config)
         stages = [*earlier, Stage("lit", outcome.images_seen, spent)]
+        model.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)  # the last update may have passed the bound
         processor = MawsLiTProcessor(image_processor_of(config.vision_config), tokenizer)
         save_trained_model(model, processor, output_dir, stages)
         model.eval()

@@ -296,9 +296,17 @@ def main() -> int:
         if name not in ("labels", "captions"):
             load_prompts(name)  # a mistake in a file should show before the first model has run
     splits = [open_split(options, split) for split in options.eval_split]
-    results = [result for name in options.model_name_or_path for result in evaluate(options, name, splits)]
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    for name in options.model_name_or_path:
+        results += evaluate(options, name, splits)
+        write_results(options, results, output_dir)
+    report(results, output_dir)
+    return 0
+
+
+def write_results(options: ZeroShotOptions, results: list[dict[str, Any]], output_dir: Path) -> None:
     packages = ("maws_hf", "torch", "transformers", "tokenizers", "datasets", "numpy", "pillow")
     content = {
         "options": asdict(options),
@@ -308,8 +316,6 @@ def main() -> int:
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(output_dir / "results.json", f"{text}\n".encode())
     write_atomically(output_dir / "per_class.csv", as_csv(results).encode())
-    report(results, output_dir)
-    return 0
 
 
 def as_csv(results: list[dict[str, Any]]) -> str:

@@ -181,6 +181,11 @@ def _mean_over_labelled(losses: Tensor, labelled: Tensor) -> Tensor:
     return torch.where(labelled, losses, 0.0).sum() / labelled.sum().clamp(min=1)
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """float32, or float64 as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class _GatherWithGradient(torch.autograd.Function):
     """`(n, D)` of this process -> `(N, D)` of all, in the order of ranks; gradients of all processes flow back."""
 
@@ -204,21 +209,21 @@ def contrastive_loss(
 
     Args:
         image_embeds, text_embeds: `(B, D)`, normalised; row i of one belongs to row i of the other.
-        logit_scale: scalar that multiplies the cosines.
+        logit_scale: scalar that multiplies the cosines, float32 or float64.
         across_ranks: all pairs of all processes are candidates, and the mean over processes of the returned loss, and
             of its gradients (as DistributedDataParallel takes it), is exactly that of one process with all the pairs.
             Every process must have equally many.
 
     Returns:
-        A float32 scalar: of this process' pairs.
+        A scalar in float32 (of float64 embeddings float64): of this process' pairs.
     """
-    image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
+    image_embeds, text_embeds = at_least_float32(image_embeds), at_least_float32(text_embeds)
     all_images, all_texts, first = image_embeds, text_embeds, 0
     if across_ranks:
         all_images, all_texts = _GatherWithGradient.apply(image_embeds), _GatherWithGradient.apply(text_embeds)
         first = dist.get_rank() * len(image_embeds)
     own = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
     with torch.autocast(image_embeds.device.type, enabled=False):
-        of_images = F.cross_entropy(logit_scale.float() * image_embeds @ all_texts.T, own)
-        of_texts = F.cross_entropy(logit_scale.float() * text_embeds @ all_images.T, own)
+        of_images = F.cross_entropy(logit_scale * image_embeds @ all_texts.T, own)
+        of_texts = F.cross_entropy(logit_scale * text_embeds @ all_images.T, own)
     return (of_images + of_texts) / 2

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from runs import ROOT, assert_same_run, finish, kill_after, script, start, steps_logged
 from safetensors.torch import load_file
 from tiny import draw_image, tiny_config
 from tiny_two_towers import BEGIN, END, PAD, tiny_tokenizer
@@ -22,7 +23,6 @@ from transformers import AutoModel, AutoProcessor, XLMRobertaConfig, XLMRobertaM
 
 from maws_hf import MawsLiTModel, MawsViTModel
 from maws_hf.training.ledger import Stage, write_ledger
-from runs import ROOT, assert_same_run, finish, kill_after, script, start, steps_logged
 
 STEPS, BATCH = 80, 16
 WORDS = ["red", "blue", "green", "small", "large", "disc", "bar", "on", "under", "bright", "dark", "field"]

@@ -13,14 +13,8 @@ from maws_hf import MawsViTModel
 from maws_hf.data.prompts import Prompts
 from maws_hf.evaluation import features as features_module
 from maws_hf.evaluation.features import encode_images, extract_features, model_digest
-from maws_hf.evaluation.two_towers import load_two_towers, pixel_statistics
-from maws_hf.evaluation.zero_shot import (
-    class_embeddings,
-    encode_texts,
-    text_limit,
-    zero_shot_accuracy,
-    zero_shot_scores,
-)
+from maws_hf.evaluation.two_towers import encode_texts, load_two_towers, pixel_statistics, text_limit
+from maws_hf.evaluation.zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_scores
 from maws_hf.processing.transforms import EvalTransform
 
 KINDS = ("clip", "siglip", "bert", "xlm-roberta")

@@ -21,6 +21,8 @@ from typing import Any
 
 from datasets import IterableDataset, LargeList, List
 
+from .captions import clean_caption
+
 __all__ = [
     "DEFAULT_TEMPLATES",
     "RESOURCES",
@@ -136,9 +138,20 @@ class Prompts:
                 return [by_name[int(label)] for label in labels]
             if len(class_names) != len(self):
                 raise PromptsError(f"classes: {len(self)}, but the label column has {len(class_names)}")
+            self._refuse_another_order(class_names)
         if outside := [label for label in labels if not 0 <= int(label) < len(self)]:
             raise PromptsError(f"classes: {len(self)}, but the data has the label {outside[0]}")
         return [int(label) for label in labels]
+
+    def _refuse_another_order(self, class_names: Sequence[str]) -> None:
+        """Numbers are only trusted where no name says otherwise."""
+        places = {_plain(name): place for place, names in enumerate(self.classes) for name in names}
+        for number, name in enumerate(class_names):
+            if places.get(_plain(name), number) != number and _plain(name) not in map(_plain, self.classes[number]):
+                raise PromptsError(
+                    f"classes: {name!r} is number {number} in the data and {places[_plain(name)]} here, and not all "
+                    "names agree: give an object from class name to names"
+                )
 
     def _by_name(self, class_names: Sequence[str]) -> list[int] | None:
         owners: dict[str, set[int]] = {}
@@ -205,7 +218,7 @@ def read_captions(dataset: IterableDataset, *, label_column: str, caption_column
             continue
         languages = captions.setdefault(row[label_column], {})
         for caption in row[caption_column] or ():
-            text, names = (caption["text"] or "").strip(), languages.setdefault(caption["language"], [])
+            text, names = clean_caption(caption["text"] or ""), languages.setdefault(caption["language"], [])
             if text and text not in names:
                 names.append(text)
     return captions

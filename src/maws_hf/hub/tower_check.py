@@ -5,6 +5,7 @@ the package is ever imported here.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -76,10 +77,17 @@ def engine_embeddings(package: Path, texts: Sequence[str]) -> np.ndarray:
     Raises:
         EngineUnavailable: the engine does not start, crashes or answers with something else.
     """
-    command = [sys.executable, "-P", "-c", ENGINE, str(package)]
+    command = [sys.executable, "-I", "-c", ENGINE, str(package)]
+    environment = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ}  # no tokens
     try:
         done = subprocess.run(
-            command, input=json.dumps(list(texts)), capture_output=True, text=True, timeout=TIMEOUT, check=False
+            command,
+            input=json.dumps(list(texts)),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineUnavailable(str(error)) from error

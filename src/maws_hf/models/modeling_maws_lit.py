@@ -24,7 +24,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from ..losses import contrastive_loss
+from ..losses import at_least_float32, contrastive_loss
 from ..processing.text_batches import TextBatch, pack_captions, pad_captions
 from .configuration_maws_lit import MAX_LOGIT_SCALE, MawsLiTConfig
 from .modeling_maws_vit import MawsViTModel
@@ -142,8 +142,8 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         config = MawsLiTConfig(vision_config=vision_model.config, text_config=text_model.config, **fields)
         model = cls(config, vision_model, text_model)
         model.set_attn_implementation(attention)  # which building a config of two forgets
-        for projection in (model.visual_projection, model.text_projection):
-            projection.to(text_model.dtype)
+        model.visual_projection.to(vision_model.dtype)
+        model.text_projection.to(text_model.dtype)
         return model.eval()
 
     def train(self, mode: bool = True) -> "MawsLiTModel":
@@ -214,7 +214,8 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
             input_ids, attention_mask: `(B, T)` captions; or `text_batches`.
             pixel_values: `(B, 3, H, W)` images; or `vision_features`.
             return_loss: also the contrastive loss of pairs, row i of either side; in training under
-                `torch.distributed` with the pairs of all processes as candidates.
+                `torch.distributed` with the pairs of all processes as candidates, so that all have to call this, each
+                with equally many pairs.
             text_batches: the captions as [`batch_captions`] makes them. Several batches are encoded one after the
                 other, and again in the backward pass: gradients are those of one batch, with the activations of one
                 part in memory at a time (gradient caching, arXiv 2101.06983).
@@ -318,7 +319,7 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
             # The parameter itself, or it would lie beyond the bound, where clamping has no gradient, for ever.
             with torch.no_grad():
                 self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        return self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+        return at_least_float32(self.logit_scale).clamp(max=MAX_LOGIT_SCALE).exp()
 
     def _lock_vision_tower(self) -> None:
         if self.config.lock_vision_tower:
@@ -326,13 +327,14 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
 
 
 def _normalize(features: Tensor) -> Tensor:
-    """To length 1, in float32."""
-    return F.normalize(features.float(), dim=-1)
+    """To length 1, in float32 at least."""
+    return F.normalize(at_least_float32(features), dim=-1)
 
 
 def _without_pooler(text_config: PreTrainedConfig) -> dict[str, bool]:
     """The option that keeps a text tower from having a pooler, if its class knows one: nothing reads it."""
     model_class = MODEL_MAPPING[type(text_config)]
+    model_class = model_class[0] if isinstance(model_class, tuple) else model_class
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
 
 

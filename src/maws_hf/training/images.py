@@ -76,15 +76,17 @@ def build_training_loader(
     columns: Sequence[str] = (),
     extra: Extra | None = None,
     repeats: Callable[[Sample], float] | None = None,
+    hflip: float = 0.5,
 ) -> "StatefulDataLoader":
     """This rank's endless batches: random resized crops and flips, as uint8 (MAE, appendix A.1).
 
     Args:
         columns, extra: further columns to read, and what to make of a row besides its image.
         repeats: copies of a row in an epoch; see [`ImageStream`].
+        hflip: share of mirrored images.
     """
     dataset, image_column = open_images(recipe, recipe.dataset_split, columns)
-    transform = TrainTransform(image_size, scale=(recipe.crop_scale, 1.0))
+    transform = TrainTransform(image_size, scale=(recipe.crop_scale, 1.0), hflip=hflip)
     stream = ImageStream(
         dataset,
         partial(prepare_image, image_column=image_column, transform=transform, extra=extra),

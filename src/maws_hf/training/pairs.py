@@ -1,4 +1,7 @@
-"""The image-caption pairs of a run: what a script can be told about them, and the streams that follow from it."""
+"""The image-caption pairs of a run: what a script can be told about them, and the streams that follow from it.
+
+Unlike elsewhere images are never mirrored: captions tell left from right, and pictures may hold letters.
+"""
 
 from array import array
 from collections.abc import Iterator
@@ -24,8 +27,7 @@ from ..data.sources import DataSourceError, open_stream
 from ..data.streaming import KEY, ImageStream, Sample, random_rows
 from ..evaluation.feature_cache import digest_of
 from ..evaluation.features import encode_images, model_digest
-from ..evaluation.two_towers import load_tokenizer
-from ..evaluation.zero_shot import text_limit
+from ..evaluation.two_towers import load_tokenizer, text_limit
 from ..models.modeling_maws_lit import MawsLiTModel
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import option
@@ -56,7 +58,9 @@ class PairRecipe(ImageRecipe):
         "Views of each image whose features are computed once, before training: 1 is the centre, more are random "
         "crops; 0 computes features of fresh crops in every step.",
     )
-    feature_cache: str | None = option(None, "Folder of computed features; output_dir/features if unset.")
+    feature_cache: str | None = option(
+        None, "Folder of computed features, seen by all machines of the run; output_dir/features if unset."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +81,7 @@ def load_tokenizer_of(name: str, model: MawsLiTModel) -> PreTrainedTokenizerBase
     """The tokenizer in a model's folder, which cuts captions to what the text tower and `max_text_length` allow.
 
     Raises:
-        ValueError: there is none, or it has pieces that the tower does not know.
+        ValueError: there is none, it has pieces that the tower does not know, or the tower looks only backwards.
     """
     tokenizer, text = load_tokenizer(name), model.config.text_config
     if len(tokenizer) > text.vocab_size:
@@ -87,6 +91,13 @@ def load_tokenizer_of(name: str, model: MawsLiTModel) -> PreTrainedTokenizerBase
         )
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_text_length)
     tokenizer.model_max_length = text_limit(model, tokenizer)
+    with torch.no_grad():
+        one, other = model.eval().embed_captions([tokenize("a cat", tokenizer), tokenize("two red apples", tokenizer)])
+    if torch.equal(one, other):
+        raise ValueError(
+            f"in the text tower {name} a caption's first token, which LiT reads, knows nothing of the others: give an "
+            "encoder that looks both ways, such as XLM-RoBERTa"
+        )
     return tokenizer
 
 
@@ -112,7 +123,9 @@ def mean_caption_tokens(recipe: PairRecipe, tokenizer: PreTrainedTokenizerBase) 
         DataSourceError: there is no caption.
     """
     dataset, _, captions = open_pairs(recipe, recipe.dataset_split)
-    rows = random_rows(dataset, 256, seed=recipe.seed, among=1024, keep=lambda row: bool(captions(row)))
+    rows: list[Sample] = []
+    for among in (2**10, 2**20):  # captions that are wanted may be rare
+        rows = rows or random_rows(dataset, 256, seed=recipe.seed, among=among, keep=lambda row: bool(captions(row)))
     if not rows:
         raise DataSourceError(
             f"no image of the split {recipe.dataset_split} of {recipe.dataset_name} has a caption in "
@@ -141,7 +154,10 @@ def build_pair_loader(
     image_size = model.config.vision_config.image_size
     if recipe.feature_views == 0:
         columns = captions.columns
-        return build_training_loader(recipe, image_size, accelerator, columns=columns, extra=draw, repeats=captions), 0
+        loader = build_training_loader(
+            recipe, image_size, accelerator, columns=columns, extra=draw, repeats=captions, hflip=0
+        )
+        return loader, 0
     job = _feature_job(recipe, model.vision_model.to(accelerator.device), dataset, image_column)
     with _patient_barrier():
         compute_features(
@@ -160,6 +176,7 @@ def build_pair_loader(
         world_size=accelerator.num_processes,
         num_workers=recipe.dataloader_num_workers,
         repeats=captions,
+        source=job.folder.name,
     )
     return build_loader(stream, batch_size=recipe.per_device_train_batch_size), rows * recipe.feature_views
 
@@ -193,7 +210,9 @@ def _count_rows(recipe: PairRecipe, records: list[FeatureRecord], accelerator: A
 
 def _feature_job(recipe: PairRecipe, vision_model: Any, dataset: IterableDataset, image_column: str) -> FeatureJob:
     image_size, count = vision_model.config.image_size, recipe.feature_views
-    transform = EvalTransform(image_size) if count == 1 else TrainTransform(image_size, (recipe.crop_scale, 1.0))
+    transform: EvalTransform | TrainTransform = EvalTransform(image_size)
+    if count > 1:
+        transform = TrainTransform(image_size, scale=(recipe.crop_scale, 1.0), hflip=0)
     key = {
         "tower": model_digest(vision_model),
         "precision": "bfloat16" if recipe.bf16 else "float32",
