@@ -134,6 +134,11 @@ def test_class_names_that_are_all_known_find_their_prompts_in_any_order():
     names = [names[0].replace(" ", "_") for names in food.classes]
     stored = [*names[:16], names[17], names[16], *names[18:]]  # cheesecake before cheese_plate, as on the Hub
     assert food.select([16, 17], class_names=stored).classes == (("cheesecake",), ("cheese plate",))
+    nearly = [*stored[:40], "an unknown dish", *stored[41:]]
+    with pytest.raises(PromptsError, match="'cheesecake' is number 16 in the data and 17 here"):
+        food.select([0], class_names=nearly)
+    nearly = [*names[:40], "an unknown dish", *names[41:]]
+    assert food.select([16, 40], class_names=nearly).classes == (("cheese plate",), food.classes[40])
     others = [f"class {number}" for number in range(101)]
     assert food.select([16, 17], class_names=others).classes == (("cheese plate",), ("cheesecake",))
 

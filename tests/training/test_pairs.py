@@ -1,17 +1,22 @@
 """What a run reads of image-caption pairs: features of these data and no others, sets to be asked about."""
 
 import itertools
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from datasets import Dataset, Features, Image, List, Value
 from tiny import draw_image
 from tiny_lit import tiny_lit
 from tiny_two_towers import tiny_tokenizer
 
+from maws_hf.data.loader import loader_state, restore_loader
 from maws_hf.data.sources import DataSourceError
+from maws_hf.data.streaming import StreamStateError
 from maws_hf.training.pairs import PairRecipe, build_pair_loader, load_tokenizer_of, mean_caption_tokens
 from maws_hf.training.retrieval_set import read_retrieval_set
 
@@ -77,6 +82,17 @@ def test_features_of_another_tower_are_other_features(recipe, model, accelerator
     assert not batches[0].equal(batches[1])
 
 
+def test_a_position_among_features_of_another_tower_is_refused(recipe, model, accelerator):
+    loader, _ = build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    next(iter(loader))
+    position = loader_state(loader)
+    restore_loader(build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)[0], position)
+    for other, tower in ((recipe, tiny_lit({"vocab_size": 300}, seed=1)), (replace(recipe, feature_views=0), model)):
+        loader, _ = build_pair_loader(other, tower, tiny_tokenizer(), accelerator)
+        with pytest.raises(StreamStateError, match="source"):
+            restore_loader(loader, position)
+
+
 def test_features_of_a_tower_that_is_trained_are_refused(recipe, accelerator):
     unlocked = tiny_lit(lock_vision_tower=False)
     with pytest.raises(ValueError, match="give --feature_views 0"):
@@ -92,6 +108,24 @@ def test_few_bad_images_are_told_and_many_are_an_error(recipe, model, accelerato
     write(tmp_path / "data", shards=2, rows=20, broken=tuple(range(11)))
     with pytest.raises(DataSourceError, match=r"11 of 20 images could not be read, among them 0.png .*skip_rate"):
         build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+
+
+def test_no_view_is_ever_mirrored(recipe, model, accelerator):
+    # A disc and a bar are told apart from their mirror image; of 12 x 8 views some would be mirrored.
+    batches = []
+    for views in (1, 8):
+        loader, _ = build_pair_loader(
+            replace(recipe, feature_views=views, crop_scale=1.0), model, tiny_tokenizer(), accelerator
+        )
+        batches.append(
+            {
+                key: row
+                for batch in itertools.islice(loader, 4)
+                for key, row in zip(batch["keys"], batch["vision_features"], strict=True)
+            }
+        )
+    for key, feature in batches[0].items():
+        torch.testing.assert_close(batches[1][key], feature, rtol=0, atol=0.05)
 
 
 def test_the_mean_length_is_of_captions_that_are_trained_on(recipe):
@@ -126,3 +160,14 @@ def test_a_tokenizer_cuts_to_what_its_tower_can_place(tmp_path):
     assert load_tokenizer_of(str(tmp_path), tiny_lit(text, max_text_length=20)).model_max_length == 20
     with pytest.raises(ValueError, match=r"the tokenizer of .* pieces and its text tower 99"):
         load_tokenizer_of(str(tmp_path), tiny_lit())
+
+
+def test_a_text_tower_that_looks_only_backwards_is_refused(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="knows nothing of the others"):
+        load_tokenizer_of(str(tmp_path), tiny_lit({"model_type": "gpt2", "vocab_size": 300}))
+
+
+def test_training_needs_nothing_that_only_evaluation_installs():
+    program = "import sys; sys.modules['evaluate'] = None; import maws_hf.training.pairs, maws_hf.training.loop"
+    subprocess.run([sys.executable, "-c", program], check=True)

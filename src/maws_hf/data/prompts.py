@@ -144,12 +144,15 @@ class Prompts:
         return [int(label) for label in labels]
 
     def _refuse_another_order(self, class_names: Sequence[str]) -> None:
-        """Numbers are only trusted where no name says otherwise."""
+        """Numbers are only trusted where no name says otherwise; one that the data has twice says nothing."""
         places = {_plain(name): place for place, names in enumerate(self.classes) for name in names}
-        for number, name in enumerate(class_names):
-            if places.get(_plain(name), number) != number and _plain(name) not in map(_plain, self.classes[number]):
+        plain = [_plain(name) for name in class_names]
+        count = Counter(plain)
+        for number, name in enumerate(plain):
+            place = places.get(name, number)
+            if place != number and count[name] == 1 and name not in map(_plain, self.classes[number]):
                 raise PromptsError(
-                    f"classes: {name!r} is number {number} in the data and {places[_plain(name)]} here, and not all "
+                    f"classes: {class_names[number]!r} is number {number} in the data and {place} here, and not all "
                     "names agree: give an object from class name to names"
                 )
 
