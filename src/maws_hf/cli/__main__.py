@@ -1,0 +1,5 @@
+"""`python -m maws_hf.cli`."""
+
+from . import main
+
+main()
