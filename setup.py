@@ -14,6 +14,7 @@ TRAIN = [
 ]
 EVAL = ["evaluate>=0.4.6", "datasets>=5.2", "matplotlib>=3.8"]
 DEMO = ["resvg-py>=0.5", "jinja2>=3.1", *TRAIN, *EVAL]
+SPACE = ["gradio>=6"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -25,6 +26,8 @@ DEV = [
     "tensorboard>=2.17",
     "selenium>=4.30",
     *DEMO,
+    *SPACE,
+    "peft>=0.20",
 ]
 
 setup(
@@ -46,6 +49,6 @@ setup(
         "numpy>=1.26",
         "pillow>=12.3",
     ],
-    extras_require={"train": TRAIN, "eval": EVAL, "demo": DEMO, "dev": DEV},
+    extras_require={"train": TRAIN, "eval": EVAL, "demo": DEMO, "space": SPACE, "dev": DEV},
     entry_points={"console_scripts": ["maws-hf=maws_hf.cli:main"]},
 )
