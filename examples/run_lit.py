@@ -28,12 +28,13 @@ from maws_hf.data.corpus import write_atomically
 from maws_hf.evaluation.flops import image_tower_flops, lit_training_flops, measure_matmul_peak
 from maws_hf.evaluation.retrieval import caption_retrieval
 from maws_hf.models.configuration_maws_lit import MAX_LOGIT_SCALE
+from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
-from maws_hf.training.model import image_processor_of, save_trained_model
+from maws_hf.training.model import save_trained_model
 from maws_hf.training.pairs import (
     PairRecipe,
     build_pair_loader,

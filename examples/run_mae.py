@@ -18,13 +18,14 @@ from transformers.utils import logging
 from maws_hf import MawsMAEForPreTraining
 from maws_hf.evaluation.flops import mae_training_flops, measure_matmul_peak
 from maws_hf.evaluation.reconstruction import reconstruction_losses
+from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.images import ImageRecipe, build_training_loader, read_eval_samples
 from maws_hf.training.ledger import Stage, read_ledger
 from maws_hf.training.loop import train
-from maws_hf.training.model import ModelRecipe, build_model, describe_model, image_processor_of, save_trained_model
+from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_curve, reconstruction_grid, save_picture
 

@@ -25,13 +25,14 @@ from maws_hf.data.streaming import Sample
 from maws_hf.data.targets import LabelReader, find_labels, pad_labels
 from maws_hf.evaluation.flops import measure_matmul_peak, wsp_training_flops
 from maws_hf.evaluation.weak_labels import WeakLabelScores, weak_label_scores
+from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.images import ImageRecipe, build_training_loader, open_images, read_eval_samples
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
-from maws_hf.training.model import ModelRecipe, build_model, describe_model, image_processor_of, save_trained_model
+from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_curve, prediction_grid, save_picture
 

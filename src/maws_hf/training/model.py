@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import BitImageProcessorPil, PreTrainedModel, ProcessorMixin
 
-from ..models.configuration_maws_vit import SIZES, MawsViTConfig, as_pair
+from ..models.configuration_maws_vit import SIZES, MawsViTConfig
 from .arguments import Options, TrainingArguments, option
 from .ledger import Stage, write_ledger
 from .seeding import seed_for
@@ -105,18 +105,6 @@ def describe_model(model: PreTrainedModel) -> str:
     )
 
 
-def image_processor_of(config: MawsViTConfig) -> BitImageProcessorPil:
-    """The preprocessing of the released models' evaluation: shortest side bicubic, centre crop, normalise."""
-    height, width = as_pair(config.image_size)
-    return BitImageProcessorPil(
-        size={"shortest_edge": max(height, width)},
-        crop_size={"height": height, "width": width},
-        resample=3,
-        image_mean=list(config.image_mean),
-        image_std=list(config.image_std),
-    )
-
-
 def save_trained_model(
     model: PreTrainedModel, processor: BitImageProcessorPil | ProcessorMixin, output_dir: Path, stages: Sequence[Stage]
 ) -> None:
@@ -132,7 +120,6 @@ __all__ = [
     "build_config",
     "build_model",
     "describe_model",
-    "image_processor_of",
     "parse_overrides",
     "save_trained_model",
 ]
