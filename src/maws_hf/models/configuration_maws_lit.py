@@ -7,6 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .configuration_maws_vit import MawsViTConfig, refuse_unknown_fields
+from .foreign import format_of, lit_fields
+from .loading import CheckedConfig
 
 # Size and special tokens of XLM-RoBERTa, as the released models build it (maws/model_builder.py: vocabulary 250,002,
 # padding 1). `XLMRobertaConfig`'s own defaults are BERT's.
@@ -47,7 +49,7 @@ MAX_LOGIT_SCALE = math.log(100.0)
 
 
 @strict
-class MawsLiTConfig(PreTrainedConfig):
+class MawsLiTConfig(CheckedConfig, PreTrainedConfig):
     r"""
     Configuration of [`MawsLiTModel`]. The defaults are the released ViT-B model: ViT-B/16 and XLM-RoBERTa base.
 
@@ -116,6 +118,14 @@ class MawsLiTConfig(PreTrainedConfig):
             "projection_dim": projection_dim,
         }
         return cls(**{**fields, **overrides})
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As everywhere in transformers; that of an exported dual encoder comes back as ours would be."""
+        found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return (lit_fields(found) if format_of(found) else found), kwargs
 
     def validate_architecture(self) -> None:
         """Refuses what no model can have."""

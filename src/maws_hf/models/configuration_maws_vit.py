@@ -9,6 +9,9 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .foreign import format_of, vit_fields
+from .loading import CheckedConfig
+
 # Table 1 of the paper (arXiv 2303.13496): width, MLP width, depth, heads; patch size from section 3.
 SIZES: dict[str, dict[str, int]] = {
     "vit_b16": {
@@ -88,7 +91,7 @@ def refuse_unknown_fields(config: PreTrainedConfig, kwargs: dict[str, Any]) -> N
 
 
 @strict
-class MawsViTConfig(BackboneConfigMixin, PreTrainedConfig):
+class MawsViTConfig(CheckedConfig, BackboneConfigMixin, PreTrainedConfig):
     r"""
     One configuration for [`MawsViTModel`], [`MawsViTForImageClassification`], [`MawsViTBackbone`] and
     [`MawsMAEForPreTraining`]. The defaults are the paper's ViT-B (Table 1) with the decoder of the original MAE;
@@ -190,6 +193,14 @@ class MawsViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if size not in SIZES:
             raise ValueError(f"size {size!r} is unknown; the sizes of the paper are {', '.join(SIZES)}")
         return cls(**{**SIZES[size], **overrides})
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As everywhere in transformers; an export's or timm's `config.json` comes back as ours would be."""
+        found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return (vit_fields(found) if format_of(found) else found), kwargs
 
     @property
     def stage_names(self) -> list[str]:

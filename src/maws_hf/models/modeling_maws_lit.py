@@ -27,6 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from ..losses import at_least_float32, contrastive_loss
 from ..processing.text_batches import TextBatch, pack_captions, pad_captions
 from .configuration_maws_lit import MAX_LOGIT_SCALE, MawsLiTConfig
+from .loading import CheckedLoading
 from .modeling_maws_vit import MawsViTModel
 
 # Text towers that with sdpa attention take `position_ids` and a mask of who sees whom; the position of a first token.
@@ -61,7 +62,7 @@ class MawsLiTOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-class MawsLiTPreTrainedModel(PreTrainedModel):
+class MawsLiTPreTrainedModel(CheckedLoading, PreTrainedModel):
     """Initialisation and capabilities."""
 
     config: MawsLiTConfig

@@ -110,6 +110,8 @@ class MawsMAEDecoder(nn.Module):
 class MawsMAEForPreTraining(MawsViTPreTrainedModel):
     """Encoder, decoder and pixel loss. `.vit` is a plain [`MawsViTModel`]; its position table is fixed here."""
 
+    _may_be_new = ("decoder.",)
+
     def __init__(self, config: MawsViTConfig):
         super().__init__(config)
         self.vit = MawsViTModel(config)

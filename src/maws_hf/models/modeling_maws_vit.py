@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..losses import classification_loss
 from .configuration_maws_vit import MawsViTConfig, as_pair
+from .loading import CheckedLoading
 
 
 def sincos_position_table(width: int, grid_size: tuple[int, int]) -> Tensor:
@@ -304,7 +305,7 @@ class MawsViTEmbeddings(nn.Module):
         return shape[2] // patch_height, shape[3] // patch_width
 
 
-class MawsViTPreTrainedModel(PreTrainedModel):
+class MawsViTPreTrainedModel(CheckedLoading, PreTrainedModel):
     """Initialisation and capabilities of all MAWS vision models.
 
     One class and one `base_model_prefix` for every head, so that each head's checkpoint loads into every other.
@@ -409,6 +410,8 @@ class MawsViTModel(MawsViTPreTrainedModel):
 
 class MawsViTForImageClassification(MawsViTPreTrainedModel):
     """Encoder and one linear layer on the normed class token, as the released fine-tuned models have it."""
+
+    _may_be_new = ("classifier.",)
 
     def __init__(self, config: MawsViTConfig):
         super().__init__(config)

@@ -1,0 +1,187 @@
+"""`from_pretrained` of all MAWS models: our own folders, exports of them, and nothing that is only half there."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from .foreign import (
+    DUAL_ENCODER,
+    TIMM,
+    ForeignModelError,
+    format_of,
+    has_timm_names,
+    translate_dual_encoder,
+    translate_encoder,
+    translate_timm,
+    vision_tower,
+)
+
+# Names in messages; a broken file may lack thousands.
+_LISTED = 8
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_LIT = "maws_lit"
+
+
+class ModelLoadingError(ValueError, RuntimeError):
+    """A folder whose config or weights are not those of a model; the message names the file and what is wrong.
+
+    Also a RuntimeError, as which transformers reports weights of another shape.
+    """
+
+
+class CheckedConfig:
+    """Mixin of our configs: what is wrong with a `config.json` is said with its name."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As everywhere in transformers; also for the exports of our models and for timm's.
+
+        Raises:
+            ValueError: the file describes no model of ours; names it, the field and what would do.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (ValueError, StrictDataclassError) as error:
+            raise ModelLoadingError(f"{pretrained_model_name_or_path}: config.json: {error}") from error
+
+
+class CheckedLoading:
+    """Mixin of our models, before `PreTrainedModel`.
+
+    A class says with `_may_be_new` which weights a checkpoint may lack: heads, which start anew.
+    """
+
+    _may_be_new: tuple[str, ...] = ()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
+        """As everywhere in transformers, and besides:
+
+        Exports to in-tree architectures (Pixio, ViT, DINOv2, ViTMAE, VisionTextDualEncoder) and timm's ViTs are read
+        like our own format; `state_dict` may have timm's names.
+
+        Raises:
+            ModelLoadingError: the weights are not the model's: one is missing, unknown, of another shape, or the file
+                is damaged. Only a head may be missing, as before fine-tuning. Who asks for `output_loading_info` gets
+                the list of missing and unknown weights instead.
+            ForeignModelError: a model of another library that is no MAWS model.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        if pretrained_model_name_or_path is None:
+            if kwargs.get("state_dict") is not None and has_timm_names(kwargs["state_dict"]):
+                kwargs["state_dict"] = translate_timm(kwargs["state_dict"])
+            return super().from_pretrained(None, *model_args, config=config, output_loading_info=wants_info, **kwargs)
+        where, hub_options = pretrained_model_name_or_path, _hub_options(kwargs)
+        source_format = _source_format(cls.config_class, where, hub_options)
+        tolerant = kwargs.pop("ignore_mismatched_sizes", False)
+        try:
+            if source_format is not None:
+                if config is None:
+                    options = {**kwargs, "return_unused_kwargs": True}
+                    config, kwargs = cls.config_class.from_pretrained(where, **options)
+                weights = _translated(source_format, _read_weights(where, hub_options), cls.config_class)
+                kwargs = {name: value for name, value in kwargs.items() if name not in _HUB_OPTIONS}
+                model, info = super().from_pretrained(
+                    None,
+                    *model_args,
+                    config=config,
+                    state_dict=weights,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **kwargs,
+                )
+                model.config.name_or_path = model.name_or_path = str(where)
+            else:
+                model, info = super().from_pretrained(
+                    where,
+                    *model_args,
+                    config=config,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **kwargs,
+                )
+        except SafetensorError as error:
+            raise ModelLoadingError(
+                f"{where}: its safetensors file is damaged ({error}); fetch or save it again"
+            ) from error
+        model._refuse_half_a_model(where, info, tolerant=tolerant, informed=wants_info)
+        return (model, info) if wants_info else model
+
+    def _refuse_half_a_model(self, where: Any, info: dict[str, Any], *, tolerant: bool, informed: bool) -> None:
+        other_shapes = {
+            name: f"{name} {tuple(found)}, not {tuple(due)}" for name, found, due in info["mismatched_keys"]
+        }
+        missing = [n for n in info["missing_keys"] if not n.startswith(self._may_be_new) and n not in other_shapes]
+        faults = [] if tolerant else [_fault("has another shape of", other_shapes.values())]
+        if not informed:
+            faults += [_fault("lacks", missing), _fault("has unknown", info["unexpected_keys"])]
+        if any(faults):
+            raise ModelLoadingError(
+                f"{where} is not a whole {type(self).__name__}: it " + "; it ".join(filter(None, faults))
+            )
+
+
+def _fault(what: str, names: Iterable[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{what} {', '.join(names[:_LISTED])}{more}" if names else ""
+
+
+def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
+
+
+def _source_format(config_class: type[PreTrainedConfig], where: Any, hub_options: dict[str, Any]) -> str | None:
+    """The format to translate from; None where transformers' own loading does it all."""
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(where, **hub_options)
+    except OSError:
+        return None  # an adapter's folder, say, or nothing: transformers knows what to say
+    if fields.get("model_type") == _LIT and config_class.model_type != _LIT:
+        return _LIT
+    return format_of(fields)
+
+
+def _translated(source_format: str, weights: dict[str, Tensor], config_class: type) -> dict[str, Tensor]:
+    if source_format == TIMM:
+        return translate_timm(weights)
+    if source_format == DUAL_ENCODER and config_class.model_type == _LIT:
+        return translate_dual_encoder(weights)
+    if source_format == DUAL_ENCODER:
+        return translate_encoder(vision_tower(weights))
+    if source_format == _LIT:
+        return {f"vit.{name}": tensor for name, tensor in vision_tower(weights).items()}
+    return translate_encoder(weights)
+
+
+def _read_weights(where: Any, hub_options: dict[str, Any]) -> dict[str, Tensor]:
+    """All tensors of a folder or Hub id, mapped from disk."""
+    options = {**hub_options, "_raise_exceptions_for_missing_entries": False}
+    file = cached_file(where, SAFE_WEIGHTS_NAME, **options)
+    if file is not None:
+        files = [file]
+    else:
+        index = cached_file(where, SAFE_WEIGHTS_INDEX_NAME, **options)
+        if index is None:
+            raise ForeignModelError(
+                f"{where} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; other files of weights are "
+                "not read (`maws-hf convert` reads .pt and .pth)"
+            )
+        files, _ = get_checkpoint_shard_files(where, index, **hub_options)
+    weights = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                weights.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise ModelLoadingError(f"{Path(file)} is damaged ({error}); fetch or save it again") from error
+    return weights
