@@ -5,6 +5,7 @@ layer scale, ViTMAE, VisionTextDualEncoder) and timm's `VisionTransformer`, the 
 the way in; [`maws_hf.hub.export`] is the way out.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +50,7 @@ TIMM = "timm"
 # In the dual encoder, XLM-R's pooler is dense, then tanh. With dense = 2^-14 times identity, tanh(z) is z to 5e-7
 # relative for first tokens below 20, and a projection 2^14 times as large undoes the factor without rounding.
 POOLER_SCALE = 2.0**-14
+LARGEST_POOLER_SCALE = 2.0**-10  # beyond it the tower was not exported by us
 
 # timm's plain ViTs by the name of their size: width, depth, heads.
 _TIMM_SIZES = {
@@ -79,7 +81,8 @@ _IN_TREE_NAMES = (
     (r"\.output\.dense\.", ".mlp.fc2."),
     (r"\.norm1\.", ".layernorm_before."),
     (r"\.norm2\.", ".layernorm_after."),
-    (r"^decoder\.decoder_layers\.", "decoder.layers."),
+    # transformers 5.23 writes the second spelling when it saves a ViTMAE that it has not loaded.
+    (r"^decoder\.(decoder_layers|decoder_encoder\.layer)\.", "decoder.layers."),
     (r"^decoder\.decoder_embed\.", "decoder.embed."),
     (r"^decoder\.decoder_norm\.", "decoder.layernorm."),
     (r"^decoder\.decoder_pred\.", "decoder.head."),
@@ -232,12 +235,13 @@ def _pooler_factor(state_dict: Mapping[str, Tensor]) -> float:
     bias = state_dict.get("text_model.pooler.dense.bias")
     if weight is None or bias is None:
         raise ForeignModelError("the text tower has no pooler, though the model is a VisionTextDualEncoder")
-    identity = torch.eye(len(weight), dtype=weight.dtype) * POOLER_SCALE
-    if bias.any() or not torch.equal(weight, identity):
+    factor = weight[0, 0].item()
+    by_us = 0 < factor <= LARGEST_POOLER_SCALE and math.frexp(factor)[0] == 0.5  # a power of two
+    if not by_us or bias.any() or not torch.equal(weight, factor * torch.eye(len(weight), dtype=weight.dtype)):
         raise ForeignModelError(
             "text_model.pooler is trained: MAWS-LiT reads the first token itself, so it cannot be this model"
         )
-    return POOLER_SCALE
+    return factor
 
 
 def _rename(name: str, rules) -> str:

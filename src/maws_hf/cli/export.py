@@ -1,0 +1,47 @@
+"""`maws-hf export`."""
+
+import argparse
+from pathlib import Path
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds it to the command line."""
+    about = "write a model as an in-tree architecture that plain transformers loads"
+    export = commands.add_parser(
+        "export",
+        help=about,
+        description="Writes one of our models as an architecture of transformers itself, which everybody loads without "
+        "this package and without remote code: encoders become Pixio (or ViT, DINOv2), classifiers ViT, autoencoders "
+        "ViTMAE, LiT models VisionTextDualEncoder. Afterwards a fresh process that cannot import maws_hf loads it and "
+        "its outputs are compared with ours. MawsViTModel.from_pretrained and its likes read the folder back, bit for "
+        "bit.",
+        epilog="maws-hf export runs/mae exports/mae-encoder --architecture pixio",
+        allow_abbrev=False,
+    )
+    export.add_argument("model_name_or_path", help="folder of a run or a conversion, or a Hub id in our format")
+    export.add_argument("output_dir", type=Path, help="a new folder")
+    export.add_argument(
+        "--architecture",
+        choices=("pixio", "vit", "dinov2", "vit_mae", "vision-text-dual-encoder"),
+        help="of transformers; default: the one that keeps all of the model. An encoder's leaves a head or decoder out",
+    )
+    export.add_argument(
+        "--no_verify", dest="verify", action="store_false", help="do not load and compare it in a fresh process"
+    )
+    export.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from ..hub.export import export_model
+
+    export = export_model(arguments.model_name_or_path, arguments.output_dir, arguments.architecture)
+    print(f"{export.folder}: {export.model_class} ({export.architecture})")
+    if export.largest_first_token is not None:
+        print(f"first tokens of the text tower up to {export.largest_first_token:.2f}: its pooler is undone exactly")
+    if arguments.verify:
+        from ..hub.proof import prove_export
+
+        for name, difference in prove_export(Path(arguments.model_name_or_path), export.folder).items():
+            print(f"largest difference of {name} in a process without maws_hf: {difference:.2g}")
+    print(f'load it with transformers.{export.model_class}.from_pretrained("{export.folder}")')
+    return 0
