@@ -10,11 +10,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     export = commands.add_parser(
         "export",
         help=about,
-        description="Writes one of our models as an architecture of transformers itself, which everybody loads without "
-        "this package and without remote code: encoders become Pixio (or ViT, DINOv2), classifiers ViT, autoencoders "
-        "ViTMAE, LiT models VisionTextDualEncoder. Afterwards a fresh process that cannot import maws_hf loads it and "
-        "its outputs are compared with ours. MawsViTModel.from_pretrained and its likes read the folder back, bit for "
-        "bit.",
+        description="Writes one of our models as an architecture of transformers itself, which everybody loads "
+        "without this package and without remote code: encoders become Pixio (or ViT, DINOv2), classifiers ViT, "
+        "autoencoders ViTMAE, LiT models VisionTextDualEncoder. Afterwards a fresh process that cannot import maws_hf "
+        "loads it and its outputs are compared with ours. MawsViTModel.from_pretrained and its likes read the folder "
+        "back, bit for bit.",
         epilog="maws-hf export runs/mae exports/mae-encoder --architecture pixio",
         allow_abbrev=False,
     )
@@ -23,7 +23,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     export.add_argument(
         "--architecture",
         choices=("pixio", "vit", "dinov2", "vit_mae", "vision-text-dual-encoder"),
-        help="of transformers; default: the one that keeps all of the model. An encoder's leaves a head or decoder out",
+        help="of transformers; default: the one that keeps all of the model. An encoder's leaves head or decoder out",
     )
     export.add_argument(
         "--no_verify", dest="verify", action="store_false", help="do not load and compare it in a fresh process"

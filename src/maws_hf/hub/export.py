@@ -187,8 +187,8 @@ def in_tree_config(config: MawsViTConfig, architecture: str) -> PreTrainedConfig
     if patch_height != patch_width:
         raise ExportError(f"patch_size={config.patch_size}: the patches of {architecture} are square")
     height, width = as_pair(config.image_size)
-    if height != width and architecture == "vit_mae":
-        raise ExportError(f"image_size={config.image_size}: the images of vit_mae are square; pixio takes any")
+    if height != width and architecture != "vit":
+        raise ExportError(f"image_size={config.image_size}: the images of {architecture} are square; vit takes any")
     found = {name: getattr(config, name) for name in (*ENCODER_FIELDS, *LABEL_FIELDS)}
     found |= {"patch_size": patch_height, "image_size": height if height == width else (height, width)}
     if architecture in MLP_RATIO_TYPES:

@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .configuration_maws_vit import MawsViTConfig, refuse_unknown_fields
-from .foreign import format_of, lit_fields
+from .foreign import lit_fields
 from .loading import CheckedConfig
 
 # Size and special tokens of XLM-RoBERTa, as the released models build it (maws/model_builder.py: vocabulary 250,002,
@@ -125,7 +125,8 @@ class MawsLiTConfig(CheckedConfig, PreTrainedConfig):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As everywhere in transformers; that of an exported dual encoder comes back as ours would be."""
         found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return (lit_fields(found) if format_of(found) else found), kwargs
+        ours = found.get("model_type", cls.model_type) == cls.model_type
+        return (found if ours else lit_fields(found)), kwargs
 
     def validate_architecture(self) -> None:
         """Refuses what no model can have."""

@@ -200,7 +200,8 @@ class MawsViTConfig(CheckedConfig, BackboneConfigMixin, PreTrainedConfig):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As everywhere in transformers; an export's or timm's `config.json` comes back as ours would be."""
         found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return (vit_fields(found) if format_of(found) else found), kwargs
+        ours = found.get("model_type", cls.model_type) in (cls.model_type, "maws_lit") and not format_of(found)
+        return (found if ours else vit_fields(found)), kwargs
 
     @property
     def stage_names(self) -> list[str]:

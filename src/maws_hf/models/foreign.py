@@ -162,7 +162,10 @@ def lit_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         ForeignModelError: ours cannot be that model.
     """
     if format_of(fields) != DUAL_ENCODER:
-        raise ForeignModelError(f"model_type={fields.get('model_type')!r} is no {DUAL_ENCODER}, which MAWS-LiT reads")
+        raise ForeignModelError(
+            f"model_type={fields.get('model_type')!r} is neither a MAWS-LiT model nor a {DUAL_ENCODER}; "
+            "MawsLiTModel.from_vision_text_pretrained makes one of two towers"
+        )
     return {
         "vision_config": vit_fields(fields["vision_config"]),
         "text_config": fields["text_config"],

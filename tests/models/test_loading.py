@@ -1,0 +1,250 @@
+"""A model loads whole or not at all; formats of others are read as what they are."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny_config
+from tiny_lit import tiny_lit
+from transformers import Dinov2Config, Dinov2Model, PixioConfig, PixioModel, SwinConfig, ViTConfig, ViTModel
+
+from maws_hf import MawsLiTModel, MawsMAEForPreTraining, MawsViTConfig, MawsViTForImageClassification, MawsViTModel
+from maws_hf.models.foreign import ForeignModelError, translate_encoder
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    MawsViTModel(tiny_config()).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
+    weights = load_file(folder / "model.safetensors") | changes
+    save_file(
+        {name: tensor for name, tensor in weights.items() if tensor is not None},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def edit_config(folder: Path, **changes) -> None:
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | changes))
+
+
+def message_of(folder: Path, model_class=MawsViTModel) -> str:
+    with pytest.raises(ValueError) as raised:
+        model_class.from_pretrained(folder)
+    message = str(raised.value)
+    assert message.startswith(str(folder)), message
+    return message
+
+
+def test_a_missing_weight_is_an_error_and_no_random_number(folder):
+    edit_weights(folder, **{"layers.1.mlp.fc1.bias": None})
+    assert "lacks layers.1.mlp.fc1.bias" in message_of(folder)
+
+
+def test_an_unknown_weight_is_an_error(folder):
+    edit_weights(folder, **{"layers.0.gate.weight": torch.zeros(2)})
+    assert "has unknown layers.0.gate.weight" in message_of(folder)
+
+
+def test_a_weight_of_another_shape_is_named_with_both_shapes(folder):
+    edit_weights(folder, **{"layernorm.bias": torch.zeros(5)})
+    assert "layernorm.bias (5,), not (32,)" in message_of(folder)
+
+
+def test_only_a_head_may_be_new(folder):
+    classifier = MawsViTForImageClassification.from_pretrained(folder, num_labels=3)
+    assert classifier.classifier.weight.shape == (3, 32)
+    MawsMAEForPreTraining.from_pretrained(folder)
+    edit_weights(folder, **{"cls_token": None, "embeddings.cls_token": None})
+    assert "lacks vit.embeddings.cls_token" in message_of(folder, MawsViTForImageClassification)
+
+
+def test_who_asks_for_the_list_gets_it_instead_of_an_error(folder):
+    edit_weights(folder, **{"layers.1.mlp.fc1.bias": None})
+    _, info = MawsViTModel.from_pretrained(folder, output_loading_info=True)
+    assert info["missing_keys"] == {"layers.1.mlp.fc1.bias"}
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:1000], lambda b: b[:-7], lambda b: b"", lambda b: b"\xff" * 8 + b[8:]]
+)
+def test_a_damaged_file_is_named(folder, damage):
+    file = folder / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    assert "damaged" in message_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 5}, "num_attention_heads=5 is not possible"),
+        ({"image_size": 30}, "image_size=30 is not possible"),
+        ({"hidden_size": "32"}, "hidden_size"),
+        ({"hiden_size": 32}, "no field 'hiden_size'"),
+        ({"patch_size": [8, 8, 8]}, "patch_size"),
+        ({"image_std": [0.2, 0.2, 0.0]}, "image_std"),
+        ({"num_hidden_layers": 3}, "lacks layers.2"),
+        ({"hidden_size": 64}, "has another shape of"),
+    ],
+)
+def test_a_config_that_cannot_be_is_named_with_its_field(folder, changes, message):
+    edit_config(folder, **changes)
+    assert message in message_of(folder)
+
+
+def test_a_config_that_is_no_json_is_an_error(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(OSError, match=r"config\.json"):
+        MawsViTModel.from_pretrained(folder)
+
+
+def test_another_kind_of_model_is_refused_by_name(tmp_path):
+    SwinConfig().save_pretrained(tmp_path)
+    assert "model_type='swin' is not a vision model that can be read" in message_of(tmp_path)
+
+
+def test_two_class_tokens_are_refused(tmp_path):
+    config = PixioConfig(n_cls_tokens=2, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=32)
+    PixioModel(config).save_pretrained(tmp_path)
+    assert "n_cls_tokens=2" in message_of(tmp_path)
+
+
+def test_dinov2_with_layer_scale_is_refused(tmp_path):
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=28, layerscale_value=0.5
+    )
+    Dinov2Model(config).save_pretrained(tmp_path)
+    with pytest.raises(ForeignModelError, match=r"layer_scale1\.lambda1 is not one"):
+        MawsViTModel.from_pretrained(tmp_path)
+
+
+def test_a_dual_encoder_with_a_trained_pooler_is_refused():
+    from maws_hf.models.foreign import translate_dual_encoder
+
+    state_dict = {
+        "text_model.pooler.dense.weight": torch.randn(4, 4),
+        "text_model.pooler.dense.bias": torch.zeros(4),
+        "text_projection.weight": torch.zeros(2, 4),
+    }
+    with pytest.raises(ForeignModelError, match="pooler is trained"):
+        translate_dual_encoder(state_dict)
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=32).save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not read")
+    assert "maws-hf convert" in message_of(tmp_path)
+
+
+@pytest.mark.parametrize("original_format", [True, False])
+def test_both_spellings_of_vit_are_read(original_format, tmp_path):
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40, image_size=32, patch_size=8
+    )
+    theirs = ViTModel(config).eval()
+    theirs.save_pretrained(tmp_path, save_original_format=original_format)
+    ours = MawsViTModel.from_pretrained(tmp_path)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(ours(images).last_hidden_state, theirs(images).last_hidden_state)
+    assert ours.config.layer_norm_eps == 1e-12  # theirs, not our default
+
+
+def test_what_transformers_itself_writes_for_vitmae_is_read():
+    names = translate_encoder(
+        {
+            "decoder.decoder_encoder.layer.0.attention.attention.query.bias": torch.zeros(1),
+            "decoder.decoder_layers.1.output.dense.bias": torch.zeros(1),
+        }
+    )
+    assert set(names) == {"decoder.layers.0.attention.q_proj.bias", "decoder.layers.1.mlp.fc2.bias"}
+
+
+def timm_folder(tmp_path: Path, **model_args) -> dict[str, torch.Tensor]:
+    """The recorded model of timm 0.9.7 in a folder as timm's Hub repositories are."""
+    golden = load_file(GOLDEN / "timm_vit_tiny.safetensors")
+    weights = {name.removeprefix("weight/"): t for name, t in golden.items() if name.startswith("weight/")}
+    save_file(weights, tmp_path / "model.safetensors")
+    fields = {
+        "architecture": "vit_tiny_patch8_32",
+        "num_classes": 5,
+        "model_args": {"embed_dim": 32, "depth": 2, "num_heads": 4, **model_args},
+        "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "tag": "made"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    return golden
+
+
+def test_a_repository_of_timm_gives_the_recorded_numbers(tmp_path):
+    golden = timm_folder(tmp_path)
+    classifier, encoder = (c.from_pretrained(tmp_path) for c in (MawsViTForImageClassification, MawsViTModel))
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(golden["images"]).logits, golden["logits"], rtol=0, atol=1e-5)
+        features = encoder(golden["images"]).last_hidden_state
+    torch.testing.assert_close(features, golden["forward_features"], rtol=0, atol=1e-5)
+    assert encoder.config.image_mean == (0.5, 0.5, 0.5)
+
+
+def test_a_state_dict_of_timm_is_taken_as_it_is():
+    golden = load_file(GOLDEN / "timm_vit_tiny.safetensors")
+    weights = {name.removeprefix("weight/"): t for name, t in golden.items() if name.startswith("weight/")}
+    config = tiny_config(intermediate_size=128, num_labels=5)
+    classifier = MawsViTForImageClassification.from_pretrained(None, config=config, state_dict=weights)
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(golden["images"]).logits, golden["logits"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "convnext_tiny"}, "no plain ViT of timm"),
+        ({"model_args": {"init_values": 1e-5}}, "init_values=1e-05"),
+        ({"model_args": {"global_pool": "avg"}}, "global_pool='avg'"),
+    ],
+)
+def test_other_models_of_timm_are_refused(changes, message, tmp_path):
+    timm_folder(tmp_path)
+    edit_config(tmp_path, **changes)
+    assert message in message_of(tmp_path)
+
+
+def test_the_image_tower_of_a_lit_model_is_an_encoder(tmp_path):
+    lit = tiny_lit()
+    lit.save_pretrained(tmp_path)
+    tower = MawsViTModel.from_pretrained(tmp_path)
+    for name, tensor in lit.vision_model.state_dict().items():
+        assert torch.equal(tower.state_dict()[name], tensor), name
+    assert isinstance(MawsViTConfig.from_pretrained(tmp_path), MawsViTConfig)
+
+
+def test_lit_from_an_encoder_is_refused(folder):
+    with pytest.raises(ValueError, match="from_vision_text_pretrained"):
+        MawsLiTModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("wrap", ["compile", "compiled_object", "bfloat16"])
+def test_what_is_saved_is_what_was_there(wrap, tmp_path):
+    torch.manual_seed(1)
+    model = MawsMAEForPreTraining(tiny_config())
+    if wrap == "bfloat16":
+        model = model.to(torch.bfloat16)
+    wrapped = torch.compile(model, backend="eager") if wrap == "compiled_object" else model
+    if wrap == "compile":
+        wrapped.compile(backend="eager")
+    wrapped(torch.randn(1, 3, 32, 32, dtype=model.dtype))
+    wrapped.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert not [name for name in saved if "_orig_mod" in name or name.startswith("module.")]
+    loaded = MawsMAEForPreTraining.from_pretrained(tmp_path)
+    assert loaded.state_dict().keys() == model.state_dict().keys() == saved.keys()
+    for name, tensor in model.state_dict().items():  # also the decoder's table, which is a buffer
+        assert torch.equal(loaded.state_dict()[name], tensor), name
