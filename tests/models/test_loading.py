@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 from tiny_lit import tiny_lit
 from transformers import Dinov2Config, Dinov2Model, PixioConfig, PixioModel, SwinConfig, ViTConfig, ViTModel
 
 from maws_hf import MawsLiTModel, MawsMAEForPreTraining, MawsViTConfig, MawsViTForImageClassification, MawsViTModel
-from maws_hf.models.foreign import ForeignModelError, translate_encoder
+from maws_hf.hub.export import export_model
+from maws_hf.models.foreign import ForeignModelError, translate_dual_encoder, translate_encoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -128,8 +130,6 @@ def test_dinov2_with_layer_scale_is_refused(tmp_path):
 
 
 def test_a_dual_encoder_with_a_trained_pooler_is_refused():
-    from maws_hf.models.foreign import translate_dual_encoder
-
     state_dict = {
         "text_model.pooler.dense.weight": torch.randn(4, 4),
         "text_model.pooler.dense.bias": torch.zeros(4),
@@ -248,3 +248,25 @@ def test_what_is_saved_is_what_was_there(wrap, tmp_path):
     assert loaded.state_dict().keys() == model.state_dict().keys() == saved.keys()
     for name, tensor in model.state_dict().items():  # also the decoder's table, which is a buffer
         assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("base_format", ["ours", "exported"])
+def test_an_adapter_comes_back_on_its_base_whatever_format_that_has(base_format, tmp_path):
+    torch.manual_seed(2)
+    MawsViTForImageClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path / "ours")
+    export_model(tmp_path / "ours", tmp_path / "exported")
+    base = MawsViTForImageClassification.from_pretrained(tmp_path / base_format)
+    lora = LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"], init_lora_weights=False)
+    adapted = get_peft_model(base, lora).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = adapted(images).logits
+        loaded = MawsViTForImageClassification.from_pretrained(tmp_path / "adapter")
+    for name, tensor in adapted.base_model.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images).logits, expected, rtol=0, atol=1e-6)
+    edit_weights(tmp_path / base_format, **{"vit.layernorm.bias": None})
+    with pytest.raises(ValueError, match=r"lacks vit\.layernorm\.bias"):
+        MawsViTForImageClassification.from_pretrained(tmp_path / "adapter")

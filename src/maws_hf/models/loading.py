@@ -1,6 +1,8 @@
 """`from_pretrained` of all MAWS models: our own folders, exports of them, and nothing that is only half there."""
 
+import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,14 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+    find_adapter_config_file,
+    is_peft_available,
+)
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from .foreign import (
@@ -80,41 +89,37 @@ class CheckedLoading:
             if kwargs.get("state_dict") is not None and has_timm_names(kwargs["state_dict"]):
                 kwargs["state_dict"] = translate_timm(kwargs["state_dict"])
             return super().from_pretrained(None, *model_args, config=config, output_loading_info=wants_info, **kwargs)
-        where, hub_options = pretrained_model_name_or_path, _hub_options(kwargs)
-        source_format = _source_format(cls.config_class, where, hub_options)
+        adapter = _Adapter.at(pretrained_model_name_or_path, kwargs)
+        where = pretrained_model_name_or_path if adapter is None else adapter.base
         tolerant = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = cls._load(where, *model_args, config=config, **kwargs)
+        model._refuse_half_a_model(where, info, tolerant=tolerant, informed=wants_info)
+        if adapter is not None:
+            info = model.load_adapter(adapter.folder, **adapter.options).to_dict()
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _load(cls, where: Any, *model_args: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Model and report, whatever the report says."""
+        hub_options = _hub_options(kwargs)
+        source_format = _source_format(cls.config_class, where, hub_options)
+        demanding = {"ignore_mismatched_sizes": True, "output_loading_info": True}
         try:
-            if source_format is not None:
-                if config is None:
-                    options = {**kwargs, "return_unused_kwargs": True}
-                    config, kwargs = cls.config_class.from_pretrained(where, **options)
-                weights = _translated(source_format, _read_weights(where, hub_options), cls.config_class)
-                kwargs = {name: value for name, value in kwargs.items() if name not in _HUB_OPTIONS}
-                model, info = super().from_pretrained(
-                    None,
-                    *model_args,
-                    config=config,
-                    state_dict=weights,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                    **kwargs,
-                )
-                model.config.name_or_path = model.name_or_path = str(where)
-            else:
-                model, info = super().from_pretrained(
-                    where,
-                    *model_args,
-                    config=config,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                    **kwargs,
-                )
+            if source_format is None:
+                return super().from_pretrained(where, *model_args, config=config, **demanding, **kwargs)
+            if config is None:
+                config, kwargs = cls.config_class.from_pretrained(where, **kwargs, return_unused_kwargs=True)
+            weights = _translated(source_format, _read_weights(where, hub_options), cls.config_class)
+            kwargs = {name: value for name, value in kwargs.items() if name not in _HUB_OPTIONS}
+            model, info = super().from_pretrained(
+                None, *model_args, config=config, state_dict=weights, **demanding, **kwargs
+            )
         except SafetensorError as error:
             raise ModelLoadingError(
                 f"{where}: its safetensors file is damaged ({error}); fetch or save it again"
             ) from error
-        model._refuse_half_a_model(where, info, tolerant=tolerant, informed=wants_info)
-        return (model, info) if wants_info else model
+        model.config.name_or_path = model.name_or_path = str(where)
+        return model, info
 
     def _refuse_half_a_model(self, where: Any, info: dict[str, Any], *, tolerant: bool, informed: bool) -> None:
         other_shapes = {
@@ -128,6 +133,34 @@ class CheckedLoading:
             raise ModelLoadingError(
                 f"{where} is not a whole {type(self).__name__}: it " + "; it ".join(filter(None, faults))
             )
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """A PEFT adapter and what it was trained on; without this, transformers would check the adapter's weights only."""
+
+    folder: Any
+    base: Any
+    options: dict[str, Any]
+
+    @classmethod
+    def at(cls, where: Any, kwargs: dict[str, Any]) -> "_Adapter | None":
+        """The adapter in a folder or Hub id, or the one that an Auto class has found; takes its options out."""
+        adapter_kwargs = dict(kwargs.pop("adapter_kwargs", None) or {})
+        name = kwargs.pop("adapter_name", "default")
+        folder = adapter_kwargs.pop("_adapter_model_path", None)
+        hub_options = _hub_options(kwargs)
+        options = {"adapter_name": name, "adapter_kwargs": {**hub_options, **adapter_kwargs}}
+        if folder is not None or not is_peft_available():
+            return None if folder is None else cls(folder, where, options)
+        file = find_adapter_config_file(where, **hub_options)
+        if file is None:
+            return None
+        if Path(where, CONFIG_NAME).is_file():  # the base lies beside it
+            return cls(where, where, options)
+        for option in ("revision", "subfolder"):  # of the adapter, not of its base
+            kwargs.pop(option, None)
+        return cls(where, json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"], options)
 
 
 def _fault(what: str, names: Iterable[str]) -> str:
