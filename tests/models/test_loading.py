@@ -270,3 +270,12 @@ def test_an_adapter_comes_back_on_its_base_whatever_format_that_has(base_format,
     edit_weights(tmp_path / base_format, **{"vit.layernorm.bias": None})
     with pytest.raises(ValueError, match=r"lacks vit\.layernorm\.bias"):
         MawsViTForImageClassification.from_pretrained(tmp_path / "adapter")
+
+
+def test_offline_says_how_to_fetch_before_any_tower_is_built(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(MawsViTModel, "from_pretrained", lambda *_, **__: pytest.fail("a tower was loaded"))
+    with pytest.raises(OSError, match=r"hf download org/text-tower.*hf auth login"):
+        MawsLiTModel.from_vision_text_pretrained("org/maws-vit-b", "org/text-tower")
+    with pytest.raises(OSError, match="hf download org/maws-vit-b"):
+        MawsViTConfig.from_pretrained("org/maws-vit-b")

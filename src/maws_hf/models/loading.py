@@ -1,7 +1,8 @@
 """`from_pretrained` of all MAWS models: our own folders, exports of them, and nothing that is only half there."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,20 @@ class ModelLoadingError(ValueError, RuntimeError):
     """
 
 
+@contextmanager
+def explained_for_hub(where: Any) -> Iterator[None]:
+    """What cannot be fetched is said with what to type: offline, gated, private or misspelt."""
+    try:
+        yield
+    except OSError as error:
+        if Path(where).exists() or "hf download" in str(error):
+            raise
+        raise OSError(
+            f"{error}\n`hf download {where}` fetches it beforehand, for HF_HUB_OFFLINE=1; a gated or private one "
+            "needs `hf auth login`."
+        ) from error
+
+
 class CheckedConfig:
     """Mixin of our configs: what is wrong with a `config.json` is said with its name."""
 
@@ -56,7 +71,8 @@ class CheckedConfig:
             ValueError: the file describes no model of ours; names it, the field and what would do.
         """
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            with explained_for_hub(pretrained_model_name_or_path):
+                return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (ValueError, StrictDataclassError) as error:
             raise ModelLoadingError(f"{pretrained_model_name_or_path}: config.json: {error}") from error
 
@@ -92,7 +108,8 @@ class CheckedLoading:
         adapter = _Adapter.at(pretrained_model_name_or_path, kwargs)
         where = pretrained_model_name_or_path if adapter is None else adapter.base
         tolerant = kwargs.pop("ignore_mismatched_sizes", False)
-        model, info = cls._load(where, *model_args, config=config, **kwargs)
+        with explained_for_hub(where):
+            model, info = cls._load(where, *model_args, config=config, **kwargs)
         model._refuse_half_a_model(where, info, tolerant=tolerant, informed=wants_info)
         if adapter is not None:
             info = model.load_adapter(adapter.folder, **adapter.options).to_dict()

@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from ..losses import at_least_float32, contrastive_loss
 from ..processing.text_batches import TextBatch, pack_captions, pad_captions
 from .configuration_maws_lit import MAX_LOGIT_SCALE, MawsLiTConfig
-from .loading import CheckedLoading
+from .loading import CheckedLoading, explained_for_hub
 from .modeling_maws_vit import MawsViTModel
 
 # Text towers that with sdpa attention take `position_ids` and a mask of who sees whom; the position of a first token.
@@ -133,11 +133,13 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         options = {"dtype": dtype or "auto"}
         if "attn_implementation" in fields:
             options["attn_implementation"] = fields.pop("attn_implementation")
+        with explained_for_hub(text_model_name_or_path):  # before anything is loaded for nothing
+            text_config = AutoConfig.from_pretrained(text_model_name_or_path)
         vision_model = MawsViTModel.from_pretrained(vision_model_name_or_path, **options)
-        text_config = AutoConfig.from_pretrained(text_model_name_or_path)
-        text_model = AutoModel.from_pretrained(
-            text_model_name_or_path, config=text_config, **_without_pooler(text_config), **options
-        )
+        with explained_for_hub(text_model_name_or_path):
+            text_model = AutoModel.from_pretrained(
+                text_model_name_or_path, config=text_config, **_without_pooler(text_config), **options
+            )
         fields.setdefault("projection_dim", text_model.config.hidden_size)
         attention = text_model.config._attn_implementation
         config = MawsLiTConfig(vision_config=vision_model.config, text_config=text_model.config, **fields)
