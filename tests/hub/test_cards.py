@@ -6,16 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import draw_image, tiny_config
-from tiny_lit import tiny_lit
-from tiny_two_towers import tiny_tokenizer
+from tiny import draw_image
 
-from maws_hf import MawsLiTProcessor, MawsMAEForPreTraining, MawsViTForImageClassification, MawsViTModel
 from maws_hf.hub.cards import AT_RELEASE, card_for_release, card_for_run
-from maws_hf.hub.export import export_model
 from maws_hf.hub.released_models import RELEASED_MODELS
-from maws_hf.processing.image_processors import image_processor_of
-from maws_hf.training.ledger import Stage, write_ledger
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,31 +73,6 @@ def test_a_conversion_fills_in_checksums():
 def test_an_unknown_name_is_an_error():
     with pytest.raises(ValueError, match="'maws-vit-x' is no released model; those are maws-vit-b-mae"):
         card_for_release("maws-vit-x")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, Path]:
-    """A tiny model of each kind in our own format, as a run leaves it."""
-    folder = tmp_path_factory.mktemp("runs")
-    for kind, model_class in (
-        ("maws", MawsViTModel),
-        ("classifier", MawsViTForImageClassification),
-        ("autoencoder", MawsMAEForPreTraining),
-    ):
-        model = model_class(tiny_config(num_labels=5))
-        model.save_pretrained(folder / kind)
-        image_processor_of(model.config).save_pretrained(folder / kind)
-        write_ledger(folder / kind, [Stage("mae", 1000, 10**12), Stage("wsp", 500, 10**12)])
-    lit = tiny_lit({"vocab_size": 280}, vision_config=tiny_config(intermediate_size=64))
-    lit.save_pretrained(folder / "clip")
-    tokenizer = tiny_tokenizer(model_max_length=38)
-    MawsLiTProcessor(image_processor_of(lit.config.vision_config), tokenizer).save_pretrained(folder / "clip")
-    return {path.name: path for path in folder.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def exports(runs) -> dict[str, Path]:
-    return {kind: export_model(run, run.with_name(f"{kind}-export")).folder for kind, run in runs.items()}
 
 
 def code_of(card: str) -> list[str]:
