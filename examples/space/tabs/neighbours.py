@@ -61,6 +61,7 @@ def neighbours_tab(
             yield as_status(making, name)
         yield as_status(making, name)
 
+    quietly = {"show_progress": "hidden", "api_visibility": "private"}
     with gr.Row():
         with gr.Column(min_width=300, scale=2):
             picture = picture_input(examples)
@@ -74,9 +75,8 @@ def neighbours_tab(
         [picture, count],
         result,
         trigger_mode="always_last",
-        show_progress="hidden",
-        api_visibility="private",
+        **quietly,
     )
-    followed = page.load(follow, None, status, show_progress="hidden", concurrency_limit=None, api_visibility="private")
-    # A picture may have been chosen before there was anything to search.
-    followed.then(search, [picture, count], result, show_progress="hidden", api_visibility="private")
+    # Everybody may follow at once; and a picture may have been chosen before there was anything to search.
+    followed = page.load(follow, None, status, concurrency_limit=None, **quietly)
+    followed.then(search, [picture, count], result, **quietly)

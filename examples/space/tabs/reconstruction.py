@@ -78,10 +78,11 @@ def as_pictures(reconstruction: MawsMAEReconstruction, borrowed: bool) -> str:
     figures = "".join(
         figure(encoded(as_image(pictures[0])), name, side=pictures.shape[-1]) for name, pictures in columns.items()
     )
-    loss = f"{hidden} of {patches} patches hidden ({100 * hidden / patches:.0f} %) · loss {float(reconstruction.loss):.3f}"
+    share, loss = 100 * hidden / patches, float(reconstruction.loss)
     unit = ", in units of each patch's own variance" if borrowed else ""
+    line = f"{hidden} of {patches} patches hidden ({share:.0f} %) · loss {loss:.3f}{unit}"
     note = f'<p class="fineprint">{BORROWED}</p>' if borrowed else ""
-    return f'<div class="triptych">{figures}</div><p class="figures">{loss}{unit}</p>{note}'
+    return f'<div class="triptych">{figures}</div><p class="figures">{line}</p>{note}'
 
 
 def reconstruction_tab(reconstructor: Reconstructor, examples: list[Path]) -> None:
