@@ -1,6 +1,5 @@
 """The page without a browser: what its tabs compute, say and refuse."""
 
-import io
 import itertools
 import threading
 from pathlib import Path
@@ -14,7 +13,6 @@ pytest.importorskip("gradio")
 
 import app
 from gradio.data_classes import ImageData
-from PIL import Image
 from tabs import picture_index, zero_shot
 from tabs.encoder import Encoder, load_encoder
 from tabs.examples import write_examples
@@ -23,7 +21,8 @@ from tabs.picture_index import IndexInTheMaking, PictureIndex, build_index
 from tabs.pictures import PageMessage, picture_input, read_picture, says_what_is_wrong
 from tabs.reconstruction import Reconstructor, as_pictures
 from tabs.zero_shot import ZeroShot, as_bars, parse_labels, parse_template
-from transformers import CLIPModel, CLIPProcessor
+from tiny_two_towers import tiny_tokenizer, tiny_two_towers
+from transformers import CLIPImageProcessorPil
 
 from maws_hf import MawsLiTModel
 from maws_hf.data.sources import open_stream
@@ -85,15 +84,21 @@ def test_probabilities_are_those_of_the_models_own_forward(folders, picture):
     assert [share for _, share in answer.shares] == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-5)
 
 
-def test_other_two_tower_models_answer_as_their_own_processor_has_it(folders):
-    picture = np.asarray(Image.open(io.BytesIO(draw_image(3, size=16))))
-    page = ZeroShot(str(folders["clip"]))
-    processor = CLIPProcessor.from_pretrained(folders["clip"])
-    images = processor.image_processor(picture, do_resize=False, do_center_crop=False, return_tensors="pt")
-    texts = page.tokenizer(LABELS, padding=True, return_tensors="pt")
+@pytest.mark.parametrize("kind", ["clip", "siglip", "xlm-roberta"])
+def test_other_two_tower_models_answer_as_their_own_forward_has_it(kind, tmp_path):
+    model = tiny_two_towers(kind)
+    model.logit_scale.data.fill_(4.75)  # SigLIP's, which is above the bound of ours
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer(model_max_length=20).save_pretrained(tmp_path)
+    processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)
+    processor.save_pretrained(tmp_path)
+    picture = decode_image(draw_image(3, size=16))
+    page = ZeroShot(str(tmp_path))
+    padding = "max_length" if kind == "siglip" else True
+    texts = page.tokenizer(LABELS, padding=padding, truncation=True, return_tensors="pt")
+    pixels = processor(picture, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        model = CLIPModel.from_pretrained(folders["clip"])
-        output = model(texts["input_ids"], images["pixel_values"], texts["attention_mask"])
+        output = model(pixel_values=pixels, input_ids=texts["input_ids"], attention_mask=texts["attention_mask"])
     expected = output.logits_per_image.softmax(dim=1)[0].tolist()
     assert dict(page.ask(picture, LABELS).shares) == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-4)
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
+from maws_hf import MawsViTModel
 from maws_hf.evaluation.features import encode_images
 from maws_hf.evaluation.two_towers import pixel_statistics
 
@@ -35,6 +36,11 @@ def load_encoder(name: str) -> PreTrainedModel:
         ValueError: it lacks weights.
     """
     model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
+    missing = sorted(report["missing_keys"])
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler = None  # saved without one: the first token is the feature
+    elif missing:
         raise ValueError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, among them {missing[0]}")
+    if not isinstance(model, MawsViTModel) and getattr(model.config, "mask_ratio", 0):
+        model.config.mask_ratio = 0.0  # transformers' own MAE encoder hides patches also in evaluation
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -49,7 +49,7 @@ def read_picture(path: str | None) -> np.ndarray:
         PageMessage: there is no picture, or the file is refused.
     """
     if path is None:
-        raise PageMessage("Choose a picture: upload one, drop it on the box, or take one of the examples.")
+        raise PageMessage("Choose a picture: upload it, drop it on the box or paste it.")
     try:
         with open(path, "rb") as file:
             data = file.read(DEFAULT_LIMITS.max_bytes + 1)  # enough to see that it is too much

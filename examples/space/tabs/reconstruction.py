@@ -121,4 +121,6 @@ def reconstruction_tab(reconstructor: Reconstructor, examples: list[Path]) -> No
         show_progress="hidden",
         api_visibility="private",
     )
-    another.click(lambda seed: int(seed or 0) + 1, seed, seed, show_progress="hidden", api_visibility="private")
+    another.click(
+        lambda seed: (int(seed or 0) + 1) % 2**31, seed, seed, show_progress="hidden", api_visibility="private"
+    )

@@ -1,6 +1,7 @@
 """Which of these labels is the picture most like? In any language that the text tower knows."""
 
 import html
+import math
 import re
 import time
 from collections import OrderedDict
@@ -12,11 +13,14 @@ import gradio as gr
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from maws_hf import MawsLiTModel
 from maws_hf.data.prompts import Prompts
 from maws_hf.evaluation.features import encode_images
 from maws_hf.evaluation.two_towers import load_two_towers, pixel_statistics
 from maws_hf.evaluation.zero_shot import class_embeddings, zero_shot_scores
+from maws_hf.models.configuration_maws_lit import MAX_LOGIT_SCALE
 
 from .pictures import PageMessage, picture_input, read_picture, says_what_is_wrong, transform_of
 
@@ -65,9 +69,7 @@ class ZeroShot:
         self.model, self.tokenizer = load_two_towers(name)
         self.transform = transform_of(self.model)
         self.statistics = pixel_statistics(name, self.model)
-        scale = getattr(self.model, "logit_scale", None)
-        # 100 is where CLIP's and ours end up, for models that have another name for it.
-        self.scale = 100.0 if scale is None else min(100.0, float(scale.detach().float().exp()))
+        self.scale = scale_of(self.model)
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = Lock()
 
@@ -101,6 +103,15 @@ class ZeroShot:
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
             return embeddings, len(new)
+
+
+def scale_of(model: PreTrainedModel) -> float:
+    """What the model multiplies cosines with; 100, where CLIP's ends up, if it has another name for it."""
+    logarithm = getattr(model, "logit_scale", None)
+    if logarithm is None:
+        return 100.0
+    bound = MAX_LOGIT_SCALE if isinstance(model, MawsLiTModel) else math.inf
+    return math.exp(min(float(logarithm.detach()), bound))
 
 
 def parse_labels(text: str) -> list[str]:
