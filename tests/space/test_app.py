@@ -14,7 +14,7 @@ pytest.importorskip("gradio")
 import app
 from gradio.data_classes import ImageData
 from tabs import picture_index, zero_shot
-from tabs.encoder import Encoder, load_encoder
+from tabs.encoder import Encoder
 from tabs.examples import write_examples
 from tabs.header import as_header, describe, licence_of
 from tabs.neighbours import as_status
@@ -27,6 +27,7 @@ from transformers import CLIPImageProcessorPil
 
 from maws_hf import MawsLiTModel
 from maws_hf.data.sources import open_stream
+from maws_hf.evaluation.encoders import load_encoder
 from maws_hf.processing.decode import decode_image
 
 LABELS = ["a red disc", "ein blauer Balken", "青い棒"]
