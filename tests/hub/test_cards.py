@@ -47,7 +47,7 @@ def test_a_card_has_what_the_hub_and_a_reader_want(name):
     assert [result["source"]["name"] for result in results] == [figure.source[0] for figure in model.figures]
     for heading in ("Use", "Intended use and limits", "Training", "Figures", "Where it comes from"):
         assert f"\n## {heading}" in card
-    assert f"maws-hf convert {model.url.rsplit('/', 1)[-1]} {name} --model {name}" in card
+    assert f"maws-hf convert {model.url.rsplit('/', 1)[-1]} --model {name} --output_dir {name}" in card
     assert "ORG/" not in card
     assert not re.search(r"\{\{|\{%|TODO|None", card)
 
@@ -64,7 +64,9 @@ def test_figures_say_whether_these_weights_gave_them():
 def test_a_conversion_fills_in_checksums():
     plain = card_for_release("maws-vit-b")
     assert plain.count(AT_RELEASE) == 3
-    card = card_for_release("maws-vit-b", conversion={"sha256": "ab" * 32, "differences": {"features": 3e-7}})
+    card = card_for_release(
+        "maws-vit-b", conversion={"source": {"sha256": "ab" * 32}, "differences": {"features": 3e-7}}
+    )
     assert "ab" * 32 in card
     assert "features 3.0e-07" in card
     assert AT_RELEASE not in card
