@@ -86,6 +86,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request; `hub` is set on a subclass for each server."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # or headers and content travel in two packets, the second 40 ms late
     hub: Hub
 
     def handle_request(self) -> None:
