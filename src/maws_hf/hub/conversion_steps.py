@@ -1,8 +1,8 @@
 """The steps of a conversion that read the foreign file; `conversion_process` runs them in a process of their own."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,40 +63,34 @@ def write_native(
     Raises:
         ConversionError: the file is not safe, not whole, of another model, or has values that are not finite.
     """
-    checkpoint, spelt, layout = _read(file)
-    tensors = {today: checkpoint.tensors[name] for today, name in spelt.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    original = _read(file)
+    shapes = {name: tuple(tensor.shape) for name, tensor in original.tensors.items()}
     said = KNOWN_FILES[known] if known else None
-    config = config_of(layout, shapes, said, sizes, checkpoint.arguments)
-    pieces = {piece.target: piece for piece in pieces_of(layout, config)}
-    check_shapes(pieces.values(), shapes, f"{file} as {known or MODELS[layout].__name__}")
-    _check_scale(tensors, file)
-    dtype = _dtype_of(tensors, file)
-    if layout == "classifier":
-        config.id2label = dict(enumerate(_labels(labels, config.num_labels)))
-        config.label2id = {label: index for index, label in config.id2label.items()}
-    elif labels:
-        raise ConversionError(f"{file} has no classifier, so there is nothing to label")
-    order = _model_state(layout, config)
-    if order != {name: piece.shape for name, piece in pieces.items()}:
-        raise ConversionError(
-            f"the tensors of {MODELS[layout].__name__} are not those that are converted: report this"
-        )
-    config.architectures, config.dtype = [MODELS[layout].__name__], dtype
-    config.save_pretrained(folder)
-    vision = config.vision_config if layout == "clip" else config
-    processor = square_image_processor_of if layout == "classifier" else image_processor_of
-    processor(vision).save_pretrained(folder)
-    _write_weights([pieces[name] for name in order], tensors, dtype, file, folder, shard_bytes)
-    parameters = sum(torch.Size(shape).numel() for shape in order.values())
+    model_class = MODELS[original.layout]
+    try:
+        config = config_of(original.layout, shapes, said, sizes, original.checkpoint.arguments)
+    except ConversionError as error:
+        raise ConversionError(f"{file}: {error}") from error
+    pieces = {piece.target: piece for piece in pieces_of(original.layout, config)}
+    check_shapes(pieces.values(), shapes, f"{file} as {known or model_class.__name__}")
+    _check_scale(original.tensors, file)
+    dtype = _dtype_of(original.tensors, file)
+    wanted, parameters = _model_state(original.layout, config)
+    if wanted != {name: piece.shape for name, piece in pieces.items()}:
+        raise ConversionError(f"the tensors of {model_class.__name__} are not those that are converted: report this")
+    _set_labels(config, original.layout, labels, file)
+    _write_settings(config, original.layout, dtype, folder)
+    options = {"shard_bytes": shard_bytes, "parameters": parameters}
+    _write_weights(pieces.values(), original.tensors, dtype, file, folder, **options)
     kind = str(dtype).removeprefix("torch.")
-    return WrittenModel(layout, MODELS[layout].__name__, len(order), parameters, kind, checkpoint.left_out)
+    left_out = original.checkpoint.left_out
+    return WrittenModel(original.layout, model_class.__name__, len(wanted), parameters, kind, left_out)
 
 
 def verify_native(file: Path, folder: Path) -> dict[str, float]:
     """The largest differences between what `folder` and its original `file` compute; see `compare_with_original`."""
-    checkpoint, spelt, layout = _read(file)
-    return compare_with_original(folder, layout, {today: checkpoint.tensors[name] for today, name in spelt.items()})
+    original = _read(file)
+    return compare_with_original(folder, original.layout, original.tensors)
 
 
 def run_step(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,13 +113,23 @@ def _pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _read(file: Path) -> tuple[OriginalCheckpoint, dict[str, str], Layout]:
+@dataclass(frozen=True)
+class _Original:
+    """`tensors` are those of `checkpoint` by today's original names."""
+
+    checkpoint: OriginalCheckpoint
+    tensors: dict[str, Tensor]
+    layout: Layout
+
+
+def _read(file: Path) -> _Original:
     checkpoint = read_original(file)
     try:
         spelt = canonical_names(checkpoint.tensors)
-        return checkpoint, spelt, layout_of(spelt)
+        layout = layout_of(spelt)
     except ConversionError as error:
         raise ConversionError(f"{file}: {error}") from error
+    return _Original(checkpoint, {today: checkpoint.tensors[name] for today, name in spelt.items()}, layout)
 
 
 def _check_scale(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -145,34 +149,57 @@ def _dtype_of(tensors: Mapping[str, Tensor], file: Path) -> torch.dtype:
     return next(iter(found.values()))
 
 
-def _labels(labels: list[str] | None, count: int) -> list[str]:
+def _set_labels(config: Any, layout: Layout, labels: list[str] | None, file: Path) -> None:
+    if layout != "classifier":
+        if labels:
+            raise ConversionError(f"{file} has no classifier, so there is nothing to label")
+        return
+    count = config.num_labels
     if labels is not None and len(labels) != count:
         raise ConversionError(f"there are {len(labels)} labels for a classifier of {count} classes")
-    return labels or [f"LABEL_{index}" for index in range(count)]
+    config.id2label = dict(enumerate(labels or [f"LABEL_{index}" for index in range(count)]))
+    config.label2id = {label: index for index, label in config.id2label.items()}
 
 
-def _model_state(layout: Layout, config) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of our model's tensors, in its own order; no memory is taken."""
+def _write_settings(config: Any, layout: Layout, dtype: torch.dtype, folder: Path) -> None:
+    """`config.json` and `preprocessor_config.json`."""
+    config.architectures = [MODELS[layout].__name__]
+    for part in (config, config.vision_config, config.text_config) if layout == "clip" else (config,):
+        part.dtype = dtype
+    config.save_pretrained(folder)
+    processor = square_image_processor_of if layout == "classifier" else image_processor_of
+    processor(config.vision_config if layout == "clip" else config).save_pretrained(folder)
+
+
+def _model_state(layout: Layout, config) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Names and shapes of our model's tensors, and how many parameters that are; no memory is taken."""
     with torch.device("meta"):
         model = MODELS[layout](config)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, model.num_parameters()
 
 
 def _write_weights(
-    pieces: list[Piece], tensors: Mapping[str, Tensor], dtype: torch.dtype, file: Path, folder: Path, shard_bytes: int
+    pieces: Iterable[Piece],
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    file: Path,
+    folder: Path,
+    **options: int,
 ) -> None:
     contents = {}
     for piece in pieces:
         kind = torch.float32 if piece.source == "logit_scale" else dtype
-        contents[piece.target] = (kind, piece.shape, lambda piece=piece, kind=kind: _made(piece, tensors, kind))
+        contents[piece.target] = (kind, piece.shape, partial(_made, piece, tensors, kind))
     mapped = MappedFile(file)
-    with _bar(sum(torch.Size(shape).numel() * kind.itemsize for kind, shape, _ in contents.values())) as bar:
+    total = sum(torch.Size(shape).numel() * kind.itemsize for kind, shape, _ in contents.values())
+    hidden = total < PROGRESS_FROM
+    with tqdm(total=total, desc="Writing", unit="B", unit_scale=True, leave=False, disable=hidden) as bar:
 
         def written(chunk: Tensor) -> None:
             bar.update(chunk.numel() * chunk.element_size())
             mapped.give_back(chunk)
 
-        not_finite = write_shards(contents, folder, shard_bytes=shard_bytes, written=written)
+        not_finite = write_shards(contents, folder, written=written, **options)
     if not_finite:
         sources = {piece.target: piece.source for piece in pieces}
         found = ", ".join(f"{count:,} in {sources[name]}" for name, count in not_finite.items())
@@ -187,14 +214,6 @@ def _made(piece: Piece, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Te
         source = source.T
     index, parts = piece.part
     return source.chunk(parts)[index].to(dtype) if parts > 1 else source.to(dtype)
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[tqdm]:
-    with tqdm(
-        total=total, desc="Writing", unit="B", unit_scale=True, leave=False, disable=total < PROGRESS_FROM
-    ) as bar:
-        yield bar
 
 
 __all__ = ["PROGRESS_FROM", "WrittenModel", "run_step", "verify_native", "write_native"]

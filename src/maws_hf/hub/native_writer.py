@@ -6,6 +6,7 @@ The files are those that `save_pretrained` writes, byte for byte; but there a sh
 import json
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 SHARD_BYTES = 2_000_000_000
-CHUNK = 1 << 22  # elements
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+CHUNK = 1 << 20  # elements
+# In the order in which safetensors puts them into a file.
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 Content = tuple[torch.dtype, tuple[int, ...], Callable[[], Tensor]]
 
@@ -23,6 +25,7 @@ def write_shards(
     tensors: Mapping[str, Content],
     folder: Path,
     *,
+    parameters: int,
     shard_bytes: int = SHARD_BYTES,
     written: Callable[[Tensor], object] = lambda chunk: None,
 ) -> dict[str, int]:
@@ -31,6 +34,7 @@ def write_shards(
     Args:
         tensors: by name: dtype, shape, and a function that gives the tensor when its turn has come.
         folder: there already.
+        parameters: of the model, for the index; buffers, which are tensors as well, are none.
         shard_bytes: most bytes a shard, unless one tensor has more.
         written: called with each chunk of a tensor once it is in its file.
 
@@ -46,7 +50,6 @@ def write_shards(
         weight_map |= dict.fromkeys(names, file)
         not_finite |= _write_shard(folder / file, {name: tensors[name] for name in names}, written)
     if len(shards) > 1:
-        parameters = sum(torch.Size(shape).numel() for _, shape, _ in tensors.values())
         index = {
             "metadata": {"total_parameters": parameters, "total_size": total},
             "weight_map": dict(sorted(weight_map.items())),
@@ -57,9 +60,11 @@ def write_shards(
 
 
 def _shards(tensors: Mapping[str, Content], shard_bytes: int) -> list[list[str]]:
+    """The tensors' names, dealt as `save_pretrained` deals them: by name, layer 2 before layer 10."""
     shards: list[list[str]] = [[]]
     room = shard_bytes
-    for name, content in tensors.items():
+    for name in sorted(tensors, key=_counting):
+        content = tensors[name]
         if shards[-1] and _bytes(content) > room:
             shards.append([])
             room = shard_bytes
@@ -68,9 +73,12 @@ def _shards(tensors: Mapping[str, Content], shard_bytes: int) -> list[list[str]]
     return shards
 
 
+def _counting(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (sys.maxsize, part) for part in name.split(".")]
+
+
 def _write_shard(path: Path, tensors: Mapping[str, Content], written: Callable[[Tensor], object]) -> dict[str, int]:
-    # safetensors' own order: by width of the elements, widest first, then by name.
-    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
+    order = sorted(tensors, key=lambda name: (list(_NAMES).index(tensors[name][0]), name))
     not_finite = {}
     with path.open("wb") as file:
         file.write(_header(tensors, order))
@@ -94,7 +102,7 @@ def _header(tensors: Mapping[str, Content], order: Sequence[str]) -> bytes:
         stop = start + _bytes(tensors[name])
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
         start = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
 

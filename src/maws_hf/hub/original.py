@@ -42,9 +42,9 @@ class Conversion:
 
     Args:
         output_dir: the folder.
-        record: content of its `conversion.json`: `released_model` (name of a known file or None), `architecture`, `source`
-            (file, url, bytes, sha256), `tensors`, `parameters`, `dtype`, `left_out`, `tokenizer`, `differences`
-            (largest absolute ones, by result; None if not verified), `versions`.
+        record: content of its `conversion.json`: `released_model` (name of a known file or None), `architecture`,
+            `source` (file, url, bytes, sha256), `tensors`, `parameters`, `dtype`, `left_out`, `tokenizer`,
+            `differences` (largest absolute ones, by result; None if not compared), `versions`.
     """
 
     output_dir: Path
@@ -53,11 +53,9 @@ class Conversion:
     def __str__(self) -> str:
         record, folder = self.record, self.output_dir
         auto = _AUTO_CLASSES[record["architecture"]]
-        name = (
-            f"{record['released_model']}, a {record['architecture']}"
-            if record["model"]
-            else f"a {record['architecture']}"
-        )
+        name = f"a {record['architecture']}"
+        if record["released_model"]:
+            name = f"{record['released_model']}, {name}"
         lines = [
             f"Converted {record['source']['file']} to {folder}: {name}",
             f"  {record['tensors']:,} tensors, {record['parameters']:,} parameters, {record['dtype']}",

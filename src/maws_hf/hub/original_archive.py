@@ -50,8 +50,11 @@ class Entry:
     size: int
 
 
-def check_torch_archive(path: Path) -> None:
+def check_torch_archive(path: Path) -> set[int]:
     """Refuses a `.pt` file that is no plain zip archive of torch, lies about its sizes, or names a foreign global.
+
+    Returns:
+        The sizes in bytes of its storages.
 
     Raises:
         ConversionError: with the reason; for globals, all that are not allowed.
@@ -74,6 +77,7 @@ def check_torch_archive(path: Path) -> None:
             f"{path} needs {', '.join(foreign)}, which no checkpoint of MAE or MAWS does; unpickling it would run "
             "foreign code, so it is not read"
         )
+    return {entry.size for entry in entries if entry.name.startswith("data/")}
 
 
 def archive_entries(path: Path) -> list[Entry]:

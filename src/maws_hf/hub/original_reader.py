@@ -46,12 +46,12 @@ def read_original(path: Path) -> OriginalCheckpoint:
     path = Path(path)
     _torch_or_error()
     if path.suffix == ".safetensors":
-        content = _load_safetensors(path)
+        content, storages = _load_safetensors(path), None
     else:
-        check_torch_archive(path)
+        storages = check_torch_archive(path)
         content = _load_torch(path)
     state, others = _state_of(content, path)
-    _check_tensors(state, path)
+    _check_tensors(state, storages, path)
     arguments = others.get("args")
     values = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
     return OriginalCheckpoint(
@@ -108,8 +108,12 @@ def _state_of(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]
     return dict(content), others
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuses what is not plain memory of the file, before anything of that size is allocated."""
+def _check_tensors(tensors: Mapping[str, Tensor], storages: set[int] | None, path: Path) -> None:
+    """Refuses what is not plain memory of the file, before anything of that size is allocated.
+
+    Args:
+        storages: sizes in bytes of those in the file; None if its reader has compared them.
+    """
     size = path.stat().st_size
     if len(tensors) > MOST_TENSORS:
         raise ConversionError(f"{path} has {len(tensors):,} tensors; {MOST_TENSORS:,} are the most that is read")
@@ -125,9 +129,9 @@ def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
                 f"{what} of shape {tuple(tensor.shape)} has strides {tensor.stride()}: it claims {tensor.numel():,} "
                 "elements that share memory or lie apart, so it is not read"
             )
-        if tensor.untyped_storage().nbytes() > size:
-            stored = tensor.untyped_storage().nbytes()
-            raise ConversionError(f"{what} lies in a storage of {stored:,} bytes, more than the file's {size:,}")
+        stored = tensor.untyped_storage().nbytes()
+        if storages is not None and stored not in storages:
+            raise ConversionError(f"{what} claims a storage of {stored:,} bytes; the file has none of that size")
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if claimed > size:
         raise ConversionError(f"{path} claims {claimed:,} bytes of tensors, more than the file's {size:,}")
@@ -160,7 +164,7 @@ def _in_words(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a dictionary of {len(value)}"
     if isinstance(value, int | float | str | None):
-        return repr(value)[:40]
+        return f"{value}"[:40]
     return f"a {type(value).__name__}"
 
 
