@@ -23,7 +23,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "--model",
         metavar="NAME",
         help="which released file it is, such as maws-vit-b or maws-vit-b-mae, both of which are called vit_b16.pt "
-        "(default: by the file's name)",
+        "(default: by the file's name; an unknown NAME lists them all)",
     )
     checksum = convert.add_argument_group("checksum; one is needed where no table knows the file's")
     checksum.add_argument("--sha256", metavar="HEX", help="the digest that the file must have")
@@ -43,12 +43,15 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         metavar="NAME",
         help="for image and text towers: folder or Hub id of XLM-R's tokenizer, or its sentencepiece.bpe.model",
     )
-    extras.add_argument(
+    verify = extras.add_mutually_exclusive_group()
+    verify.add_argument(
         "--verify",
-        action=argparse.BooleanOptionalAction,
+        action="store_true",
+        default=None,
         help="run the converted model and the original's arithmetic on the same random input and compare; takes about "
         "2.5 times the file's size in memory (default: for files up to 3 GB)",
     )
+    verify.add_argument("--no_verify", dest="verify", action="store_false", help="do not compare")
     convert.set_defaults(run=_convert)
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Conversion:
         if record["left_out"]:
             lines.append(f"  left out of the original: {', '.join(record['left_out'])}")
         if record["differences"] is None:
-            lines.append("  not compared with the original's arithmetic (--verify does)")
+            lines.append("  not compared with the original's arithmetic (--verify does that)")
         else:
             found = ", ".join(f"{what} {value:.2g}" for what, value in record["differences"].items())
             lines.append(f"  largest differences to the original on random input: {found}")
@@ -78,8 +79,8 @@ class Conversion:
                 *lines,
                 "Next:",
                 f'  python: import maws_hf, transformers; transformers.{auto}.from_pretrained("{folder}")',
-                f"  maws-hf export --help   # {folder} for plain transformers",
-                f"  maws-hf push --help     # {folder} to the Hub",
+                f"  maws-hf export {folder} --output_dir {folder}-transformers   # for plain transformers",
+                f"  maws-hf push {folder} --repo_id ORG/NAME   # to the Hub",
             ]
         )
 
@@ -251,8 +252,6 @@ def _record(
     tokenizer: str | None,
     differences: dict[str, float] | None,
 ) -> dict[str, Any]:
-    from .. import __version__
-
     return {
         "released_model": known.name if known else None,
         "architecture": written["architecture"],
@@ -266,11 +265,18 @@ def _record(
         "tokenizer": tokenizer,
         "differences": differences,
         "versions": {
-            "maws_hf": __version__,
+            "maws_hf": _own_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
     }
+
+
+def _own_version() -> str:
+    try:
+        return version("maws_hf")
+    except PackageNotFoundError:  # run from a checkout
+        return "unknown"
 
 
 __all__ = ["Conversion", "ConversionError", "Sizes", "convert_checkpoint"]

@@ -6,11 +6,11 @@ MAE and MAWS do not need is refused.
 """
 
 import json
-import pickletools
 import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from pickletools import genops
 
 MOST_ENTRIES = 100_000
 MOST_PICKLE_BYTES = 64 << 20
@@ -123,7 +123,7 @@ def globals_of(pickle: bytes, path: Path) -> list[str]:
     """
     found, strings = [], []
     try:
-        for opcode, argument, _ in pickletools.genops(pickle):
+        for opcode, argument, _ in genops(pickle):
             if opcode.name == "GLOBAL":
                 found.append(str(argument).replace(" ", "."))
             elif opcode.name in _STRINGS:

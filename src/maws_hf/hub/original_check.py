@@ -50,7 +50,7 @@ def compare_with_original(folder: Path, layout: Layout, weights: Mapping[str, Te
     differences = {}
     for name, (ours, theirs) in results.items():
         differences[name] = (ours - theirs).abs().max().item()
-        allowed = TOLERANCE * max(1.0, theirs.abs().max().item())
+        allowed = TOLERANCE * theirs.abs().max().item()
         if not differences[name] <= allowed:
             raise ConversionError(
                 f"the converted model's {name} differ from the original's by {differences[name]:.3g}, more than the "
