@@ -193,7 +193,7 @@ class TestRefusals:
         file = saved(two_towers(), tmp_path / "mine.pt")
         sizes = Sizes(num_attention_heads=4, text_num_attention_heads=3)
         done = convert_checkpoint(file, tmp_path / "out", sizes=sizes, accept_unknown_sha256=True, verify=False)
-        assert "--tokenizer_name_or_path FacebookAI/xlm-roberta-base" in str(done)
+        assert f'add("{tmp_path / "out"}", "FacebookAI/xlm-roberta-base")' in str(done)
         assert "not compared" in str(done)
 
 

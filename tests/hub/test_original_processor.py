@@ -38,6 +38,7 @@ def test_a_sentencepiece_file_becomes_the_originals_tokenizer(tmp_path, sentence
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_file))
     # fairseq's numbers: one more than sentencepiece's, unknown is 3; and one for <mask>
     folder = folder_of(tmp_path, 37)
+    (folder / "conversion.json").write_text('{"tokenizer": null, "dtype": "float32"}', encoding="utf-8")
     assert add_tokenizer(folder, str(sentencepiece_file)) == 37
     processor = MawsLiTProcessor.from_pretrained(folder)
     captions = [*SENTENCES, "a zebra"]
@@ -47,6 +48,8 @@ def test_a_sentencepiece_file_becomes_the_originals_tokenizer(tmp_path, sentence
         expected = [0, *original, 2]
         assert ids == expected + [1] * (len(ids) - len(expected))
     assert processor.tokenizer.model_max_length == 9
+    record = json.loads((folder / "conversion.json").read_text(encoding="utf-8"))
+    assert record == {"tokenizer": str(sentencepiece_file), "dtype": "float32"}
     assert processor.image_processor.crop_size["height"] == 32
 
 

@@ -49,7 +49,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         default=None,
         help="run the converted model and the original's arithmetic on the same random input and compare; takes about "
-        "2.5 times the file's size in memory (default: for files up to 3 GB)",
+        "twice the file's size in memory (default: for files up to 3 GB)",
     )
     verify.add_argument("--no_verify", dest="verify", action="store_false", help="do not compare")
     convert.set_defaults(run=_convert)

@@ -6,7 +6,6 @@ of the same code in other sizes. A foreign file is not trusted: see `original_ar
 """
 
 import hashlib
-import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -22,12 +21,11 @@ from .conversion_process import run_in_child
 from .native_writer import SHARD_BYTES
 from .original_archive import ConversionError
 from .original_files import KnownFile, known_file
-from .original_processor import add_tokenizer, read_labels
+from .original_processor import add_tokenizer, read_labels, write_record
 from .original_sizes import NOTHING_SAID, Sizes
 
-RECORD = "conversion.json"
 PROGRESS_FROM = 200_000_000  # bytes
-VERIFY_UP_TO = 3_000_000_000  # bytes of a file; verifying takes about two and a half times as much memory
+VERIFY_UP_TO = 3_000_000_000  # bytes of a file; verifying takes about twice as much memory
 _BLOCK = 1 << 22
 _AUTO_CLASSES = {
     "MawsViTModel": "AutoModel",
@@ -71,8 +69,10 @@ class Conversion:
             lines.append(f"  largest differences to the original on random input: {found}")
         if record["architecture"] == "MawsLiTModel" and record["tokenizer"] is None:
             lines.append(
-                "  there is no tokenizer in the folder: convert again with --tokenizer_name_or_path "
-                "FacebookAI/xlm-roberta-base, or the path of XLM-R's sentencepiece.bpe.model"
+                "  there is no tokenizer in the folder; a folder, a Hub id or a sentencepiece.bpe.model of XLM-R's is added by"
+                "\n"
+                f"  python -c 'from maws_hf.hub.original import add_tokenizer as add; "
+                f'add("{folder}", "FacebookAI/xlm-roberta-base")\''
             )
         return "\n".join(
             [
@@ -147,8 +147,7 @@ def convert_checkpoint(
         if _identity(file) != before:
             raise ConversionError(f"{file} was changed while it was read: run the command again")
         record = _record(file, known, digest, written, tokenizer, differences)
-        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        (staging / RECORD).write_text(text, encoding="utf-8")
+        write_record(staging, record)
         if output_dir.exists():
             output_dir.rmdir()  # empty, as seen above
         staging.replace(output_dir)
@@ -279,4 +278,4 @@ def _own_version() -> str:
         return "unknown"
 
 
-__all__ = ["Conversion", "ConversionError", "Sizes", "convert_checkpoint"]
+__all__ = ["Conversion", "ConversionError", "Sizes", "add_tokenizer", "convert_checkpoint"]

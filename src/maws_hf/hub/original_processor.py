@@ -5,12 +5,15 @@ import shutil
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+from ..data.corpus import write_atomically
 from ..models.configuration_maws_lit import MawsLiTConfig
 from ..models.processing_maws_lit import MawsLiTProcessor
 from .original_archive import ConversionError
 from .text_vocabulary import MASK, SPECIAL_PIECES, TOKENIZER_SETTINGS
 
+RECORD = "conversion.json"
 SENTENCEPIECE = "sentencepiece.bpe.model"
 
 
@@ -42,11 +45,11 @@ def read_labels(path: Path) -> list[str]:
     return [name.strip() for name in names]
 
 
-def add_tokenizer(folder: Path, tokenizer_name_or_path: str) -> int:
+def add_tokenizer(folder: str | Path, tokenizer_name_or_path: str) -> int:
     """Makes the folder of a `MawsLiTModel` one of a `MawsLiTProcessor` as well; returns the tokenizer's length.
 
     Args:
-        folder: config and image processor are there.
+        folder: config and image processor are there; a `conversion.json` in it will name the tokenizer.
         tokenizer_name_or_path: a folder or Hub id of XLM-R's tokenizer, or its `sentencepiece.bpe.model`, under
             whatever name.
 
@@ -55,6 +58,7 @@ def add_tokenizer(folder: Path, tokenizer_name_or_path: str) -> int:
     """
     from transformers import AutoImageProcessor
 
+    folder = Path(folder)
     config = MawsLiTConfig.from_pretrained(folder)
     tokenizer = _load(tokenizer_name_or_path)
     wanted = {piece: index for index, piece in enumerate(SPECIAL_PIECES)}
@@ -68,7 +72,15 @@ def add_tokenizer(folder: Path, tokenizer_name_or_path: str) -> int:
         )
     tokenizer.model_max_length = config.max_text_length
     MawsLiTProcessor(AutoImageProcessor.from_pretrained(folder), tokenizer).save_pretrained(folder)
+    if (folder / RECORD).exists():
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        write_record(folder, {**record, "tokenizer": tokenizer_name_or_path})
     return len(tokenizer)
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Writes a conversion's `conversion.json`."""
+    write_atomically(folder / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _names_in(content: object) -> list:
@@ -98,4 +110,4 @@ def _load(name_or_path: str):
         ) from error
 
 
-__all__ = ["add_tokenizer", "read_labels"]
+__all__ = ["add_tokenizer", "read_labels", "write_record"]
