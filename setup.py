@@ -13,6 +13,7 @@ TRAIN = [
     "sentencepiece>=0.2",
 ]
 EVAL = ["evaluate>=0.4.6", "datasets>=5.2", "matplotlib>=3.8"]
+HUB = ["jinja2>=3.1"]
 DEMO = ["resvg-py>=0.5", "jinja2>=3.1", *TRAIN, *EVAL]
 SPACE = ["gradio>=6"]
 DEV = [
@@ -25,6 +26,7 @@ DEV = [
     "setuptools>=68",
     "tensorboard>=2.17",
     "selenium>=4.30",
+    *HUB,
     *DEMO,
     *SPACE,
     "peft>=0.20",
@@ -40,7 +42,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"maws_hf": ["py.typed", "data/resources/*.json", "reporting/templates/*"]},
+    package_data={"maws_hf": ["py.typed", "data/resources/*.json", "reporting/templates/*", "hub/templates/*"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<6",
@@ -49,6 +51,6 @@ setup(
         "numpy>=1.26",
         "pillow>=12.3",
     ],
-    extras_require={"train": TRAIN, "eval": EVAL, "demo": DEMO, "space": SPACE, "dev": DEV},
+    extras_require={"train": TRAIN, "eval": EVAL, "hub": HUB, "demo": DEMO, "space": SPACE, "dev": DEV},
     entry_points={"console_scripts": ["maws-hf=maws_hf.cli:main"]},
 )

@@ -1,14 +1,15 @@
 """From the folder of a model to folders that may be released: exported, described, proved, laid out, checked."""
 
-import importlib.util
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from .cards import card_for_release, card_for_run
 from .export import export_model
 from .proof import prove_export
 from .release_checks import check_release
+from .released_models import RELEASED_MODELS
 from .staging import CARD, Staging, StagingError, build_staging
 
 
@@ -81,10 +82,10 @@ def _card(model_dir: Path, repo_id: str, card: Path | None, license: str | None)
     source = card or model_dir / CARD
     if source.is_file():
         text = source.read_text(encoding="utf-8")
-    elif card is None and importlib.util.find_spec(f"{__package__}.cards"):
-        text = _written_card(model_dir, repo_id)
+    elif card is None:
+        text = _written_card(model_dir, repo_id, license)
     else:
-        raise StagingError(f"{source} is missing: a release needs a model card; name one with --card FILE.md")
+        raise StagingError(f"{source} is missing: name a model card with --card FILE.md, or none to have one written")
     if license:
         described = ModelCard(text)
         described.data.license = license
@@ -92,14 +93,16 @@ def _card(model_dir: Path, repo_id: str, card: Path | None, license: str | None)
     return text
 
 
-def _written_card(model_dir: Path, repo_id: str) -> str:
-    from . import cards
-
-    conversion = model_dir / "conversion.json"
-    if conversion.is_file():
-        record = json.loads(conversion.read_text(encoding="utf-8"))
-        return cards.card_for_release(record.get("name", repo_id.split("/")[-1]), repo_id, record)
-    return cards.card_for_run(model_dir, repo_id)
+def _written_card(model_dir: Path, repo_id: str, license: str | None) -> str:
+    record_file = model_dir / "conversion.json"
+    record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.is_file() else {}
+    if record.get("released_model") in RELEASED_MODELS:
+        return card_for_release(record["released_model"], repo_id, record)
+    if license is None:
+        raise StagingError(
+            f"{model_dir} has no README.md and --license is not given: under which licence is it released?"
+        )
+    return card_for_run(model_dir, repo_id, license=license)
 
 
 def _copy_beside(source: Path, target: Path) -> None:

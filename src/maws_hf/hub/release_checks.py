@@ -93,8 +93,9 @@ def card_problems(path: Path, config: dict[str, Any] | None) -> Iterator[str]:
     for field in ("license", "library_name", "tags"):
         if not data.get(field):
             yield f"lacks the field {field}"
-    if not data.get("base_model") and not data.get("datasets"):
-        yield "lacks base_model or datasets: what the weights come from"
+    explained = re.search(r"^#+ Training", parts[2], re.MULTILINE)  # for data that are on no Hub
+    if not data.get("base_model") and not data.get("datasets") and not explained:
+        yield "lacks base_model, datasets and a section Training: what do the weights come from?"
     index = data.get("model-index")
     if not data.get("model_name") and not (isinstance(index, list) and index and index[0].get("name")):
         yield "lacks model_name"

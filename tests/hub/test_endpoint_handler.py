@@ -1,0 +1,99 @@
+"""The endpoint answers for each kind of model, and says what is wrong with a request."""
+
+import base64
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import draw_image
+
+FILE = Path(__file__).parents[2] / "examples" / "endpoint" / "handler.py"
+PICTURE = base64.b64encode(draw_image(1, size=40)).decode()
+
+
+@pytest.fixture(scope="module")
+def handlers(runs, exports):
+    spec = importlib.util.spec_from_file_location("handler", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folders = {**{kind: exports[kind] for kind in ("classifier", "clip", "maws")}, "native": runs["clip"]}
+    return {kind: module.EndpointHandler(str(folder)) for kind, folder in folders.items()}
+
+
+def test_zero_shot_gives_shares_best_first(handlers):
+    request = {"inputs": PICTURE, "parameters": {"candidate_labels": ["a disc", "ein Balken", "un coche"]}}
+    answer = handlers["clip"](request)
+    assert {entry["label"] for entry in answer} == {"a disc", "ein Balken", "un coche"}
+    scores = [entry["score"] for entry in answer]
+    assert scores == sorted(scores, reverse=True)
+    assert sum(scores) == pytest.approx(1, abs=1e-6)
+    for entry, other in zip(answer, handlers["native"](request), strict=True):
+        assert entry["label"] == other["label"]
+        assert entry["score"] == pytest.approx(other["score"], abs=1e-5)
+    json.dumps(answer)
+
+
+def test_classes_are_named_and_counted(handlers):
+    answer = handlers["classifier"]({"inputs": PICTURE, "parameters": {"top_k": 2}})
+    assert len(answer) == 2
+    assert answer[0]["label"].startswith("LABEL_")
+    assert len(handlers["classifier"]({"inputs": PICTURE})) == 5
+
+
+def test_features_are_the_encoders(handlers):
+    feature = torch.tensor(handlers["maws"]({"inputs": PICTURE}))
+    direction = torch.tensor(handlers["maws"]({"inputs": PICTURE, "parameters": {"normalize": True}}))
+    assert feature.shape == (32,)
+    torch.testing.assert_close(direction, feature / feature.norm())
+
+
+def test_several_pictures_and_other_forms_of_one(handlers):
+    raw = draw_image(1, size=40)
+    several = handlers["maws"]({"inputs": [PICTURE, base64.b64encode(draw_image(2)).decode()]})
+    assert len(several) == 2
+    one = torch.tensor(several[0])
+    for form in (f"data:image/png;base64,{PICTURE}", raw, Image.open(io.BytesIO(raw))):
+        torch.testing.assert_close(torch.tensor(handlers["maws"]({"inputs": form})), one, rtol=0, atol=1e-5)
+
+
+def bomb() -> str:
+    encoded = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(encoded, format="PNG")
+    return base64.b64encode(encoded.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "message"),
+    [
+        ("maws", {"inputs": "https://example.org/picture.jpg"}, "addresses and paths are not opened"),
+        ("maws", {"inputs": "/etc/passwd"}, ""),
+        ("maws", {"inputs": base64.b64encode(b"no picture").decode()}, ""),
+        ("maws", {"inputs": 7}, "must be a picture in base64"),
+        ("maws", {"inputs": []}, "0 pictures"),
+        ("maws", {"inputs": [PICTURE] * 33}, "33 pictures"),
+        ("maws", [PICTURE], "no JSON object"),
+        ("maws", {"inputs": PICTURE, "parameters": {"top_k": 3}}, "unexpected keyword argument 'top_k'"),
+        ("maws", {"inputs": PICTURE, "parameters": "x"}, "parameters is no object"),
+        ("clip", {"inputs": PICTURE}, "candidate_labels must be"),
+        ("clip", {"inputs": PICTURE, "parameters": {"candidate_labels": ["a", 3]}}, "candidate_labels must be"),
+        (
+            "clip",
+            {"inputs": PICTURE, "parameters": {"candidate_labels": ["a"], "hypothesis_template": "x"}},
+            "hypothesis_template must have",
+        ),
+        ("classifier", {"inputs": PICTURE, "parameters": {"top_k": 0}}, "top_k must be"),
+    ],
+)
+def test_what_cannot_be_answered_is_said(handlers, kind, data, message):
+    answer = handlers[kind](data)
+    assert set(answer) == {"error"}
+    assert message in answer["error"]
+
+
+def test_a_picture_too_large_is_refused_before_it_is_decoded(handlers):
+    answer = handlers["maws"]({"inputs": bomb()})
+    assert "20000" in answer["error"]
