@@ -13,7 +13,6 @@ from maws_hf.hub.export import export_model
 from maws_hf.hub.proof import ProofError, prove_export
 
 NAMES = {
-    "encoder": {"last_hidden_state", "pooler_output"},
     "classifier": {"logits"},
     "autoencoder": {"logits", "mask", "loss"},
     "two towers": {"image_embeds", "text_embeds", "logits_per_image"},
@@ -24,8 +23,8 @@ def exported(kind: str, folder: Path) -> tuple[Path, Path]:
     if kind == "two towers":
         model = tiny_lit()
     else:
-        classes = {"encoder": MawsViTModel, "classifier": MawsViTForImageClassification}
-        model = classes.get(kind, MawsMAEForPreTraining)(tiny_config(num_labels=3))
+        classes = {"classifier": MawsViTForImageClassification, "autoencoder": MawsMAEForPreTraining}
+        model = classes[kind](tiny_config(num_labels=3))
         generator = torch.Generator().manual_seed(0)
         for parameter in model.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2

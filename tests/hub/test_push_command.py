@@ -37,7 +37,7 @@ def command(run_folder: Path, *options: str) -> list[str]:
 def test_a_dry_run_prints_what_would_happen_and_leaves_nothing(run_folder, hub: Hub, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(SystemExit) as ended:
-        main(command(run_folder, "--dry_run", "--license", "mit"))
+        main(["push", str(run_folder), "--repo_id", "org/tiny", "--tag", "v1.0", "--license", "mit", "--dry_run"])
     output = capsys.readouterr().out
     assert ended.value.code == 0
     assert "largest difference of pooler_output in a process without maws_hf: 0" in output
@@ -90,9 +90,10 @@ def test_nothing_is_exported_where_nothing_can_be_sent(run_folder, monkeypatch, 
         main(command(run_folder))
 
 
-def test_a_model_without_a_card_is_refused_before_it_is_exported(run_folder: Path, monkeypatch):
+def test_a_model_without_a_card_or_a_license_is_refused_before_it_is_exported(run_folder: Path, monkeypatch):
     monkeypatch.setattr("maws_hf.hub.prepare.export_model", lambda *_: pytest.fail("work before the refusal"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    arguments = [part for part in command(run_folder, "--dry_run") if not part.endswith(("card", ".md"))]
-    with pytest.raises(SystemExit, match=r"README\.md is missing: a release needs a model card"):
+    arguments = ["push", str(run_folder), "--repo_id", "org/tiny", "--dry_run"]
+    with pytest.raises(SystemExit, match="under which licence is it released"):
         main(arguments)
+    with pytest.raises(SystemExit, match=r"nowhere\.md is missing"):
+        main([*arguments, "--card", "nowhere.md"])
