@@ -52,8 +52,8 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture
 def api(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     """A client of it in this process."""
-    import huggingface_hub
+    from huggingface_hub import HfApi, constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    return huggingface_hub.HfApi(endpoint=hub.url, token=TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return HfApi(endpoint=hub.url, token=TOKEN)

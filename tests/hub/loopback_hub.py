@@ -328,19 +328,29 @@ def start_hub() -> tuple[Hub, ThreadingHTTPServer]:
     return hub, server
 
 
-def run_python(code: str, hub: Hub, home: Path, *arguments: str, check: bool = True, **variables: str) -> str:
-    """What the code prints in a fresh process whose Hub is this one; `maws_hf` cannot be imported there.
+def run_python(
+    code: str, hub: Hub, home: Path, *arguments: str, with_ours: bool = False, check: bool = True, **variables: str
+) -> str:
+    """What the code prints in a fresh process whose Hub is this one; all that it says, where it may fail.
 
     Args:
         home: the process' cache.
+        with_ours: whether `maws_hf` can be imported there.
+        check: whether a failure is one of the test.
         variables: further environment variables; an empty one is taken away.
     """
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home)}
     environment |= {"HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "", **variables}
     environment = {name: value for name, value in environment.items() if value}
-    code = f"import sys\nsys.modules['maws_hf'] = None\n{code}"
+    if not with_ours:
+        code = f"import sys\nsys.modules['maws_hf'] = None\n{code}"
     finished = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        stdin=subprocess.DEVNULL,
     )
     assert finished.returncode == 0 or not check, f"{finished.stdout}\n{finished.stderr}"
-    return finished.stdout
+    return finished.stdout if check else finished.stdout + finished.stderr

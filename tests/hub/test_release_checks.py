@@ -69,7 +69,11 @@ def test_a_sound_folder_has_no_problem(folder: Path):
         (with_card("license: cc-by-nc-4.0\n", ""), "README.md", "lacks the field license"),
         (with_card("library_name: transformers", "library_name:"), "README.md", "lacks the field library_name"),
         (with_card("tags:\n- maws\n", ""), "README.md", "lacks the field tags"),
-        (with_card("datasets:\n- nobody/pictures\n", ""), "README.md", "lacks base_model, datasets and a section Training"),
+        (
+            with_card("datasets:\n- nobody/pictures\n", ""),
+            "README.md",
+            "lacks base_model, datasets and a section Training",
+        ),
         (with_card("model_name: tiny\n", ""), "README.md", "lacks model_name"),
         (with_card("image-feature", "mask"), "README.md", "for 'image-feature-extraction'"),
         (with_card("# tiny\n\nA model of no use.\n", ""), "README.md", "no text after"),

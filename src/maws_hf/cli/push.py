@@ -15,13 +15,20 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "one pull request holds the release; its files are read back, merged, read back again and tagged. "
         "Interrupted, the same command goes on; repeated, it changes nothing. The token is that of `hf auth login` or "
         "of HF_TOKEN.",
-        epilog="maws-hf push runs/mae --repo_id me/my-mae --card card.md --license mit --tag v1.0 --dry_run",
+        epilog="maws-hf push runs/mae --repo_id me/my-mae --license mit --tag v1.0 --dry_run",
         allow_abbrev=False,
     )
     push.add_argument("model_dir", type=Path, help="folder of a run, or of a conversion")
     push.add_argument("--repo_id", required=True, metavar="ORG/NAME", help="repository; made if it is not there")
-    push.add_argument("--card", type=Path, metavar="FILE.md", help="the model card (default: README.md of the folder)")
-    push.add_argument("--license", metavar="ID", help="license in the card's metadata, such as mit or cc-by-nc-4.0")
+    push.add_argument(
+        "--card",
+        type=Path,
+        metavar="FILE.md",
+        help="the model card (default: README.md of the folder, or one that is written)",
+    )
+    push.add_argument(
+        "--license", metavar="ID", help="license in the card's metadata, such as mit; a card that is written needs it"
+    )
     push.add_argument("--tag", metavar="vX", help="tag of the release, and with -native after it of the other branch")
     push.add_argument(
         "--architecture",

@@ -287,22 +287,23 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx
 
+    again = "Nothing half-made is visible; the same command, typed again, goes on from here"
     try:
         yield
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
+    except ReleaseError:
+        raise
+    except (httpx.HTTPError, RuntimeError) as error:
+        # A large file that does not arrive is a RuntimeError of huggingface_hub, with what happened as its cause.
+        wrapped = isinstance(error, RuntimeError) and isinstance(error.__cause__, httpx.HTTPError)
+        cause = error.__cause__ if wrapped else error
+        if not isinstance(cause, HfHubHTTPError):
+            why = _first_line(cause) or type(cause).__name__
+            raise ReleaseError(f"{repo_id}: the connection to the Hub broke ({why}). {again}") from error
+        status = getattr(cause.response, "status_code", None)
         if status == 412:
             raise _moved(repo_id, NATIVE) from error
-        rights = "; does the token have the right to write there (hf auth whoami)?" if status in (401, 403) else ""
-        raise ReleaseError(
-            f"{repo_id}: the Hub answered {status}: {_first_line(error)}{rights} Nothing half-made is visible; the "
-            "same command, typed again, goes on from here"
-        ) from error
-    except httpx.HTTPError as error:
-        raise ReleaseError(
-            f"{repo_id}: the connection to the Hub broke ({_first_line(error) or type(error).__name__}). Nothing "
-            "half-made is visible; the same command, typed again, goes on from here"
-        ) from error
+        rights = "; does the token have the right to write there (hf auth whoami)?" if status in (401, 403) else "."
+        raise ReleaseError(f"{repo_id}: the Hub answered {status}: {_first_line(cause)}{rights} {again}") from error
 
 
 def _moved(repo_id: str, branch: str) -> ReleaseError:
@@ -317,7 +318,7 @@ def _title(tag: str | None, message: str | None) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+    return (str(error).strip().splitlines() or [""])[0].rstrip(".")
 
 
 def _listed(names: list[str]) -> str:
