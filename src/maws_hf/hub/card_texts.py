@@ -85,9 +85,11 @@ def where_it_comes_from(model: ReleasedModel, conversion: dict[str, Any] | None)
     differences = conversion.get("differences") or {}
     largest = ", ".join(f"{name} {value:.1e}" for name, value in differences.items()) or AT_RELEASE
     file = model.url.rsplit("/", 1)[-1]
+    digest = conversion.get("source", {}).get("sha256") or model.sha256
+    stated = f"--sha256 {digest}" if digest else "--accept_unknown_sha256"
     rows = [
         ("original file", f"[{file}]({model.url})"),
-        ("its sha256", conversion.get("source", {}).get("sha256") or model.sha256 or AT_RELEASE),
+        ("its sha256", digest or AT_RELEASE),
         ("largest difference to the original arithmetic", largest),
         ("checksums of this repository", AT_RELEASE if not conversion else "`release.json`"),
     ]
@@ -95,7 +97,7 @@ def where_it_comes_from(model: ReleasedModel, conversion: dict[str, Any] | None)
     return f"""Converted from the file that Meta released, which is read without executing anything in it:
 
 ```bash
-maws-hf convert {file} --model {model.name} --output_dir {model.name} --verify
+maws-hf convert {file} --model {model.name} --output_dir {model.name} {stated} --verify
 ```
 
 | | |

@@ -69,9 +69,8 @@ class Conversion:
             lines.append(f"  largest differences to the original on random input: {found}")
         if record["architecture"] == "MawsLiTModel" and record["tokenizer"] is None:
             lines.append(
-                "  there is no tokenizer in the folder; a folder, a Hub id or a sentencepiece.bpe.model of XLM-R's is added by"
-                "\n"
-                f"  python -c 'from maws_hf.hub.original import add_tokenizer as add; "
+                "  there is no tokenizer in the folder; a folder, a Hub id or a sentencepiece.bpe.model of XLM-R's is "
+                "added by\n  python -c 'from maws_hf.hub.original import add_tokenizer as add; "
                 f'add("{folder}", "FacebookAI/xlm-roberta-base")\''
             )
         return "\n".join(
