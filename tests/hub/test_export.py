@@ -201,3 +201,11 @@ def test_a_model_read_from_an_export_is_saved_in_our_own_names(tmp_path):
     export, _ = exported(ours, tmp_path)
     MawsViTForImageClassification.from_pretrained(export.folder).save_pretrained(tmp_path / "again")
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == ours.state_dict().keys()
+
+
+def test_the_tokenizer_goes_along_and_says_nothing_about_this_machine(exports):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exports["clip"])
+    assert tokenizer("a red disc")["input_ids"][0] == tokenizer.bos_token_id
+    assert tokenizer.model_max_length == 38
+    settings = json.loads((exports["clip"] / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only", "name_or_path"} & set(settings)

@@ -329,6 +329,8 @@ def _save_processor(ours: PreTrainedModel, source: str | Path, folder: Path) -> 
     except (OSError, ValueError):  # converted without a tokenizer
         _image_processor(source, ours.config.vision_config).save_pretrained(folder)
         return
+    for local in ("is_local", "local_files_only"):  # how it was read here is no property of it
+        processor.tokenizer.init_kwargs.pop(local, None)
     VisionTextDualEncoderProcessor(processor.image_processor, processor.tokenizer).save_pretrained(folder)
 
 
