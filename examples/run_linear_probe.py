@@ -16,11 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
-from maws_hf import MawsViTModel
+from maws_hf.evaluation.encoders import load_encoder
 from maws_hf.evaluation.knn import knn_classify
 from maws_hf.evaluation.linear_heads import Protocol
 from maws_hf.evaluation.linear_probe import PROTOCOLS, linear_probe
@@ -75,26 +73,6 @@ def build_protocol(options: ProbeOptions) -> Protocol:
         return protocol
     share = protocol.warmup_epochs / protocol.epochs
     return replace(protocol, epochs=options.num_train_epochs, warmup_epochs=share * options.num_train_epochs)
-
-
-# ---------------------------------------------------------------- model
-
-
-def load_encoder(name: str) -> PreTrainedModel:
-    """Float32, complete, on the GPU if there is one.
-
-    Raises:
-        ValueError: the checkpoint lacks weights: a partly random encoder would be ranked under its name.
-    """
-    model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(report["missing_keys"])
-    if missing and all(key.startswith("pooler.") for key in missing):
-        model.pooler = None  # saved without one: the first token is the feature
-    elif missing:
-        raise ValueError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, among them {missing[0]}")
-    if not isinstance(model, MawsViTModel) and getattr(model.config, "mask_ratio", 0):
-        model.config.mask_ratio = 0.0  # transformers' own MAE encoder hides patches also in evaluation
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 # ---------------------------------------------------------------- probe

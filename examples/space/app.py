@@ -14,7 +14,7 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import gradio as gr
-from tabs.encoder import Encoder, load_encoder
+from tabs.encoder import Encoder
 from tabs.examples import write_examples
 from tabs.header import ShownModel, as_header, describe, short_name
 from tabs.neighbours import neighbours_tab
@@ -24,6 +24,7 @@ from tabs.zero_shot import ZeroShot, zero_shot_tab
 from transformers.utils import logging
 
 from maws_hf.data.sources import open_stream
+from maws_hf.evaluation.encoders import load_encoder
 from maws_hf.processing.decode import DEFAULT_LIMITS
 from maws_hf.training.arguments import Options, option, parse_recipe
 from maws_hf.training.entry_point import run_script
@@ -134,6 +135,8 @@ def build_theme() -> gr.themes.Base:
         block_info_text_color_dark="*neutral_300",
         block_label_text_color="*primary_700",
         block_title_text_color="*primary_700",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         color_accent="*primary_600",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",

@@ -1,8 +1,10 @@
-"""Models of each kind that tests of the Hub's side share."""
+"""Models of each kind, and a Hub of their own, that tests of this room share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loopback_hub import TOKEN, Hub, start_hub
 from tiny import tiny_config
 from tiny_lit import tiny_lit
 from tiny_two_towers import tiny_tokenizer
@@ -36,3 +38,22 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def exports(runs) -> dict[str, Path]:
     return {kind: export_model(run, run.with_name(f"{kind}-export")).folder for kind, run in runs.items()}
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """An empty one."""
+    hub, server = start_hub()
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def api(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    """A client of it in this process."""
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return HfApi(endpoint=hub.url, token=TOKEN)

@@ -51,7 +51,7 @@ def test_a_card_has_what_the_hub_and_a_reader_want(name):
     assert {result["dataset"]["split"] for result in results} <= {"validation", "test"}
     for heading in ("Use", "Intended use and limits", "Training", "Figures", "Where it comes from"):
         assert f"\n## {heading}" in card
-    assert f"maws-hf convert {model.url.rsplit('/', 1)[-1]} {name} --model {name}" in card
+    assert f"maws-hf convert {model.url.rsplit('/', 1)[-1]} --model {name} --output_dir {name}" in card
     assert "ORG/" not in card
     assert not re.search(r"\{\{|\{%|TODO|None", card)
 

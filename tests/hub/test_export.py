@@ -157,7 +157,7 @@ def test_the_auto_class_and_the_command_line(tmp_path, capsys):
     ours = random_model(MawsViTModel)
     ours.save_pretrained(tmp_path / "ours")
     with pytest.raises(SystemExit) as ended:
-        main(["export", str(tmp_path / "ours"), str(tmp_path / "theirs"), "--no_verify"])
+        main(["export", str(tmp_path / "ours"), "--output_dir", str(tmp_path / "theirs"), "--no_verify"])
     assert ended.value.code == 0
     assert "PixioModel" in capsys.readouterr().out
     theirs = AutoModel.from_pretrained(tmp_path / "theirs")

@@ -14,9 +14,10 @@ pytest.importorskip("gradio")
 import app
 from gradio.data_classes import ImageData
 from tabs import picture_index, zero_shot
-from tabs.encoder import Encoder, load_encoder
+from tabs.encoder import Encoder
 from tabs.examples import write_examples
 from tabs.header import as_header, describe, licence_of
+from tabs.neighbours import as_status
 from tabs.picture_index import IndexInTheMaking, PictureIndex, build_index
 from tabs.pictures import PageMessage, picture_input, read_picture, says_what_is_wrong
 from tabs.reconstruction import Reconstructor, as_pictures
@@ -26,6 +27,7 @@ from transformers import CLIPImageProcessorPil
 
 from maws_hf import MawsLiTModel
 from maws_hf.data.sources import open_stream
+from maws_hf.evaluation.encoders import load_encoder
 from maws_hf.processing.decode import decode_image
 
 LABELS = ["a red disc", "ein blauer Balken", "青い棒"]
@@ -235,7 +237,8 @@ def test_a_search_tells_how_far_the_index_is_and_what_became_of_it():
 
     making = IndexInTheMaking(build)
     assert not making.wait(0.05)
-    with pytest.raises(PageMessage, match="7 of 9"):
+    assert "Encoding 7 of 9 pictures of &lt;data&gt;" in as_status(making, "<data>")
+    with pytest.raises(PageMessage, match="as soon as all pictures are encoded"):
         _ = making.index
     go.set()
     assert making.wait(10)
@@ -260,7 +263,10 @@ def test_an_index_that_fails_says_so_on_the_page_and_why_in_the_log(capsys):
 def test_uploads_reach_our_decoder_unopened(tmp_path):
     file = tmp_path / "broken.png"
     file.write_bytes(b"no picture")
-    assert picture_input([]).preprocess(ImageData(path=str(file))) == str(file)
+    picture = picture_input([])
+    assert picture.preprocess(ImageData(path=str(file))) == str(file)
+    assert (picture.preprocess(None), picture.get_block_name()) == (None, "image")
+    assert not list(app.STYLE.parent.rglob("*.pyi"))
 
 
 @pytest.mark.parametrize(

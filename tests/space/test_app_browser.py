@@ -101,6 +101,13 @@ def nothing_goes_wrong_and_nothing_is_asked_of_others(browser, address) -> Itera
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
 
 
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("broken") / "broken.png"
+    file.write_bytes(b"<svg xmlns='http://www.w3.org/2000/svg'/>")
+    return file
+
+
 def answers(page: str) -> bool:
     try:
         return urlopen(page, timeout=1).status == 200
@@ -191,9 +198,7 @@ def test_what_a_label_says_is_never_html(browser, address, upload):
     assert not browser.find_elements("css selector", "#bold")
 
 
-def test_a_broken_file_and_missing_labels_are_answered_with_a_sentence(browser, address, tmp_path, upload):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(draw_image(0)[:90])
+def test_a_broken_file_and_missing_labels_are_answered_with_a_sentence(browser, address, broken, upload):
     show(browser, address)
     give(browser, broken)
     wait_until(lambda: "This file cannot be shown to the model" in text_of(browser, "#zero-shot-result"))
@@ -227,10 +232,14 @@ def test_a_picture_of_the_index_finds_itself_first(browser, address, upload):
     assert visible(browser, ".found figcaption")[0].text == f"1.000\n{OWN % 24}.png"
 
 
-def test_an_example_is_answered_without_further_ado(browser, address):
+def test_an_example_is_answered_and_the_file_after_it_is_still_checked(browser, address, broken):
     show(browser, address)
     visible(browser, ".gallery-item")[0].click()
     wait_until(lambda: len(visible(browser, ".bars li")) == 6)
+    visible(browser, ".picture button[aria-label='Remove Image']")[0].click()
+    wait_until(lambda: "Choose a picture" in text_of(browser, "#zero-shot-result"))
+    give(browser, broken)
+    wait_until(lambda: "This file cannot be shown to the model" in text_of(browser, "#zero-shot-result"))
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1200, "light")])

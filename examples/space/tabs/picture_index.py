@@ -134,7 +134,7 @@ class IndexInTheMaking:
             PageMessage: it is not there yet, or never will be.
         """
         if self._index is None:
-            raise PageMessage(self.failure or f"The pictures are still being read: {self.done:,} of {self.total:,}.")
+            raise PageMessage(self.failure or "Neighbours appear here as soon as all pictures are encoded.")
         return self._index
 
     def _run(self) -> None:

@@ -3,13 +3,16 @@
 import base64
 import html
 import io
+from abc import ABCMeta
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
 import torch
+from gradio.data_classes import ImageData
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -23,12 +26,29 @@ class PageMessage(ValueError):
     """What the person before the page should know or do, one sentence."""
 
 
-def picture_input(examples: list[Path]) -> gr.Image:
-    """A picture to upload, drop, paste or choose, handed over as the path of the file as it came.
+class _WithoutStub(type(gr.Image)):
+    """Gradio writes a .pyi file beside the source of every new component; none is wanted here."""
 
-    Gradio would open the file with Pillow, in whatever format Pillow knows; `read_picture` is stricter.
+    def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> type:
+        return ABCMeta.__new__(cls, name, bases, attributes)
+
+
+class Picture(gr.Image, metaclass=_WithoutStub):
+    """Hands over the path of an uploaded file as it came.
+
+    Its parent would open the file with Pillow, in whatever format Pillow knows; `read_picture` is stricter. A class,
+    as Gradio makes components anew for a visitor who takes an example: what an instance was told would be forgotten.
     """
-    picture = gr.Image(
+
+    is_template = True  # in the browser it is its parent
+
+    def preprocess(self, payload: ImageData | None) -> str | None:
+        return None if payload is None else payload.path
+
+
+def picture_input(examples: list[Path]) -> Picture:
+    """A picture to upload, drop, paste or choose."""
+    picture = Picture(
         type="filepath",
         label="Picture",
         sources=["upload", "clipboard"],
@@ -36,7 +56,6 @@ def picture_input(examples: list[Path]) -> gr.Image:
         buttons=[],
         elem_classes="picture",
     )
-    picture.preprocess = lambda payload: None if payload is None else payload.path
     if examples:
         gr.Examples([[str(path)] for path in examples], [picture], label="Examples", api_visibility="private")
     return picture

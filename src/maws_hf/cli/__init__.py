@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..training.entry_point import run_script
-from . import demo, export, text_tower
+from . import convert, demo, export, push, text_tower
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,7 +23,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo.add_commands(commands)
     text_tower.add_command(commands)
+    convert.add_command(commands)
     export.add_command(commands)
+    push.add_command(commands)
     return parser
 
 

@@ -15,11 +15,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "autoencoders ViTMAE, LiT models VisionTextDualEncoder. Afterwards a fresh process that cannot import maws_hf "
         "loads it and its outputs are compared with ours. MawsViTModel.from_pretrained and its likes read the folder "
         "back, bit for bit.",
-        epilog="maws-hf export runs/mae exports/mae-encoder --architecture pixio",
+        epilog="maws-hf export runs/mae --output_dir exports/mae-encoder --architecture pixio",
         allow_abbrev=False,
     )
     export.add_argument("model_name_or_path", help="folder of a run or a conversion, or a Hub id in our format")
-    export.add_argument("output_dir", type=Path, help="a new folder")
+    export.add_argument("--output_dir", type=Path, required=True, help="a new folder")
     export.add_argument(
         "--architecture",
         choices=("pixio", "vit", "dinov2", "vit_mae", "vision-text-dual-encoder"),

@@ -106,7 +106,8 @@ def _seen_by(model: ReleasedModel) -> str:
 
 def where_it_comes_from(model: ReleasedModel, conversion: dict[str, Any] | None) -> str:
     """The original file, the conversion and its checksums; `conversion` is as `card_for_release` takes it."""
-    sha256 = largest = made_with = checksums = AT_RELEASE
+    sha256 = model.sha256 or AT_RELEASE
+    largest = made_with = checksums = AT_RELEASE
     if conversion is not None:
         sha256, checksums = conversion["source"]["sha256"], "`release.json`"
         differences = conversion["differences"] or {}
@@ -115,7 +116,7 @@ def where_it_comes_from(model: ReleasedModel, conversion: dict[str, Any] | None)
     file = model.url.rsplit("/", 1)[-1]
     rows = [
         ("original file", f"[{file}]({model.url})"),
-        ("its sha256", model.sha256 or sha256),
+        ("its sha256", sha256),
         ("largest difference to the original arithmetic", largest),
         ("converted with", made_with),
         ("checksums of this repository", checksums),
@@ -124,7 +125,7 @@ def where_it_comes_from(model: ReleasedModel, conversion: dict[str, Any] | None)
     return f"""Converted from the file that Meta released, which is read without executing anything in it:
 
 ```bash
-maws-hf convert {file} {model.name} --model {model.name} --verify
+maws-hf convert {file} --model {model.name} --output_dir {model.name} --verify
 ```
 
 | | |

@@ -1,0 +1,26 @@
+"""Vision models of any kind as frozen encoders."""
+
+import torch
+from transformers import AutoModel, PreTrainedModel
+
+from ..models.modeling_maws_vit import MawsViTModel
+
+
+def load_encoder(name: str) -> PreTrainedModel:
+    """Float32, complete, in evaluation mode, on the GPU if there is one.
+
+    Raises:
+        ValueError: the checkpoint lacks weights: a partly random encoder would be ranked under its name.
+    """
+    model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler = None  # saved without one: the first token is the feature
+    elif missing:
+        raise ValueError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, among them {missing[0]}")
+    if not isinstance(model, MawsViTModel) and getattr(model.config, "mask_ratio", 0):
+        model.config.mask_ratio = 0.0  # transformers' own MAE encoder hides patches also in evaluation
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+__all__ = ["load_encoder"]

@@ -1,0 +1,169 @@
+"""What must hold of a release before the first byte of it leaves this machine; every problem is named at once."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .staging import CARD, CONFIG, STUB, files_below, is_allowed
+from .weight_checks import Problem, weight_problems
+
+TEXT_SUFFIXES = (".json", ".md", ".py", ".txt")
+_SECRETS = {
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
+    "an AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|aws_secret_access_key",
+    "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "an address with a password": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']+@",
+}
+# A whole value that is a path, or a path inside a longer one, such as a command line.
+_PATH = re.compile(
+    r"^(?:/[\w.@+~-]+){2,}/?$|^file:/|^~[\w.-]*/|^[A-Za-z]:\\|^\\\\"
+    r"|(?<![\w./:@])(?:/(?:home|Users|root|mnt|tmp|var|data|scratch|workspace|private|media|opt|srv)/|~/)[\w.-]"
+)
+_VOCABULARY = {"tokenizer.json": ("model", "added_tokens")}  # pieces of words, some of which look like paths
+_PLACEHOLDERS = re.compile(r"\{\{|\bTODO\b|(?i:to be filled|more information needed)")
+# The task of the in-tree architectures; None where a model has no pipeline of its own.
+_TASKS = {
+    "ViTForImageClassification": "image-classification",
+    "VisionTextDualEncoderModel": "zero-shot-image-classification",
+    "ViTModel": "image-feature-extraction",
+    "PixioModel": "image-feature-extraction",
+    "Dinov2Model": "image-feature-extraction",
+}
+
+
+class ReleaseCheckError(ValueError):
+    """A folder must not be released as it is; the message lists every problem, each with its file."""
+
+
+def check_release(folder: Path, *, native: bool = False) -> None:
+    """Looks at every file of a folder that is about to be released; nothing is sent anywhere.
+
+    Args:
+        folder: as `build_staging` makes it.
+        native: it is in our own format, with the stub that imports our classes.
+
+    Raises:
+        ReleaseCheckError: naming all that is wrong.
+    """
+    if problems := list(release_problems(folder, native=native)):
+        keep = "one problem keeps" if len(problems) == 1 else f"{len(problems)} problems keep"
+        listed = "; ".join(f"{folder.name}/{file}: {problem}" for file, problem in problems)
+        raise ReleaseCheckError(f"{keep} this model from being released: {listed}")
+
+
+def release_problems(folder: Path, *, native: bool = False) -> Iterator[Problem]:
+    """All problems, as pairs of a file and what is wrong with it."""
+    for name in files_below(folder):
+        if (folder / name).is_symlink():
+            yield name, "is a link: put the file itself there"
+        elif not is_allowed(name, native):
+            yield name, "is not on the list of what a release may hold: delete it"
+        elif name.endswith(TEXT_SUFFIXES):
+            yield from ((name, problem) for problem in _text_problems(folder / name))
+    config = _json(folder / CONFIG)
+    if not isinstance(config, dict):
+        yield CONFIG, "is missing or not a JSON object"
+        config = {}
+    yield from _remote_code_problems(folder, config, native)
+    yield from weight_problems(folder, config)
+    yield from ((CARD, problem) for problem in card_problems(folder / CARD, None if native else config))
+
+
+def card_problems(path: Path, config: dict[str, Any] | None) -> Iterator[str]:
+    """What a model card lacks; `config` is of the model, and None leaves the task unchecked."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        yield "is missing or not UTF-8 text: a release needs a model card"
+        return
+    parts = re.match(r"---\r?\n(.*?)\r?\n---\r?\n(.*)", text, re.DOTALL)
+    try:
+        data = yaml.safe_load(parts[1]) if parts else None
+    except yaml.YAMLError as error:
+        yield f"its metadata is not YAML ({' '.join(str(error).split())})"
+        return
+    if not isinstance(data, dict):
+        yield "has no metadata between lines of ---"
+        return
+    for field in ("license", "library_name", "tags"):
+        if not data.get(field):
+            yield f"lacks the field {field}"
+    explained = re.search(r"^#+ Training", parts[2], re.MULTILINE)  # for data that are on no Hub
+    if not data.get("base_model") and not data.get("datasets") and not explained:
+        yield "lacks base_model, datasets and a section Training: what do the weights come from?"
+    index = data.get("model-index")
+    if not data.get("model_name") and not (isinstance(index, list) and index and index[0].get("name")):
+        yield "lacks model_name"
+    task = _TASKS.get(next(iter((config or {}).get("architectures") or []), ""))
+    if task and data.get("pipeline_tag") != task:
+        yield f"pipeline_tag is {data.get('pipeline_tag')!r}; this architecture is for {task!r}"
+    if not parts[2].strip():
+        yield "has no text after its metadata"
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := _PLACEHOLDERS.search(line):
+            yield f"line {number} still holds {found[0]!r}"
+
+
+def _text_problems(path: Path) -> Iterator[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        yield "is not UTF-8 text"
+        return
+    for what, pattern in _SECRETS.items():
+        if found := re.search(pattern, text):
+            # The line, never the secret: messages end up in logs.
+            yield f"line {text.count(chr(10), 0, found.start()) + 1} holds {what}: revoke it and take it out"
+    if path.suffix == ".json":
+        content = _json(path)
+        if content is None:
+            yield "is not JSON"
+        for where, value in _strings(content, skip=_VOCABULARY.get(path.name, ())):
+            if _PATH.search(value):
+                yield f"{where} names a place on this machine ({_short(value)}): write it without"
+
+
+def _remote_code_problems(folder: Path, config: dict[str, Any], native: bool) -> Iterator[Problem]:
+    """The in-tree model is for everybody, so no file of it may ask for code; ours asks for the stub only."""
+    for name in (CONFIG, "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"):
+        content = config if name == CONFIG else _json(folder / name)
+        found = content.get("auto_map") if isinstance(content, dict) else None
+        if found and not (native and name == CONFIG):
+            yield name, "asks for remote code (auto_map): take it out"
+        elif found and any(not str(value).startswith(f"{Path(STUB).stem}.") for value in found.values()):
+            yield name, f"asks for other remote code than {STUB}"
+    if native and not (folder / STUB).is_file():
+        yield STUB, "is missing"
+
+
+def _strings(content: Any, where: str = "", skip: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Every text in parsed JSON, keys too, with the keys that lead there."""
+    if isinstance(content, str):
+        yield where, content
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            if key not in skip:
+                yield from _strings(key, f"a key of {where or 'the file'}")
+                yield from _strings(value, f"{where}.{key}".lstrip("."))
+    elif isinstance(content, list):
+        for place, value in enumerate(content):
+            yield from _strings(value, f"{where}[{place}]")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+__all__ = ["ReleaseCheckError", "check_release", "release_problems"]

@@ -1,0 +1,55 @@
+"""Shards written in chunks are safetensors' own, and a mapped file's memory comes back while it is read."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from maws_hf.hub import native_writer
+from maws_hf.hub.mapped_file import MappedFile
+from maws_hf.hub.native_writer import write_shards
+
+
+def contents(tensors):
+    return {name: (value.dtype, tuple(value.shape), lambda value=value: value) for name, value in tensors.items()}
+
+
+@pytest.fixture
+def tensors():
+    torch.manual_seed(0)
+    return {
+        "b.weight": torch.randn(7, 5),
+        "a.half": torch.randn(3, 3).half(),
+        "scale": torch.tensor(1.5),
+        "é \"quoted\"": torch.randn(4).bfloat16(),
+        "empty": torch.zeros(0, 3),
+        "transposed": torch.randn(6, 4).T,
+    }  # fmt: skip
+
+
+def test_a_shard_is_byte_by_byte_that_of_safetensors(tensors, tmp_path, monkeypatch):
+    monkeypatch.setattr(native_writer, "CHUNK", 4)
+    assert write_shards(contents(tensors), tmp_path, parameters=1) == {}
+    plain = {name: value.contiguous() for name, value in tensors.items()}
+    save_file(plain, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+def test_values_that_are_not_finite_are_counted_by_tensor(tensors, tmp_path):
+    tensors["b.weight"][2, 1:4] = float("nan")
+    tensors["a.half"][0, 0] = float("inf")
+    assert write_shards(contents(tensors), tmp_path, parameters=1, shard_bytes=100) == {"b.weight": 3, "a.half": 1}
+
+
+def test_only_memory_of_the_file_is_given_back(tmp_path):
+    value = torch.arange(100_000, dtype=torch.float32)
+    torch.save({"weight": value}, tmp_path / "file.pt")
+    mapped = torch.load(tmp_path / "file.pt", mmap=True, weights_only=True)["weight"]
+    file = MappedFile(tmp_path / "file.pt")
+    if not file.ranges:
+        pytest.skip("this system does not tell where files are mapped")
+    held = value.clone()
+    for tensor in (mapped, held):
+        file.give_back(tensor)
+        assert torch.equal(tensor, value)  # read again from the disk, or never lost
+    start = mapped.data_ptr()
+    assert any(low <= start < high for low, high in file.ranges)

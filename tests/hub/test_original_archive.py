@@ -1,0 +1,167 @@
+"""Hostile and damaged files are refused before anything is loaded, by a sentence that says what is wrong."""
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from tiny_originals import encoder, saved
+
+from maws_hf.hub.original_archive import (
+    MOST_HEADER_BYTES,
+    ConversionError,
+    archive_entries,
+    check_safetensors_header,
+    check_torch_archive,
+)
+
+
+class Command:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+class Foreign:
+    pass
+
+
+def archive_of(path, data_pkl, **others):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", data_pkl)
+        for name, content in others.items():
+            archive.writestr(f"archive/{name.replace('__', '/')}", content)
+    return path
+
+
+def refused(path, check=check_torch_archive):
+    with pytest.raises(ConversionError) as error:
+        check(path)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_file_that_would_run_a_command_is_refused_by_the_name_of_the_function(tmp_path, protocol):
+    marker = tmp_path / "marker"
+    file = tmp_path / "evil.pt"
+    torch.save({"model": Command(marker)}, file, pickle_protocol=protocol)
+    message = refused(file)
+    assert f"{os.system.__module__}.system" in message
+    assert "foreign code" in message
+    assert not marker.exists()
+
+
+def test_an_unknown_class_is_named(tmp_path):
+    torch.save({"model": {}, "args": Foreign()}, tmp_path / "foreign.pt")
+    assert "test_original_archive.Foreign" in refused(tmp_path / "foreign.pt")
+
+
+def test_globals_that_torch_alone_would_let_through_are_named(tmp_path):
+    sparse = torch.eye(3).to_sparse()
+    torch.save({"weight": sparse}, tmp_path / "sparse.pt")
+    assert "torch._utils._rebuild_sparse_tensor" in refused(tmp_path / "sparse.pt")
+
+
+def test_what_training_scripts_save_passes(tmp_path):
+    state = {"weight": torch.nn.Parameter(torch.ones(2, 3)), "half": torch.ones(2).half()}
+    content = {"model": state, "lr": np.float64(0.1), "best": np.float32(3), "epoch": np.int64(3)}
+    check_torch_archive(saved(content, tmp_path / "good.pt"))
+
+
+def test_the_entries_lie_where_their_bytes_are(tmp_path):
+    file = saved({"weight": torch.arange(6.0)}, tmp_path / "good.pt")
+    (entry,) = [entry for entry in archive_entries(file) if entry.name == "data/0"]
+    stored = file.read_bytes()[entry.start : entry.start + entry.size]
+    assert np.frombuffer(stored, np.float32).tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(tmp_path, share):
+    file = saved(encoder(), tmp_path / "cut.pt")
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    assert "cut off" in refused(file)
+
+
+def test_a_directory_that_claims_more_than_the_file_has_is_refused(tmp_path):
+    file = saved({"weight": torch.ones(8)}, tmp_path / "lies.pt")
+    content = bytearray(file.read_bytes())
+    place = content.index(b"PK\x01\x02")
+    while b"data/0" not in content[place + 46 : place + 70]:
+        place = content.index(b"PK\x01\x02", place + 1)
+    content[place + 20 : place + 28] = struct.pack("<II", 1_000_000, 1_000_000)
+    file.write_bytes(content)
+    message = refused(file)
+    assert "data/0" in message
+    assert "1,000,000 bytes" in message
+
+
+def test_a_directory_that_calls_an_entry_otherwise_is_refused(tmp_path):
+    file = archive_of(tmp_path / "names.pt", pickle.dumps({}, protocol=2))
+    content = file.read_bytes()
+    file.write_bytes(content[:30] + content[30:].replace(b"archive/data.pkl", b"archive/evil.pkl", 1))
+    assert "evil.pkl" in refused(file)
+
+
+def test_two_entries_of_one_name_are_refused_since_readers_take_different_ones(tmp_path):
+    with zipfile.ZipFile(tmp_path / "two.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+        archive.writestr("archive/DATA.PKL", pickle.dumps({}, protocol=2))
+    assert "two entries of the same name" in refused(tmp_path / "two.pt")
+
+
+def test_a_compressed_bomb_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
+    assert "compressed" in refused(tmp_path / "bomb.pt")
+
+
+def test_archives_that_are_no_checkpoint_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert "without data.pkl" in refused(tmp_path / "other.pt")
+    script = archive_of(tmp_path / "script.pt", pickle.dumps({}, protocol=2), code__model="def forward(): pass")
+    assert "TorchScript" in refused(script)
+    assert "no intact pickle" in refused(archive_of(tmp_path / "noise.pt", b"\xff\xfe noise"))
+
+
+def test_an_old_file_is_refused_with_the_command_that_saves_it_again(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    message = refused(tmp_path / "old.pth")
+    assert "before 1.6" in message
+    assert "weights_only=True" in message
+
+
+def test_a_safetensors_header_bomb_is_refused(tmp_path):
+    long = tmp_path / "long.safetensors"
+    long.write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
+    message = refused(long, check_safetensors_header)
+    assert f"{1 << 40:,}" in message
+    assert f"{MOST_HEADER_BYTES:,}" in message
+    header = {f"t{index}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for index in range(10_001)}
+    many = tmp_path / "many.safetensors"
+    many.write_bytes(safetensors_bytes(header))
+    assert "10,001 tensors" in refused(many, check_safetensors_header)
+    header = {"weight": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}
+    claims = tmp_path / "claims.safetensors"
+    claims.write_bytes(safetensors_bytes(header))
+    assert f"{1 << 42:,} bytes" in refused(claims, check_safetensors_header)
+    noise = tmp_path / "noise.safetensors"
+    noise.write_bytes(struct.pack("<Q", 4) + b"nois")
+    assert "no header" in refused(noise, check_safetensors_header)
+
+
+def safetensors_bytes(header):
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "empty.pt").write_bytes(b"")
+    assert "no zip archive" in refused(tmp_path / "empty.pt")
