@@ -154,6 +154,7 @@ def test_the_card_of_one_s_own_model_is_honest_and_its_code_runs(kind, runs, exp
     assert "nothing was measured for this card" in card
     assert "Nobody has said here what it is meant for" in card
     assert "shortest side resized" in card
+    assert "other languages" not in card
     ledger = "How it was trained is not recorded" if kind == "clip" else "| wsp | 500 | 1.00e+12 |"
     assert ledger in card
     assert "cc-by-nc" not in card.lower()
