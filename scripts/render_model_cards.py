@@ -8,7 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from maws_hf.hub.cards import card_for_release
+from maws_hf.data.corpus import write_atomically
+from maws_hf.hub.cards import card_for_release, parameters_of
 from maws_hf.hub.released_models import RELEASED_MODELS
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
@@ -25,7 +26,7 @@ def main() -> int:
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             differing.append(file)
             if not check:
-                file.write_text(text, encoding="utf-8")
+                write_atomically(file, text.encode())
     for file in differing:
         print(f"{'differs' if check else 'written'}: {file}")
     return 1 if check and differing else 0
@@ -42,8 +43,8 @@ def overview() -> str:
     for model in RELEASED_MODELS.values():
         first = model.figures[0]
         rows.append(
-            f"| [{model.name}]({model.name}.md) | {model.kind} | {model.image_size} | {model.data} "
-            f"| {first.value} ({first.setting}) | `{model.url.rsplit('/', 1)[-1]}` |"
+            f"| [{model.name}]({model.name}.md) | {model.kind} | {parameters_of(model)} | {model.image_size} "
+            f"| {model.data} | {first.value} ({first.setting}) | `{model.url.rsplit('/', 1)[-1]}` |"
         )
     table = "\n".join(rows)
     return f"""# Model cards
@@ -53,8 +54,8 @@ from `src/maws_hf/hub/templates/model_card.md.j2` and the table in `src/maws_hf/
 `python scripts/render_model_cards.py`; `maws-hf push` fills in checksums. The figure is top-1 on ImageNet-1k in %, as
 published.
 
-| card | kind | pixels | images of pretraining | figure | original file |
-|---|---|---|---|---|---|
+| card | kind | parameters | pixels | images of pretraining | figure | original file |
+|---|---|---|---|---|---|---|
 {table}
 """
 

@@ -1,15 +1,18 @@
 """Model cards: as committed, complete, and their code was run."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny import draw_image
+from tiny import draw_image, tiny_config
 
+from maws_hf import MawsViTForImageClassification
 from maws_hf.hub.cards import AT_RELEASE, card_for_release, card_for_run
 from maws_hf.hub.released_models import RELEASED_MODELS
+from maws_hf.processing.image_processors import square_image_processor_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +48,7 @@ def test_a_card_has_what_the_hub_and_a_reader_want(name):
     results = metadata["model-index"][0]["results"]
     assert [result["metrics"][0]["value"] for result in results] == [figure.value for figure in model.figures]
     assert [result["source"]["name"] for result in results] == [figure.source[0] for figure in model.figures]
+    assert {result["dataset"]["split"] for result in results} <= {"validation", "test"}
     for heading in ("Use", "Intended use and limits", "Training", "Figures", "Where it comes from"):
         assert f"\n## {heading}" in card
     assert f"maws-hf convert {model.url.rsplit('/', 1)[-1]} --model {name} --output_dir {name}" in card
@@ -61,15 +65,53 @@ def test_figures_say_whether_these_weights_gave_them():
     assert "these weights by themselves" not in card_for_release("maws-vit-b")
 
 
+def test_few_label_figures_are_an_adapter_s_and_detection_is_no_accuracy():
+    figures = RELEASED_MODELS["maws-vit-h"].figures
+    assert {f.relation for f in figures if "labelled image" in f.setting} == {"adapter"}
+    results = metadata_of(card_for_release("maws-vit-h"))["model-index"][0]["results"]
+    detection = [r["metrics"][0] for r in results if r["task"]["type"] in ("object-detection", "image-segmentation")]
+    # Tables 7 and 8 of the paper, ViTDet-H: box and mask on LVIS, then on COCO.
+    assert [metric["value"] for metric in detection] == [50.8, 45.5, 57.7, 49.6]
+    assert {metric["type"] for metric in detection} == {"mean_average_precision"}
+    assert "50.8 box AP" in card_for_release("maws-vit-h")
+
+
+def test_a_card_tells_only_of_images_that_its_model_has_seen():
+    for name, model in RELEASED_MODELS.items():
+        card = card_for_release(name)
+        assert ("Instagram" in card) is (model.data == "IG-3B"), name
+        assert ("social network" in card) is (model.data == "IG-3B"), name
+        assert ("hyperparameters of the original MAE" in card) is (model.data == "IG-3B"), name
+        assert ("hashtags people chose" in card) is (model.kind != "mae"), name
+
+
+def conversion_of(name: str) -> dict:
+    """The fields of a `conversion.json` that a card reads."""
+    return {
+        "released_model": name,
+        "source": {"file": "vit_b16.pt", "url": None, "bytes": 1, "sha256": "ab" * 32},
+        "differences": {"features": 3e-7},
+        "versions": {"maws_hf": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
+    }
+
+
 def test_a_conversion_fills_in_checksums():
     plain = card_for_release("maws-vit-b")
-    assert plain.count(AT_RELEASE) == 3
-    card = card_for_release(
-        "maws-vit-b", conversion={"source": {"sha256": "ab" * 32}, "differences": {"features": 3e-7}}
-    )
+    assert plain.count(AT_RELEASE) == 4
+    card = card_for_release("maws-vit-b", conversion=conversion_of("maws-vit-b"))
     assert "ab" * 32 in card
     assert "features 3.0e-07" in card
+    assert "torch 2.13.0" in card
     assert AT_RELEASE not in card
+    unverified = {**conversion_of("maws-vit-b"), "differences": None}
+    assert "| not compared |" in card_for_release("maws-vit-b", conversion=unverified)
+
+
+def test_a_conversion_of_another_model_fills_in_nothing():
+    with pytest.raises(ValueError, match="is of maws-vit-l, not of maws-vit-b"):
+        card_for_release("maws-vit-b", conversion=conversion_of("maws-vit-l"))
+    with pytest.raises(ValueError, match=r"conversion.json lacks differences, source, versions"):
+        card_for_release("maws-vit-b", conversion={"released_model": "maws-vit-b"})
 
 
 def test_an_unknown_name_is_an_error():
@@ -110,12 +152,33 @@ def test_the_card_of_one_s_own_model_is_honest_and_its_code_runs(kind, runs, exp
     assert metadata["datasets"] == ["me/pictures"]
     assert "model-index" not in metadata
     assert "nothing was measured for this card" in card
+    assert "Nobody has said here what it is meant for" in card
+    assert "shortest side resized" in card
+    assert "other languages" not in card
     ledger = "How it was trained is not recorded" if kind == "clip" else "| wsp | 500 | 1.00e+12 |"
     assert ledger in card
     assert "cc-by-nc" not in card.lower()
     run_code(card, "me/mine", exports[kind], tmp_path, capsys)
 
 
-def test_a_folder_without_a_model_of_ours_has_no_card(exports):
+def test_a_folder_without_a_model_of_ours_has_no_card(exports, tmp_path):
     with pytest.raises(ValueError, match="no model in our own format"):
         card_for_run(exports["maws"], "me/mine", license="mit")
+    with pytest.raises(ValueError, match=r"holds no model: config.json is missing"):
+        card_for_run(tmp_path, "me/mine", license="mit")
+
+
+@pytest.mark.parametrize("ledger", ["{", "[]", '{"stages": 3}', '{"stages": [{"name": "mae"}]}'])
+def test_a_damaged_ledger_is_named(ledger, runs, tmp_path):
+    folder = shutil.copytree(runs["maws"], tmp_path / "run")
+    (folder / "training.json").write_text(ledger)
+    with pytest.raises(ValueError, match=r"run/training.json is not a ledger of training stages"):
+        card_for_run(folder, "me/mine", license="mit")
+
+
+def test_how_pictures_are_resized_is_read_and_not_assumed(tmp_path):
+    model = MawsViTForImageClassification(tiny_config(num_labels=5))
+    model.save_pretrained(tmp_path)
+    assert "how they are resized is not recorded" in card_for_run(tmp_path, "me/mine", license="mit")
+    square_image_processor_of(model.config).save_pretrained(tmp_path)
+    assert "the whole image resized" in card_for_run(tmp_path, "me/mine", license="mit")

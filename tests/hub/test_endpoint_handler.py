@@ -4,12 +4,18 @@ import base64
 import importlib.util
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from tiny import draw_image
+
+from maws_hf import MawsViTModel
 
 FILE = Path(__file__).parents[2] / "examples" / "endpoint" / "handler.py"
 PICTURE = base64.b64encode(draw_image(1, size=40)).decode()
@@ -20,7 +26,7 @@ def handlers(runs, exports):
     spec = importlib.util.spec_from_file_location("handler", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    folders = {**{kind: exports[kind] for kind in ("classifier", "clip", "maws")}, "native": runs["clip"]}
+    folders = {**{kind: exports[kind] for kind in exports}, "native": runs["clip"]}
     return {kind: module.EndpointHandler(str(folder)) for kind, folder in folders.items()}
 
 
@@ -51,6 +57,15 @@ def test_features_are_the_encoders(handlers):
     torch.testing.assert_close(direction, feature / feature.norm())
 
 
+def test_an_autoencoder_s_features_are_of_the_whole_picture(handlers, runs):
+    answers = [handlers["autoencoder"]({"inputs": PICTURE}) for _ in range(2)]
+    assert answers[0] == answers[1]
+    pixels = handlers["autoencoder"]._images([PICTURE])
+    with torch.inference_mode():
+        expected = MawsViTModel.from_pretrained(runs["autoencoder"]).eval()(pixels.cpu()).pooler_output[0]
+    torch.testing.assert_close(torch.tensor(answers[0]), expected)
+
+
 def test_several_pictures_and_other_forms_of_one(handlers):
     raw = draw_image(1, size=40)
     several = handlers["maws"]({"inputs": [PICTURE, base64.b64encode(draw_image(2)).decode()]})
@@ -76,10 +91,24 @@ def bomb() -> str:
         ("maws", {"inputs": []}, "0 pictures"),
         ("maws", {"inputs": [PICTURE] * 33}, "33 pictures"),
         ("maws", [PICTURE], "no JSON object"),
-        ("maws", {"inputs": PICTURE, "parameters": {"top_k": 3}}, "unexpected keyword argument 'top_k'"),
+        (
+            "maws",
+            {"inputs": PICTURE, "parameters": {"top_k": 3}},
+            "parameters has 'top_k'; this model is for features: normalize",
+        ),
+        ("maws", {"inputs": PICTURE, "parameters": {"images": 1}}, "parameters has 'images'"),
+        ("maws", {"inputs": PICTURE, "parameters": {"normalize": "false"}}, "normalize must be true or false"),
+        ("maws", {"inputs": "A" * 27_000_000}, "27000000 characters"),
+        ("maws", {"inputs": Image.open(io.BytesIO(draw_image(1, size=200)[:300]))}, "cannot be read"),
         ("maws", {"inputs": PICTURE, "parameters": "x"}, "parameters is no object"),
         ("clip", {"inputs": PICTURE}, "candidate_labels must be"),
         ("clip", {"inputs": PICTURE, "parameters": {"candidate_labels": ["a", 3]}}, "candidate_labels must be"),
+        ("clip", {"inputs": PICTURE, "parameters": {"candidate_labels": ["a", " "]}}, "candidate_labels must be"),
+        (
+            "clip",
+            {"inputs": PICTURE, "parameters": {"candidate_labels": ["a"], "hypothesis_template": "{}" * 99}},
+            "{} once",
+        ),
         (
             "clip",
             {"inputs": PICTURE, "parameters": {"candidate_labels": ["a"], "hypothesis_template": "x"}},
@@ -97,3 +126,39 @@ def test_what_cannot_be_answered_is_said(handlers, kind, data, message):
 def test_a_picture_too_large_is_refused_before_it_is_decoded(handlers):
     answer = handlers["maws"]({"inputs": bomb()})
     assert "20000" in answer["error"]
+
+
+def test_an_opened_picture_is_refused_before_it_is_decoded_too(handlers, monkeypatch):
+    encoded = io.BytesIO()
+    Image.new("1", (8_000, 8_000)).save(encoded, format="PNG")
+    picture = Image.open(encoded)
+    monkeypatch.setattr(picture, "load", lambda: pytest.fail("its pixels were decompressed"))
+    assert "8000" in handlers["maws"]({"inputs": picture})["error"]
+
+
+def test_an_opened_picture_of_another_format_never_meets_its_parser(handlers):
+    encoded = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(encoded, format="PPM")
+    assert "is PPM" in handlers["maws"]({"inputs": Image.open(encoded)})["error"]
+
+
+@pytest.mark.slow
+def test_the_package_beside_the_handler_is_enough(exports, tmp_path):
+    """As on an endpoint: the repository's folder is first on the path; what requirements.txt does not name is away."""
+    repository = shutil.copytree(exports["maws"], tmp_path / "repository")
+    shutil.copy(FILE, repository)
+    package = Path(sys.modules["maws_hf"].__file__).parent
+    shutil.copytree(package, repository / "maws_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    script = f"""
+import sys
+for name in ("datasets", "accelerate", "torchdata", "simplejpeg", "sentencepiece", "jinja2", "matplotlib"):
+    sys.modules[name] = None
+sys.path.insert(0, {str(repository)!r})
+from handler import EndpointHandler
+import maws_hf
+assert maws_hf.__file__.startswith({str(repository)!r})
+print(len(EndpointHandler({str(repository)!r})({{"inputs": {PICTURE!r}}})))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["32"], done.stderr

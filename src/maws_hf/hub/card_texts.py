@@ -40,11 +40,14 @@ def how_it_was_trained(model: ReleasedModel) -> str:
         "ImageNet-1k": "**Data.** ImageNet-1k, 1.28 million images; the labels are not used.",
         "ImageNet-21k": "**Data.** ImageNet-21k, 14 million images; the labels are not used.",
     }[model.data]
-    mae_epochs = "one epoch" if model.data == "IG-3B" else "length not published for this file"
-    stages = [
-        f"MAE: three quarters of the patches hidden, loss on normalised pixels, hyperparameters of the original MAE, "
-        f"{mae_epochs}"
-    ]
+    mae = "MAE: three quarters of the patches hidden, loss on normalised pixels, "
+    if model.data == "IG-3B":
+        mae += "hyperparameters of the original MAE, one epoch"
+    else:
+        mae += "hyperparameters and length of this file's training not known to us"
+    if model.size == "vit_6.5b14":
+        mae += ", in full precision, without which this size was unstable"
+    stages = [mae]
     if model.kind != "mae":
         stages.append("WSP: cross-entropy on hashtags, one epoch, hyperparameters of SWAG, which are not public")
     if model.kind == "classifier":
@@ -68,30 +71,56 @@ def intended_use(model: ReleasedModel) -> str:
         "classifier": "Research on classification; a reference for the 1,000 ImageNet classes.",
         "clip": "Research on zero-shot recognition and image-text retrieval in many languages.",
     }[model.kind]
-    return f"""## Intended use and limits
+    people = (
+        f"Not for decisions about people, identification, or surveillance. {_seen_by(model)} The paper measures no "
+        "bias by region, gender, age or skin tone, and neither have we; measure on your own data before you rely on "
+        "it. Images unlike photographs (scans, medical or satellite pictures) were not evaluated either."
+    )
+    use = f"{task} Not for commercial use (licence)."
+    return "\n\n".join(["## Intended use and limits", use, _where_it_is_weak(model), people])
 
-{task} Not for commercial use (licence).
 
-Not for decisions about people, identification, or surveillance. The training images are public posts of a social
-network with the hashtags people chose: what is photographed, where, by whom and how it is named is uneven, and models
-trained on it carry that on. The paper measures no bias by region, gender, age or skin tone, and neither have we;
-measure on your own data before you rely on it. Images unlike photographs (scans, medical or satellite pictures) were
-not evaluated either."""
+def _where_it_is_weak(model: ReleasedModel) -> str:
+    """As the paper says it (sections 4.3 and 4.4, for its own models)."""
+    data = "The paper puts the distance to models that were pretrained on JFT-3B down to the data (section 4.4)."
+    languages = "English and French" if model.size == "vit_2b14" else "English"
+    return {
+        "mae": "Where the encoder stays frozen (linear, few-label and zero-shot classifiers), the paper finds MAE "
+        "more than 10 points behind training on hashtags, for ViT-L (section 4.3).",
+        "maws": "On COCO, the paper's models are slightly behind MAE alone (section 4.4).",
+        "classifier": f"It knows 1,000 classes and answers with one of them whatever the picture shows. {data}",
+        "clip": f"Accuracy was published in {languages}; which languages the captions were in was not, so measure in "
+        f"yours. One of the labels is always the likeliest, also where none fits. {data}",
+    }[model.kind]
+
+
+def _seen_by(model: ReleasedModel) -> str:
+    if model.data != "IG-3B":
+        return f"All it has seen is {model.data}: what those images show and what they lack, it carries on."
+    named, naming = ("", "") if model.kind == "mae" else (" with the hashtags people chose", " and how it is named")
+    return (
+        f"The training images are posts of a social network{named}: what is photographed, where, by whom{naming} is "
+        "uneven, and models trained on it carry that on."
+    )
 
 
 def where_it_comes_from(model: ReleasedModel, conversion: dict[str, Any] | None) -> str:
-    """The original file, the conversion and its checksums."""
-    conversion = conversion or {}
-    differences = conversion.get("differences") or {}
-    largest = ", ".join(f"{name} {value:.1e}" for name, value in differences.items()) or AT_RELEASE
+    """The original file, the conversion and its checksums; `conversion` is as `card_for_release` takes it."""
+    sha256 = model.sha256 or AT_RELEASE
+    largest = made_with = checksums = AT_RELEASE
+    if conversion is not None:
+        sha256, checksums = conversion["source"]["sha256"], "`release.json`"
+        differences = conversion["differences"] or {}
+        largest = ", ".join(f"{name} {value:.1e}" for name, value in differences.items()) or "not compared"
+        made_with = ", ".join(f"{name} {version}" for name, version in conversion["versions"].items())
     file = model.url.rsplit("/", 1)[-1]
-    digest = conversion.get("source", {}).get("sha256") or model.sha256
-    stated = f"--sha256 {digest}" if digest else "--accept_unknown_sha256"
+    stated = "--accept_unknown_sha256" if sha256 == AT_RELEASE else f"--sha256 {sha256}"
     rows = [
         ("original file", f"[{file}]({model.url})"),
-        ("its sha256", digest or AT_RELEASE),
+        ("its sha256", sha256),
         ("largest difference to the original arithmetic", largest),
-        ("checksums of this repository", AT_RELEASE if not conversion else "`release.json`"),
+        ("converted with", made_with),
+        ("checksums of this repository", checksums),
     ]
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
     return f"""Converted from the file that Meta released, which is read without executing anything in it:
@@ -103,3 +132,16 @@ maws-hf convert {file} --model {model.name} --output_dir {model.name} {stated} -
 | | |
 |---|---|
 {table}"""
+
+
+def licence_of_release(model: ReleasedModel) -> str:
+    """Whose the weights are, and what was changed about them, which the licence wants to be said."""
+    moved = (
+        " A power of two was moved from the text projection into the pooler that transformers puts before it."
+        if model.kind == "clip"
+        else ""
+    )
+    return (
+        "The weights are Meta's, under [CC-BY-NC-4.0](https://creativecommons.org/licenses/by-nc/4.0/): not for "
+        f"commercial use. Changed were the file format and the names of the tensors.{moved}"
+    )

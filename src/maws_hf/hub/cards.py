@@ -4,7 +4,6 @@ What is not known is said to be unknown. Figures are published ones, marked with
 here.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,15 +11,23 @@ from typing import Any
 
 import torch
 from huggingface_hub import EvalResult, ModelCardData
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.configuration_maws_lit import MawsLiTConfig
 from ..models.configuration_maws_vit import MawsViTConfig, as_pair
 from ..models.modeling_maws_lit import MawsLiTModel
 from ..models.modeling_maws_mae import MawsMAEForPreTraining
 from ..models.modeling_maws_vit import MawsViTForImageClassification, MawsViTModel
-from .card_texts import AT_RELEASE, how_it_was_trained, intended_use, what_it_is, where_it_comes_from
-from .released_models import PAPER, RELEASED_MODELS, ReleasedModel
+from .card_texts import (
+    AT_RELEASE,
+    how_it_was_trained,
+    intended_use,
+    licence_of_release,
+    what_it_is,
+    where_it_comes_from,
+)
+from .released_models import BOX_AP, MASK_AP, PAPER, RELEASED_MODELS, Figure, ReleasedModel
+from .run_facts import config_and_kind, takes_whole_images, training_of, what_a_run_is
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.j2"
 LICENSE = "cc-by-nc-4.0"
@@ -46,13 +53,15 @@ _IN_TREE = {
     "clip": "VisionTextDualEncoderModel",
     "autoencoder": "ViTMAEForPreTraining",
 }
+_NEEDS = "transformers 5.17 or later (`pip install transformers torch pillow`)"
 _RELATIONS = {
     "weights": "these weights by themselves",
     "paper": "the paper's model, of which the released one may be another run",
     "head": "a classifier (not released) on frozen features",
+    "adapter": "an adapter and a classifier (not released) in these frozen weights",
     "start": "training that started from these weights (its result is not here)",
 }
-# Pictures that the Hub's documentation uses for its widgets.
+# Pictures that widgets of many models on the Hub show.
 _SAMPLES = "https://huggingface.co/datasets/mishig/sample_images/resolve/main/"
 _WIDGET = [
     {"src": f"{_SAMPLES}tiger.jpg", "example_title": "Tiger"},
@@ -93,16 +102,21 @@ def card_for_release(name: str, repo_id: str | None = None, conversion: dict[str
     Args:
         name: one of `RELEASED_MODELS`.
         repo_id: where it will be; `ORG/<name>` until that is known.
-        conversion: content of the `conversion.json` that `maws-hf convert` has left; checksums and differences are
-            "filled in at release" without it.
+        conversion: content of the `conversion.json` that `maws-hf convert` has left, of which `released_model`,
+            `source`, `differences` and `versions` are read; without it they are "filled in at release".
 
     Raises:
-        ValueError: no model of that name was released.
+        ValueError: no model of that name was released, or the conversion is of another one.
     """
     if name not in RELEASED_MODELS:
         raise ValueError(f"{name!r} is no released model; those are {', '.join(RELEASED_MODELS)}")
+    if conversion is not None:
+        if missing := {"released_model", "source", "differences", "versions"} - conversion.keys():
+            raise ValueError(f"conversion.json lacks {', '.join(sorted(missing))}: convert the file again")
+        if conversion["released_model"] != name:
+            raise ValueError(f"conversion.json is of {conversion['released_model']}, not of {name}")
     model, repo_id = RELEASED_MODELS[name], repo_id or f"ORG/{name}"
-    config, parameters = _config_of(model), _parameters_of(model.kind, model.size, model.image_size)
+    config = _config_of(model)
     vision = config.vision_config if model.kind == "clip" else config
     return _render(
         _Facts(
@@ -113,15 +127,13 @@ def card_for_release(name: str, repo_id: str | None = None, conversion: dict[str
             own=False,
             what=what_it_is(model),
             architecture=_architecture(vision, config if model.kind == "clip" else None),
-            parameters=f"{parameters / 1e6:,.1f} M",
-            preprocessing=_preprocessing(vision, whole=model.kind == "classifier"),
+            parameters=parameters_of(model),
+            preprocessing=_preprocessing(vision, model.kind == "classifier"),
             license_name="CC-BY-NC-4.0 (not for commercial use)",
             scope=intended_use(model),
             training=how_it_was_trained(model),
             provenance=where_it_comes_from(model, conversion),
-            licence_text="The weights are Meta's, under "
-            "[CC-BY-NC-4.0](https://creativecommons.org/licenses/by-nc/4.0/): not for commercial use. Their format "
-            "was changed, their values were not.",
+            licence_text=licence_of_release(model),
             figures=model.figures,
         )
     )
@@ -138,17 +150,17 @@ def card_for_run(
     """The card of a model that somebody has trained with this package.
 
     Args:
-        model_dir: folder of the run: `config.json`, and `training.json` where a script has left it.
+        model_dir: folder of the run: `config.json`, and where they are there its image processor and `training.json`.
         repo_id: where it will be.
         license: the Hub's name of the licence, such as "apache-2.0".
         datasets: ids of the data sets on the Hub, where they are there.
         language: of the captions, for a model with a text tower.
 
     Raises:
-        ValueError: the folder holds no model of ours.
+        ValueError: the folder holds no model of ours, or one of its files is damaged; the message names it.
     """
-    config = AutoConfig.from_pretrained(model_dir)
-    kind = _kind_of(config, model_dir)
+    folder = Path(model_dir)
+    config, kind = config_and_kind(folder)
     vision = config.vision_config if kind == "clip" else config
     title = repo_id.split("/")[-1]
     metadata = ModelCardData(
@@ -160,8 +172,6 @@ def card_for_run(
         language=language,
         model_name=title,
     )
-    with torch.device("meta"):
-        model = _OUR_CLASSES[kind](config)
     return _render(
         _Facts(
             metadata=metadata,
@@ -169,23 +179,25 @@ def card_for_run(
             title=title,
             kind=kind,
             own=True,
-            what=_what_of_run(kind),
+            what=what_a_run_is(kind),
             architecture=_architecture(vision, config if kind == "clip" else None),
-            parameters=f"{_count(model) / 1e6:,.1f} M",
-            preprocessing=_preprocessing(vision, whole=False),
+            parameters=_count(kind, config),
+            preprocessing=_preprocessing(vision, takes_whole_images(folder)),
             license_name=license,
             scope="",
-            training=_training_of_run(Path(model_dir), datasets),
-            provenance="Trained with the recipes of the MAWS paper as maws_hf has them, and exported to a class of "
-            "transformers, whose outputs were compared with the trained model's in a process without maws_hf.",
+            training=training_of(folder, datasets),
+            provenance=f"A `{_OUR_CLASSES[kind].__name__}` of maws_hf, which `maws-hf export` turns into the class of "
+            "transformers above.",
             licence_text=f"Licence of these weights: {license}. The method is that of the paper:",
         )
     )
 
 
 def _render(facts: _Facts) -> str:
-    from jinja2 import Environment, StrictUndefined
-
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise ImportError('model cards need jinja2: pip install "maws_hf[hub]"') from error
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
@@ -193,6 +205,7 @@ def _render(facts: _Facts) -> str:
         in_tree_class=_IN_TREE[facts.kind],
         our_class=_OUR_CLASSES[facts.kind].__name__,
         relations=_RELATIONS,
+        needs=_NEEDS,
     )
 
 
@@ -207,10 +220,9 @@ def _config_of(model: ReleasedModel) -> PreTrainedConfig:
 
 
 @cache
-def _parameters_of(kind: str, size: str, image_size: int) -> int:
-    model = next(m for m in RELEASED_MODELS.values() if (m.kind, m.size, m.image_size) == (kind, size, image_size))
-    with torch.device("meta"):
-        return _count(_OUR_CLASSES[kind](_config_of(model)))
+def parameters_of(model: ReleasedModel) -> str:
+    """How many it has, such as "85.8 M"; no weights are made for that."""
+    return _count(model.kind, _config_of(model))
 
 
 def _metadata_of(model: ReleasedModel, repo_id: str) -> ModelCardData:
@@ -226,7 +238,8 @@ def _metadata_of(model: ReleasedModel, repo_id: str) -> ModelCardData:
             dataset_name=figure.dataset[1],
             # Entries that differ in nothing else are merged, and all but one lose their source.
             dataset_config=figure.setting,
-            metric_type="accuracy",
+            dataset_split=figure.dataset[2],
+            metric_type=_metric_type(figure),
             metric_name=f"{figure.metric} ({_RELATIONS[figure.relation]})",
             metric_value=figure.value,
             source_name=figure.source[0],
@@ -249,6 +262,10 @@ def _metadata_of(model: ReleasedModel, repo_id: str) -> ModelCardData:
     )
 
 
+def _metric_type(figure: Figure) -> str:
+    return "mean_average_precision" if figure.metric in (BOX_AP, MASK_AP) else "accuracy"
+
+
 def _base_of(model: ReleasedModel) -> str | None:
     wanted = {"maws": "mae", "classifier": "maws", "clip": "maws"}.get(model.kind)
     return next(
@@ -260,8 +277,10 @@ def _base_of(model: ReleasedModel) -> str | None:
 # ---------------------------------------------------------------- facts of any model
 
 
-def _count(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _count(kind: str, config: PreTrainedConfig) -> str:
+    with torch.device("meta"):
+        model: PreTrainedModel = _OUR_CLASSES[kind](config)
+    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:,.1f} M"
 
 
 def _tags(kind: str) -> list[str]:
@@ -284,43 +303,15 @@ def _architecture(vision: MawsViTConfig, lit: MawsLiTConfig | None) -> str:
     )
 
 
-def _preprocessing(vision: MawsViTConfig, *, whole: bool) -> str:
+def _preprocessing(vision: MawsViTConfig, whole: bool | None) -> str:
     height, width = as_pair(vision.image_size)
-    how = "the whole image resized" if whole else "shortest side resized, centre crop"
+    how = {
+        True: "the whole image resized, bicubic",
+        False: "shortest side resized, centre crop, bicubic",
+        None: "how they are resized is not recorded",
+    }[whole]
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (vision.image_mean, vision.image_std))
-    return f"{height} x {width} pixels ({how}, bicubic), mean {mean}, deviation {std}"
+    return f"{height} x {width} pixels ({how}), mean {mean}, deviation {std}"
 
 
-# ---------------------------------------------------------------- facts of one's own models
-
-
-def _kind_of(config: PreTrainedConfig, model_dir: str | Path) -> str:
-    named = (config.architectures or [None])[0]
-    kinds = {cls.__name__: kind for kind, cls in _OUR_CLASSES.items() if kind != "mae"}
-    if not isinstance(config, MawsViTConfig | MawsLiTConfig) or named not in kinds:
-        raise ValueError(f"{model_dir} holds no model in our own format (architectures={config.architectures})")
-    return kinds[named]
-
-
-def _what_of_run(kind: str) -> str:
-    return {
-        "maws": "An image encoder, trained with the recipes of MAWS.",
-        "classifier": "An image encoder with a classifier, trained with the recipes of MAWS.",
-        "clip": "An image tower and a text tower in one space, trained with the recipes of MAWS (LiT): names of "
-        "things become a classifier, without training.",
-        "autoencoder": "A masked autoencoder (MAE), encoder and decoder, trained with the recipes of MAWS.",
-    }[kind]
-
-
-def _training_of_run(model_dir: Path, datasets: list[str] | None) -> str:
-    file = model_dir / "training.json"
-    stages = json.loads(file.read_text(encoding="utf-8"))["stages"] if file.is_file() else []
-    rows = "\n".join(f"| {stage['name']} | {stage['images']:,} | {stage['flops']:.2e} |" for stage in stages)
-    ledger = (
-        f"| stage | images | operations |\n|---|---|---|\n{rows}" if stages else "How it was trained is not recorded."
-    )
-    data = "Data: " + ", ".join(datasets) + "." if datasets else "The data are not named here."
-    return f"{ledger}\n\n{data}"
-
-
-__all__ = ["AT_RELEASE", "card_for_release", "card_for_run"]
+__all__ = ["AT_RELEASE", "card_for_release", "card_for_run", "parameters_of"]

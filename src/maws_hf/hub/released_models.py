@@ -2,8 +2,8 @@
 
 Sources: `maws/model_builder.py` and `README.md` of <https://github.com/facebookresearch/maws> at commit `cce939c`. No
 model was released as ViT-6.5B with a text tower. Further figures are the paper's; where both give one, the README's
-stands here, which was measured with the released files (the paper's differ for ViT-B and ViT-H). Checksums were not
-published; one is filled in when a file was read.
+stands here, which was measured with the released files (the paper's differ for ViT-B and ViT-H). Some of Table 5 was
+read in the ICCV version, where it is Table 4. Checksums were not published; one is filled in when a file was read.
 """
 
 from collections.abc import Iterator
@@ -21,34 +21,42 @@ _SHORT = {"vit_b16": "b", "vit_l16": "l", "vit_h14": "h", "vit_2b14": "2b", "vit
 README = ("README of facebookresearch/maws", "https://github.com/facebookresearch/maws#available-models")
 PAPER = "https://arxiv.org/abs/2303.13496"
 
-# Data sets by what the Hub calls them, where that is a fact.
-IMAGENET = ("imagenet-1k", "ImageNet-1k")
-IMAGENET_V2 = ("imagenet-v2", "ImageNetV2")
-IMAGENET_REAL = ("imagenet-real", "ImageNet ReaL")
-OBJECTNET = ("objectnet", "ObjectNet")
-INATURALIST = ("inat2018", "iNaturalist 2018")
-FOOD = ("food101", "Food-101")
+# Data sets: a short name (of these, imagenet-1k and food101 are ids on the Hub), the name, and the split (Table 2).
+IMAGENET = ("imagenet-1k", "ImageNet-1k", "validation")
+IMAGENET_V2 = ("imagenet-v2", "ImageNetV2", "test")
+IMAGENET_REAL = ("imagenet-real", "ImageNet ReaL", "test")
+OBJECTNET = ("objectnet", "ObjectNet", "test")
+INATURALIST = ("inat2018", "iNaturalist 2018", "validation")
+FOOD = ("food101", "Food-101", "validation")
+LVIS = ("lvis", "LVIS v1", "validation")
+COCO = ("coco", "COCO 2017", "validation")
+KINETICS = ("kinetics-400", "Kinetics-400", "validation")
+SOMETHING = ("something-something-v2", "Something-Something v2", "validation")
 
-Relation = Literal["weights", "paper", "head", "start"]
+DETECTION, SEGMENTATION, VIDEO = "object-detection", "image-segmentation", "video-classification"
+BOX_AP, MASK_AP = "box AP", "mask AP"
+
+Relation = Literal["weights", "paper", "head", "adapter", "start"]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One published number, in %.
+    """One published number, in % (AP: in points).
 
     Args:
-        dataset: id and name.
+        dataset: short name, name and split.
         setting: how it was measured, e.g. "fine-tuned, 512 px".
         value: the number.
         source: name and address of where it stands.
         relation: "weights" if the released file gives it by itself, "paper" if the paper's model of this kind did,
             which may be another training run, "head" if the file's frozen features gave it with a classifier that was
-            not released, "start" if training went on from the file.
+            not released, "adapter" if its frozen weights did with an adapter among them (VPT, section 4.4), "start" if
+            training went on from the file.
         metric: what it is.
         task: the Hub's name of the task.
     """
 
-    dataset: tuple[str, str]
+    dataset: tuple[str, str, str]
     setting: str
     value: float
     source: tuple[str, str]
@@ -90,6 +98,15 @@ def _paper(table: str) -> tuple[str, str]:
     return (f"MAWS paper, {table}", PAPER)
 
 
+def _detection(
+    values: tuple[tuple[float, ...], tuple[float, ...]], *tables: str, setting: str = "ViTDet, Cascade Mask R-CNN"
+) -> Iterator[Figure]:
+    """LVIS and COCO: box AP, and mask AP where it was published."""
+    for dataset, found, table in zip((LVIS, COCO), values, tables, strict=True):
+        for task, metric, value in zip((DETECTION, SEGMENTATION), (BOX_AP, MASK_AP), found, strict=False):
+            yield Figure(dataset, setting, value, _paper(table), "start", metric, task)
+
+
 def _mae() -> Iterator[ReleasedModel]:
     finetuned = {"vit_b16": 83.5, "vit_l16": 86.1, "vit_h14": 87.4, "vit_2b14": 87.8, "vit_6.5b14": 88.3}
     linear = {"vit_b16": 56.5, "vit_l16": 65.1, "vit_h14": 69.6, "vit_2b14": 76.1, "vit_6.5b14": 78.2}
@@ -102,6 +119,8 @@ def _mae() -> Iterator[ReleasedModel]:
         if size in inaturalist:
             source = _paper("section 4.2")
             figures.append(Figure(INATURALIST, "fine-tuned, 224 px", inaturalist[size], source, "start"))
+        if size == "vit_2b14":
+            figures += _detection(((53.6,), (59.8,)), "section 4.2", "section 4.2", setting="fine-tuned detector")
         url = f"{_URL}pretrain/mae/{size}.pt"
         yield ReleasedModel(f"maws-vit-{short}-mae", (size, "mae"), "mae", size, url, "IG-3B", tuple(figures))
     for size, data, setting, value in (
@@ -122,14 +141,21 @@ def _maws() -> Iterator[ReleasedModel]:
         "vit_6.5b14": ((63.6, 82.6, 84.6), (36.4, 73.7, 80.9)),
     }
     inaturalist = {"vit_h14": 90.5, "vit_2b14": 91.3, "vit_6.5b14": 91.7}
+    detection = {"vit_h14": ((50.8, 45.5), (57.7, 49.6)), "vit_2b14": ((51.8, 46.1), (58.0, 50.1))}
     for size, short in _SHORT.items():
         figures = [Figure(IMAGENET, "linear probe, 224 px", linear[size], README, "head")]
         for dataset, values in zip((IMAGENET, INATURALIST), few_shot.get(size, ()), strict=False):
             for shots, value in zip((1, 5, 10), values, strict=True):
-                setting = f"{shots} labelled image{'s' * (shots > 1)} a class"
-                figures.append(Figure(dataset, setting, value, _paper("Table 5"), "head"))
+                setting = f"{shots} labelled image{'s' * (shots > 1)} a class, mean of 5 draws"
+                figures.append(Figure(dataset, setting, value, _paper("Table 5"), "adapter"))
         if size in inaturalist:
             figures.append(Figure(INATURALIST, "fine-tuned, 518 px", inaturalist[size], _paper("Table 3"), "start"))
+        if size in detection:
+            figures += _detection(detection[size], "Table 7", "Table 8")
+        if size == "vit_l16":
+            for dataset, value in ((KINETICS, 86.0), (SOMETHING, 74.4)):
+                setting = "fine-tuned on video, 224 px, relative positions added"
+                figures.append(Figure(dataset, setting, value, _paper("Table 4"), "start", task=VIDEO))
         url = f"{_URL}pretrain/maws/{size}.pt"
         yield ReleasedModel(f"maws-vit-{short}", (size, "maws"), "maws", size, url, "IG-3B", tuple(figures))
 
@@ -165,6 +191,9 @@ def _clip() -> Iterator[ReleasedModel]:
     task = "zero-shot-image-classification"
     for size, value in zero_shot.items():
         figures = [Figure(IMAGENET, "zero-shot, 224 px", value, README, "weights", task=task)]
+        if size == "vit_2b14":
+            source = (README[0], README[1].replace("available-models", "zero-shot"))
+            figures.append(Figure(IMAGENET, "zero-shot in French, 224 px", 62.6, source, "weights", task=task))
         if size in food:
             source = _paper("Table 6")
             figures.append(Figure(FOOD, "zero-shot, 224 px", food[size], source, "paper", task=task))
