@@ -37,9 +37,7 @@ class AdaptFormerConfig(PeftConfig):
     scale: float = field(default=0.1, metadata={"help": "Factor of the branch."})
     dropout: float = field(default=0.1, metadata={"help": "Dropout after the ReLU."})
     target_modules: str | None = field(default=None, metadata={"help": "Regular expression of the layers' MLPs."})
-    exclude_modules: str | None = field(
-        default=None, metadata={"help": "Regular expression of modules to leave alone."}
-    )
+    exclude_modules: str | None = field(default=None, metadata={"help": "Regular expression of what to leave out."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained along, e.g. the head."})
 
     def __post_init__(self):
@@ -52,7 +50,7 @@ class AdaptFormerConfig(PeftConfig):
 
 
 class AdaptFormerNorm(EncoderTunerLayer):
-    """The norm before the MLP, put off: [`AdaptFormerMLP`] applies it, so that the branch can read what it is given."""
+    """The norm before the MLP, put off: [`AdaptFormerMLP`] applies it, so that the branch can read its input."""
 
     method = "AdaptFormer"
     adapter_layer_names = ()

@@ -73,6 +73,6 @@ class EncoderTuner(BaseTuner):
 
 def cannot_be_merged(method: str) -> str:
     return (
-        f"{method} cannot be merged: it is no change of the encoder's own weights. Keep the adapter, or use unload() to "
-        "get the encoder back as it was"
+        f"{method} cannot be merged: it is no change of the encoder's own weights. Keep the adapter, or use unload() "
+        "to get the encoder back as it was"
     )

@@ -27,7 +27,7 @@ class VPTConfig(PeftConfig):
     """
     Args:
         num_prompts: tokens a layer. The reference implementation's default.
-        deep: new tokens in every layer (VPT-deep), which is what transfers best in its paper, or only before the first.
+        deep: new tokens in every layer (VPT-deep, the better one in its paper), or only before the first.
         prompt_dropout: on the tokens in training; 0.1 in the reference implementation's published configurations.
         target_modules: regular expression of the encoder's layers and final norm; known for our models, ViT, Pixio,
             DINOv2 and VisionTextDualEncoder.
@@ -37,10 +37,8 @@ class VPTConfig(PeftConfig):
     num_prompts: int = field(default=5, metadata={"help": "Tokens a layer."})
     deep: bool = field(default=True, metadata={"help": "Tokens of its own for every layer (VPT-deep)."})
     prompt_dropout: float = field(default=0.1, metadata={"help": "Dropout on the tokens."})
-    target_modules: str | None = field(default=None, metadata={"help": "Regular expression of layers and final norm."})
-    exclude_modules: str | None = field(
-        default=None, metadata={"help": "Regular expression of modules to leave alone."}
-    )
+    target_modules: str | None = field(default=None, metadata={"help": "Regular expression of layers and norm."})
+    exclude_modules: str | None = field(default=None, metadata={"help": "Regular expression of what to leave out."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained along, e.g. the head."})
 
     def __post_init__(self):
@@ -53,7 +51,7 @@ class VPTConfig(PeftConfig):
 
 
 class VPTLayer(EncoderTunerLayer):
-    """An encoder layer that gets learned tokens after the class token: further ones, or in place of the last layer's."""
+    """An encoder layer with learned tokens after the class token: more of them, or in place of the last layer's."""
 
     method = "VPT"
     adapter_layer_names = ("vpt_prompts",)
