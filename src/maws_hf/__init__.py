@@ -1,7 +1,7 @@
 """MAWS in the Hugging Face stack: MAE, WSP and LiT training of vision transformers (arXiv 2303.13496).
 
-Importing the package makes the `maws_vit` and `maws_lit` model types known to transformers' Auto classes; it does
-nothing else.
+Importing the package makes the `maws_vit` and `maws_lit` model types known to transformers' Auto classes, and VPT and
+AdaptFormer to PEFT where that is installed; it does nothing else.
 """
 
 from transformers import (
@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
+from transformers.utils import is_peft_available
 
 from .models.configuration_maws_lit import MawsLiTConfig
 from .models.configuration_maws_vit import MawsViTConfig
@@ -32,6 +33,9 @@ AutoConfig.register(MawsLiTConfig.model_type, MawsLiTConfig, exist_ok=True)
 AutoModel.register(MawsLiTConfig, MawsLiTModel, exist_ok=True)
 AutoModelForZeroShotImageClassification.register(MawsLiTConfig, MawsLiTModel, exist_ok=True)
 AutoProcessor.register(MawsLiTConfig, MawsLiTProcessor, exist_ok=True)
+
+if is_peft_available():
+    from . import adapters  # noqa: F401
 
 __all__ = [
     "MawsLiTConfig",

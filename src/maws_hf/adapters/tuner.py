@@ -1,0 +1,78 @@
+"""What VPT and AdaptFormer share: they wrap whole modules of the encoder, and nothing of them can be merged."""
+
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+
+
+class EncoderTunerLayer(nn.Module, BaseTunerLayer):
+    """A module of the encoder, wrapped; its adapters' weights lie in dictionaries by adapter name."""
+
+    method = ""
+
+    def __init__(self, base_layer: nn.Module):
+        nn.Module.__init__(self)
+        self.base_layer = base_layer
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    @property
+    def adapter(self) -> str | None:
+        """The active adapter of this module; None if there is none or it is disabled.
+
+        Raises:
+            ValueError: several are active.
+        """
+        here = (
+            []
+            if self.disable_adapters
+            else [n for n in self.active_adapters if n in self._all_available_adapter_names()]
+        )
+        if len(here) > 1:
+            raise ValueError(f"{self.method} adapters do not add up: set_adapter() one of {', '.join(here)}")
+        return here[0] if here else None
+
+    def placement(self) -> tuple[torch.device, torch.dtype]:
+        """Where the wrapped module's weights are, and their type."""
+        weight = next(self.get_base_layer().parameters())
+        return weight.device, weight.dtype if weight.is_floating_point() else torch.float32
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise ValueError(cannot_be_merged(self.method))
+
+    def unmerge(self) -> None:
+        raise ValueError(cannot_be_merged(self.method))
+
+
+class EncoderTuner(BaseTuner):
+    """Base of both methods' models."""
+
+    method = ""
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        if peft_config.target_modules is None:
+            model_type = model_config.get("model_type")
+            if model_type not in self.target_module_mapping:
+                raise ValueError(
+                    f"{self.method} does not know the modules of model_type={model_type!r}; it knows "
+                    f"{', '.join(self.target_module_mapping)}"
+                )
+            peft_config.target_modules = self.target_module_mapping[model_type]
+        return peft_config
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's own copies weights between the two, as if they were matrices.
+        setattr(parent, child_name, new_module)
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(cannot_be_merged(self.method))
+
+
+def cannot_be_merged(method: str) -> str:
+    return (
+        f"{method} cannot be merged: it is no change of the encoder's own weights. Keep the adapter, or use unload() "
+        "to get the encoder back as it was"
+    )

@@ -1,0 +1,332 @@
+"""VPT and AdaptFormer compute what their papers say, and behave like PEFT's own methods."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+from tiny import tiny_config
+from tiny_lit import padded, random_captions, tiny_lit
+from torch import Tensor, nn
+
+from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification, MawsViTModel
+from maws_hf.adapters import AdaptFormerConfig, VPTConfig
+from maws_hf.hub.export import export_model
+
+CONFIGS = {
+    "vpt_deep": lambda **fields: VPTConfig(num_prompts=3, **fields),
+    "vpt_shallow": lambda **fields: VPTConfig(num_prompts=3, deep=False, **fields),
+    "adaptformer": lambda **fields: AdaptFormerConfig(bottleneck=4, **fields),
+}
+METHODS = sorted(CONFIGS)
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def randomize(model: nn.Module, seed: int = 0, trainable_only: bool = False) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad or not trainable_only:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    return model
+
+
+def encoder() -> MawsViTModel:
+    return randomize(MawsViTModel(tiny_config())).eval()
+
+
+def classifier() -> MawsViTForImageClassification:
+    return randomize(MawsViTForImageClassification(tiny_config(num_labels=3))).eval()
+
+
+def adapted(model: nn.Module, method: str, **fields) -> PeftModel:
+    """With weights that are far from doing nothing."""
+    return randomize(get_peft_model(model, CONFIGS[method](**fields)), seed=2, trainable_only=True).eval()
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+# ---------------------------------------------------------------- what they compute
+
+
+@torch.no_grad()
+def test_vpt_is_tokens_after_the_class_token_new_ones_in_every_layer():
+    base = encoder()
+    plain = copy.deepcopy(base)
+    model = adapted(base, "vpt_deep")
+    prompts = [layer.vpt_prompts["default"] for layer in model.base_model.model.layers]
+    tokens = plain.embeddings(IMAGES)
+    for layer, prompt in zip(plain.layers, prompts, strict=True):
+        tokens = torch.cat([tokens[:, :1], prompt.expand(2, -1, -1), tokens[:, -16:]], dim=1)
+        tokens = layer(tokens)
+    expected = plain.layernorm(torch.cat([tokens[:, :1], tokens[:, -16:]], dim=1))
+    found = model(IMAGES)
+    torch.testing.assert_close(found.last_hidden_state, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.pooler_output, expected[:, 0], rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_shallow_vpt_transforms_its_tokens_like_any_other():
+    base = encoder()
+    plain = copy.deepcopy(base)
+    model = adapted(base, "vpt_shallow")
+    tokens = plain.embeddings(IMAGES)
+    prompt = model.base_model.model.layers[0].vpt_prompts["default"]
+    tokens = torch.cat([tokens[:, :1], prompt.expand(2, -1, -1), tokens[:, 1:]], dim=1)
+    for layer in plain.layers:
+        tokens = layer(tokens)
+    expected = plain.layernorm(torch.cat([tokens[:, :1], tokens[:, 4:]], dim=1))
+    torch.testing.assert_close(model(IMAGES).last_hidden_state, expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_adaptformer_reads_the_stream_after_attention_and_before_the_norm():
+    base = encoder()
+    plain = copy.deepcopy(base)
+    model = adapted(base, "adaptformer")
+    tokens = plain.embeddings(IMAGES)
+    for layer, with_branch in zip(plain.layers, model.base_model.model.layers, strict=True):
+        attended, _ = layer.attention(layer.layernorm_before(tokens))
+        stream = tokens + attended
+        down, up = (part["default"] for part in (with_branch.mlp.adaptformer_down, with_branch.mlp.adaptformer_up))
+        branch = 0.1 * F.linear(F.linear(stream, down.weight, down.bias).clamp(min=0), up.weight, up.bias)
+        tokens = stream + layer.mlp(layer.layernorm_after(stream)) + branch
+    torch.testing.assert_close(model(IMAGES).last_hidden_state, plain.layernorm(tokens), rtol=0, atol=1e-6)
+
+
+def test_vpt_starts_within_the_published_bound():
+    model = get_peft_model(MawsViTModel(tiny_config()), VPTConfig(num_prompts=200))
+    prompts = model.base_model.model.layers[1].vpt_prompts["default"]
+    bound = math.sqrt(6 / (3 * 8 * 8 + 32))
+    assert prompts.abs().max() <= bound
+    torch.testing.assert_close(prompts.std(), torch.tensor(bound / math.sqrt(3)), rtol=0.05, atol=0)
+
+
+def test_adaptformer_starts_as_the_model_that_was_there():
+    base = encoder()
+    with torch.no_grad():
+        expected = base(IMAGES).last_hidden_state
+        model = get_peft_model(base, AdaptFormerConfig()).eval()
+        torch.testing.assert_close(model(IMAGES).last_hidden_state, expected, rtol=0, atol=1e-6)
+    down = model.base_model.model.layers[0].mlp.adaptformer_down["default"]
+    assert down.weight.shape == (64, 32)
+    assert down.weight.abs().max() <= 1 / math.sqrt(32)
+    assert down.weight.std() > 0.5 / math.sqrt(3 * 32)
+
+
+def test_dropout_is_for_training_only():
+    model = adapted(encoder(), "vpt_deep", prompt_dropout=0.9)
+    with torch.no_grad():
+        assert torch.equal(model(IMAGES).pooler_output, model(IMAGES).pooler_output)
+        model.train()
+        assert not torch.equal(model(IMAGES).pooler_output, model(IMAGES).pooler_output)
+
+
+# ---------------------------------------------------------------- as PEFT's own
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_the_adapter_and_the_head_change_in_training(method):
+    base = classifier()
+    before = weights_of(base)
+    model = get_peft_model(base, CONFIGS[method](modules_to_save=["classifier"])).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    start = weights_of(model)
+    for _ in range(2):  # AdaptFormer's first matrix has a gradient only when the second is no longer zero
+        optimizer.zero_grad()
+        model(IMAGES, labels=torch.tensor([0, 2])).loss.backward()
+        optimizer.step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])}
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert changed == trainable
+    assert all(".vpt_" in name or ".adaptformer_" in name or ".modules_to_save." in name for name in changed)
+    restored = model.unload().state_dict()
+    for name in before:
+        assert torch.equal(restored[name], before[name]) is not name.startswith("classifier."), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_what_is_saved_comes_back_bit_for_bit(method, tmp_path: Path):
+    model = adapted(classifier(), method, modules_to_save=["classifier"])
+    model.save_pretrained(tmp_path)
+    config = PeftConfig.from_pretrained(tmp_path)
+    assert type(config) is type(CONFIGS[method]())
+    assert config.peft_type in (PeftType.VPT, PeftType.ADAPTFORMER)
+    again = PeftModel.from_pretrained(classifier(), tmp_path).eval()
+    assert_equal(weights_of(again), weights_of(model))
+    torch.testing.assert_close(again(IMAGES).logits, model(IMAGES).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_a_folder_with_an_adapter_loads_through_the_model_class(method, tmp_path: Path):
+    classifier().save_pretrained(tmp_path / "base")
+    base = MawsViTForImageClassification.from_pretrained(tmp_path / "base")
+    model = adapted(base, method, modules_to_save=["classifier"])
+    model.save_pretrained(tmp_path / "adapter")
+    again = MawsViTForImageClassification.from_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(again(IMAGES).logits, model(IMAGES).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_disabled_and_unloaded_it_is_the_base(method):
+    base = encoder()
+    before = weights_of(base)
+    expected = base(IMAGES).last_hidden_state
+    model = adapted(base, method)
+    assert (model(IMAGES).last_hidden_state - expected).abs().max() > 1e-3
+    with model.disable_adapter():
+        assert torch.equal(model(IMAGES).last_hidden_state, expected)
+    unloaded = model.unload()
+    assert torch.equal(unloaded(IMAGES).last_hidden_state, expected)
+    assert_equal(weights_of(unloaded), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_two_adapters_take_turns(method):
+    model = adapted(encoder(), method)
+    first = model(IMAGES).pooler_output
+    model.add_adapter("other", CONFIGS[method]())
+    assert torch.equal(model(IMAGES).pooler_output, first)
+    model.set_adapter("other")
+    randomize(model, seed=5, trainable_only=True)
+    second = model(IMAGES).pooler_output
+    assert (second - first).abs().max() > 1e-3
+    model.set_adapter("default")
+    assert torch.equal(model(IMAGES).pooler_output, first)
+    model.delete_adapter("other")
+    assert torch.equal(model(IMAGES).pooler_output, first)
+    model.add_adapter("third", CONFIGS[method]())
+    model.base_model.set_adapter(["default", "third"])
+    with pytest.raises(ValueError, match="do not add up"):
+        model(IMAGES)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_merging_says_that_it_cannot_be(method):
+    model = adapted(encoder(), method)
+    for merge in (model.merge_and_unload, model.merge_adapter):
+        with pytest.raises(ValueError, match=r"cannot be merged.*unload\(\)"):
+            merge()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradient_checkpointing_gives_the_same_gradients(method):
+    gradients = []
+    for checkpointing in (False, True):
+        model = adapted(classifier(), method)
+        if checkpointing:
+            model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in model.modules():
+            module.training = not isinstance(module, nn.Dropout)
+        for layer in model.modules():
+            for dropout in ("prompt_dropout", "dropout"):
+                if isinstance(getattr(layer, dropout, None), dict):
+                    setattr(layer, dropout, dict.fromkeys(getattr(layer, dropout), 0.0))
+        model(IMAGES, labels=torch.tensor([0, 2])).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_it_compiles_as_one_graph(method):
+    model = adapted(encoder(), method)
+    expected = model(IMAGES).pooler_output
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(IMAGES).pooler_output, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_the_class_token_shortcut_gives_the_same_feature(method):
+    model = adapted(encoder(), method)
+    expected = model(IMAGES).pooler_output
+    found = model(IMAGES, class_token_only=True)
+    assert found.last_hidden_state.shape == (2, 1, 32)
+    torch.testing.assert_close(found.pooler_output, expected, rtol=0, atol=1e-6)
+
+
+# ---------------------------------------------------------------- other models
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("architecture", ["pixio", "vit", "dinov2"])
+@torch.no_grad()
+def test_exports_take_the_same_adapters(method, architecture, tmp_path: Path):
+    ours = encoder()
+    ours.save_pretrained(tmp_path / "ours")
+    export = export_model(tmp_path / "ours", tmp_path / "theirs", architecture)
+    theirs = getattr(transformers, export.model_class).from_pretrained(export.folder)
+    expected = adapted(ours, method)(IMAGES).pooler_output
+    model = adapted(theirs, method)
+    torch.testing.assert_close(model(IMAGES).pooler_output, expected, rtol=0, atol=1e-6)
+    model.save_pretrained(tmp_path / "adapter")
+    base = getattr(transformers, export.model_class).from_pretrained(export.folder)
+    again = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(again(IMAGES).pooler_output, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_a_lit_model_only_the_image_tower_is_adapted(method):
+    model = get_peft_model(tiny_lit(), CONFIGS[method]())
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert names
+    assert all(".vision_model.layers." in name for name in names)
+    outputs = model(**padded(random_captions(2)), pixel_values=torch.randn(2, 3, 32, 32), return_loss=True)
+    assert outputs.loss.isfinite()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_an_autoencoder_only_the_encoder_is_adapted(method):
+    model = get_peft_model(MawsMAEForPreTraining(tiny_config()), CONFIGS[method]())
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert names
+    assert all(".vit.layers." in name for name in names)
+    assert model(IMAGES).loss.isfinite()
+
+
+def test_a_model_without_known_layers_is_an_error():
+    bert = transformers.BertModel(
+        transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40)
+    )
+    with pytest.raises(ValueError, match="does not know the modules of model_type='bert'"):
+        get_peft_model(bert, VPTConfig())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda: VPTConfig(num_prompts=0), "num_prompts=0"),
+        (lambda: VPTConfig(prompt_dropout=1.0), "prompt_dropout=1.0"),
+        (lambda: AdaptFormerConfig(bottleneck=0), "bottleneck=0"),
+        (lambda: AdaptFormerConfig(dropout=-0.1), "dropout=-0.1"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        config()
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_lora_knows_where_to_go(use_dora):
+    model = get_peft_model(classifier(), LoraConfig(use_dora=use_dora, modules_to_save=["classifier"]))
+    adapted_modules = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in model.state_dict() if ".lora_" in name}
+    assert adapted_modules == {"q_proj", "v_proj"}
+    in_lit = get_peft_model(tiny_lit(), LoraConfig(use_dora=use_dora))
+    assert all(".vision_model." in name for name in in_lit.state_dict() if ".lora_" in name)

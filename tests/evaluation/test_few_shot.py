@@ -1,0 +1,94 @@
+"""Few labels a class: the splits are what they say, and the classifier is at its minimum."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from maws_hf.evaluation.few_shot import (
+    DECAYS,
+    ONE_SHOT_DECAY,
+    few_shot_probe,
+    few_shot_split,
+    logistic_regression,
+    scores,
+)
+
+
+def clouds(each: int, classes: int = 4, width: int = 30, spread: float = 0.5, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(classes).repeat(each)
+    return centres[labels] + spread * torch.randn(len(labels), width, generator=generator), labels
+
+
+def test_a_split_has_k_of_each_class_and_all_of_a_smaller_one():
+    labels = torch.tensor([0] * 12 + [1] * 3 + [2] * 7)[torch.randperm(22, generator=torch.Generator().manual_seed(0))]
+    rows = few_shot_split(labels, 5, seed=0)
+    assert torch.bincount(labels[rows]).tolist() == [5, 3, 5]
+    assert len(rows.unique()) == len(rows)
+
+
+def test_seeds_differ_and_splits_of_one_seed_are_nested():
+    labels = torch.arange(3).repeat(40)
+    small, large = few_shot_split(labels, 1, seed=3), few_shot_split(labels, 10, seed=3)
+    assert set(small.tolist()) < set(large.tolist())
+    assert torch.equal(large, few_shot_split(labels, 10, seed=3))
+    assert len({tuple(few_shot_split(labels, 5, seed=seed).tolist()) for seed in range(5)}) == 5
+
+
+def test_another_class_does_not_change_a_class_s_choice():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    more = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+    assert few_shot_split(labels, 2, 0).tolist() == few_shot_split(more, 2, 0).tolist()[:4]
+
+
+@pytest.mark.parametrize(("shots", "labels"), [(0, [0, 1]), (1, [])])
+def test_impossible_splits_are_errors(shots, labels):
+    with pytest.raises(ValueError, match=r"shots is 0|no images"):
+        few_shot_split(torch.tensor(labels, dtype=torch.long), shots, seed=0)
+
+
+@pytest.mark.parametrize("decay", [1e-4, 1e-1])
+def test_the_gradient_vanishes_in_all_dimensions(decay):
+    features, labels = clouds(5)
+    head = logistic_regression(features, labels, 4, decay)
+    weight = head.weight.double().requires_grad_()
+    bias = head.bias.double().requires_grad_()
+    directions = F.normalize(features.double(), dim=1)
+    loss = F.cross_entropy(directions @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
+    gradients = torch.autograd.grad(loss, [weight, bias])
+    assert max(gradient.abs().max() for gradient in gradients) < 1e-6  # the head is float32
+
+
+def test_two_classes_have_the_closed_form_of_symmetry():
+    features, labels = torch.tensor([[2.0, 0.0], [-3.0, 0.0]]), torch.tensor([0, 1])
+    head = logistic_regression(features, labels, 2, decay=0.5)
+    # By symmetry the weights are (a, 0) and (-a, 0); the loss log(1 + exp(-2a)) + decay a^2 is flat where decay a =
+    # sigmoid(-2a).
+    a = head.weight[0, 0].double()
+    assert torch.allclose(head.weight[1], -head.weight[0], atol=1e-6)
+    torch.testing.assert_close(0.5 * a, torch.sigmoid(-2 * a), rtol=1e-4, atol=0)
+
+
+def test_the_decay_is_chosen_on_labelled_images_only():
+    features, labels = clouds(10, spread=2.0)
+    found = few_shot_probe(features, labels, 4)
+    assert set(found.validation) == set(DECAYS)
+    assert found.validation[found.decay] == max(found.validation.values())
+    test_features, test_labels = clouds(200, spread=2.0, seed=1)
+    accuracy = (scores(found.head, test_features).argmax(1) == test_labels).float().mean()
+    assert accuracy > 0.8
+
+
+def test_one_image_a_class_takes_the_stated_decay():
+    features, labels = clouds(1)
+    found = few_shot_probe(features, labels, 4)
+    assert found.decay == ONE_SHOT_DECAY
+    assert found.validation == {}
+    assert (scores(found.head, features).argmax(1) == labels).all()
+
+
+def test_scale_of_the_features_does_not_matter():
+    features, labels = clouds(5)
+    left, right = (logistic_regression(scale * features, labels, 4, 1e-3) for scale in (1, 1000))
+    torch.testing.assert_close(left.weight, right.weight, rtol=1e-4, atol=1e-4)
