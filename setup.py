@@ -16,6 +16,7 @@ EVAL = ["evaluate>=0.4.6", "datasets>=5.2", "matplotlib>=3.8"]
 HUB = ["jinja2>=3.1"]
 DEMO = ["resvg-py>=0.5", "jinja2>=3.1", *TRAIN, *EVAL]
 SPACE = ["gradio>=6"]
+ADAPTERS = ["peft>=0.20"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -29,7 +30,7 @@ DEV = [
     *HUB,
     *DEMO,
     *SPACE,
-    "peft>=0.20",
+    *ADAPTERS,
 ]
 
 setup(
@@ -51,6 +52,14 @@ setup(
         "numpy>=1.26",
         "pillow>=12.3",
     ],
-    extras_require={"train": TRAIN, "eval": EVAL, "hub": HUB, "demo": DEMO, "space": SPACE, "dev": DEV},
+    extras_require={
+        "train": TRAIN,
+        "eval": EVAL,
+        "hub": HUB,
+        "demo": DEMO,
+        "space": SPACE,
+        "adapters": ADAPTERS,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["maws-hf=maws_hf.cli:main"]},
 )
