@@ -12,7 +12,14 @@ from tiny import tiny_config
 from tiny_lit import padded, random_captions, tiny_lit
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
-from maws_hf import MawsLiTModel, MawsMAEForPreTraining, MawsViTForImageClassification, MawsViTModel
+from maws_hf import (
+    MawsLiTConfig,
+    MawsLiTModel,
+    MawsMAEForPreTraining,
+    MawsViTBackbone,
+    MawsViTForImageClassification,
+    MawsViTModel,
+)
 from maws_hf.cli import main
 from maws_hf.hub.export import ARCHITECTURES, ExportError, export_model
 from maws_hf.models.foreign import POOLER_SCALE
@@ -184,7 +191,7 @@ def test_an_export_is_not_exported_again_and_nothing_is_overwritten(tmp_path):
     export, _ = exported(random_model(MawsViTModel), tmp_path)
     with pytest.raises(ExportError, match="it is an export already"):
         export_model(export.folder, tmp_path / "again")
-    with pytest.raises(ExportError, match="is not empty"):
+    with pytest.raises(ExportError, match="is there already"):
         export_model(tmp_path / "ours", export.folder)
 
 
@@ -209,3 +216,33 @@ def test_the_tokenizer_goes_along_and_says_nothing_about_this_machine(exports):
     assert tokenizer.model_max_length == 38
     settings = json.loads((exports["clip"] / "tokenizer_config.json").read_text())
     assert not {"is_local", "local_files_only", "name_or_path"} & set(settings)
+
+
+def test_a_half_precision_lit_model_keeps_its_type(tmp_path):
+    ours = tiny_lit(vision_config=tiny_config(intermediate_size=64))
+    ours.save_pretrained(tmp_path / "float32")
+    half = MawsLiTModel.from_pretrained(tmp_path / "float32", dtype=torch.bfloat16)
+    assert half.logit_scale.dtype == torch.float32
+    export, theirs = exported(half, tmp_path)
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((export.folder / "config.json").read_text())["dtype"] == "bfloat16"
+    assert theirs.dtype == torch.bfloat16
+    assert MawsLiTModel.from_pretrained(tmp_path / "ours").vision_model.dtype == torch.bfloat16
+
+
+def test_a_text_tower_without_a_pooler_is_refused(tmp_path):
+    text = {"model_type": "distilbert", "vocab_size": 99, "dim": 32, "n_layers": 1, "n_heads": 4, "hidden_dim": 40}
+    model = MawsLiTModel(MawsLiTConfig(vision_config=tiny_config(intermediate_size=64), text_config=text))
+    model.save_pretrained(tmp_path / "ours")
+    with pytest.raises(ExportError, match="the text tower is a distilbert"):
+        export_model(tmp_path / "ours", tmp_path / "theirs")
+
+
+def test_a_short_text_tower_and_a_backbone_are_exported(tmp_path):
+    short = tiny_lit(
+        {"max_position_embeddings": 9}, vision_config=tiny_config(intermediate_size=64), max_text_length=3
+    )
+    exported(short, tmp_path / "lit")
+    backbone = MawsViTBackbone(tiny_config())
+    _, theirs = exported(backbone, tmp_path / "backbone")
+    assert torch.equal(theirs.layernorm.weight, backbone.vit.layernorm.weight)

@@ -13,7 +13,8 @@ from transformers import Dinov2Config, Dinov2Model, PixioConfig, PixioModel, Swi
 
 from maws_hf import MawsLiTModel, MawsMAEForPreTraining, MawsViTConfig, MawsViTForImageClassification, MawsViTModel
 from maws_hf.hub.export import export_model
-from maws_hf.models.foreign import ForeignModelError, translate_dual_encoder, translate_encoder
+from maws_hf.models.foreign import ForeignModelError, lit_fields, translate_dual_encoder, translate_encoder
+from maws_hf.models.loading import ModelLoadingError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -279,3 +280,72 @@ def test_offline_says_how_to_fetch_before_any_tower_is_built(monkeypatch):
         MawsLiTModel.from_vision_text_pretrained("org/maws-vit-b", "org/text-tower")
     with pytest.raises(OSError, match="hf download org/maws-vit-b"):
         MawsViTConfig.from_pretrained("org/maws-vit-b")
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "deeper", "half of our own"])
+def test_a_state_dict_is_all_or_nothing_too(change):
+    golden = load_file(GOLDEN / "timm_vit_tiny.safetensors")
+    weights = {name.removeprefix("weight/"): t for name, t in golden.items() if name.startswith("weight/")}
+    config = tiny_config(intermediate_size=128, num_labels=5)
+    if change == "missing":
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("blocks.1.")}
+    elif change == "unknown":
+        weights["blocks.0.ls1.gamma"] = torch.ones(32)
+    elif change == "deeper":
+        config.num_hidden_layers = 1
+    else:
+        weights = dict(list(MawsViTForImageClassification(config).state_dict().items())[:9])
+    with pytest.raises(ModelLoadingError, match="state_dict is not a whole MawsViTForImageClassification"):
+        MawsViTForImageClassification.from_pretrained(None, config=config, state_dict=weights)
+
+
+@pytest.fixture
+def exported(folder, tmp_path_factory) -> Path:
+    return export_model(folder, tmp_path_factory.mktemp("exports") / "pixio").folder
+
+
+@pytest.mark.parametrize("dtype", ["auto", torch.bfloat16, "float16"])
+def test_the_type_of_an_export_s_weights_can_be_chosen(exported, dtype):
+    wanted = {"auto": torch.float32, "float16": torch.float16}.get(dtype, dtype)
+    assert MawsViTModel.from_pretrained(exported, dtype=dtype).dtype == wanted
+
+
+def test_towers_of_a_lit_model_may_be_exports(exported, tmp_path):
+    tiny_lit().text_model.save_pretrained(tmp_path / "text")
+    lit = MawsLiTModel.from_vision_text_pretrained(exported, tmp_path / "text")
+    assert torch.equal(lit.vision_model.layernorm.weight, MawsViTModel.from_pretrained(exported).layernorm.weight)
+
+
+def test_a_variant_is_what_is_loaded(exported):
+    weights = {name: tensor + 1 for name, tensor in load_file(exported / "model.safetensors").items()}
+    save_file(weights, exported / "model.ema.safetensors", metadata={"format": "pt"})
+    plain, ema = (MawsViTModel.from_pretrained(exported, variant=name) for name in (None, "ema"))
+    assert torch.equal(ema.layernorm.bias, plain.layernorm.bias + 1)
+    with pytest.raises(ForeignModelError, match=r"model\.fp8\.safetensors"):
+        MawsViTModel.from_pretrained(exported, variant="fp8")
+
+
+def test_shards_lie_beside_their_index(exported):
+    (exported / "model.safetensors").rename(exported.parent / "elsewhere.safetensors")
+    index = {"metadata": {}, "weight_map": {"layernorm.bias": "../elsewhere.safetensors"}}
+    (exported / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelLoadingError, match=r"names '\.\./elsewhere\.safetensors'"):
+        MawsViTModel.from_pretrained(exported)
+
+
+def test_a_config_of_another_library_is_refused_by_name(exported):
+    with pytest.raises(ForeignModelError, match="config must be a MawsViTConfig"):
+        MawsViTModel.from_pretrained(exported, config=ViTConfig())
+    edit_config(exported, maws_config=[1])
+    assert "maws_config=[1] is no object" in message_of(exported)
+
+
+def test_an_image_tower_with_a_pooler_is_refused():
+    vision = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4).to_dict()
+    fields = {"model_type": "vision-text-dual-encoder", "vision_config": vision, "text_config": {}}
+    with pytest.raises(ForeignModelError, match="a ViT with a pooler"):
+        lit_fields(fields)
+    with pytest.raises(ForeignModelError, match=r"vision_model\.pooler is trained"):
+        translate_dual_encoder(
+            {"vision_model.pooler.dense.weight": torch.randn(4, 4), "vision_model.pooler.dense.bias": torch.zeros(4)}
+        )

@@ -1,13 +1,15 @@
 """Our models as in-tree architectures of transformers, which every user of it loads without a line of our code.
 
-Each of them computes what ours computes: Pixio with one class token (features, any resolution), ViT with the identity
-as pooler (the same for older readers, and the one with a classifier), DINOv2 with a layer scale of one, ViTMAE, and
-VisionTextDualEncoder, whose text pooler is undone (`POOLER_SCALE`). What their configs have no place for is kept in
-`maws_config`, so that [`MawsViTModel.from_pretrained`] and its likes give back the very model.
+At the image size that its config names, each computes what ours computes: Pixio with one class token, ViT with the
+identity as pooler (for older readers, and the one with a classifier), DINOv2 with a layer scale of one, ViTMAE, and
+VisionTextDualEncoder, whose text pooler is undone (`POOLER_SCALE`). At other sizes Pixio and DINOv2 interpolate
+positions in their own way, without antialiasing; ViT and ViTMAE do so only if asked. What their configs have no place
+for is kept in `maws_config`, so that [`MawsViTModel.from_pretrained`] and its likes give back the very model.
 """
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ from ..models.foreign import (
 )
 from ..models.modeling_maws_lit import MawsLiTModel
 from ..models.modeling_maws_mae import MawsMAEForPreTraining
-from ..models.modeling_maws_vit import MawsViTForImageClassification, MawsViTModel
+from ..models.modeling_maws_vit import MawsViTBackbone, MawsViTForImageClassification, MawsViTModel
 from ..processing.image_processors import image_processor_of
 
 # What each of our classes can become; the first is the default.
@@ -72,6 +74,8 @@ _OLD_MAE_NAMES = {
     ".mlp.fc2.": ".output.dense.",
 }
 _KEPT_FILES = ("conversion.json", "training.json")
+# Text towers whose class in transformers has the pooler (dense, then tanh) that a dual encoder reads.
+_POOLED_TEXT_TOWERS = ("bert", "camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
 _LARGEST_FIRST_TOKEN = 20.0
 _SAMPLES = 32
 
@@ -116,9 +120,9 @@ def export_model(model_name_or_path: str | Path, output_dir: str | Path, archite
             f"a {model_class.__name__} cannot become {architecture!r}; it can become "
             f"{', '.join(ARCHITECTURES[model_class])}"
         )
-    output_dir = Path(output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise ExportError(f"{output_dir} is not empty; name a new folder")
+    output_dir = Path(output_dir).absolute()
+    if output_dir.is_symlink() or (output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir()))):
+        raise ExportError(f"{output_dir} is there already and no empty folder; name a new one")
     ours = model_class.from_pretrained(model_name_or_path)
     theirs, first_token = in_tree_model(ours, architecture)
     partial = output_dir.with_name(f".{output_dir.name}.part")
@@ -145,6 +149,7 @@ def native_class_of(model_name_or_path: str | Path) -> type[PreTrainedModel]:
     """
     found, _ = PreTrainedConfig.get_config_dict(model_name_or_path)
     names = {model_class.__name__: model_class for model_class in ARCHITECTURES}
+    names[MawsViTBackbone.__name__] = MawsViTModel  # of which only the encoder has weights
     named = [names[name] for name in found.get("architectures") or [] if name in names]
     if found.get("model_type") not in (MawsViTConfig.model_type, MawsLiTConfig.model_type) or not named:
         hint = "; it is an export already" if format_of(found) else ""
@@ -247,6 +252,11 @@ def _mae_name(name: str) -> str:
 
 def _dual_encoder(ours: MawsLiTModel, first_token: float) -> VisionTextDualEncoderModel:
     vision, text = in_tree_config(ours.config.vision_config, "pixio"), ours.config.text_config
+    if text.model_type not in _POOLED_TEXT_TOWERS:
+        raise ExportError(
+            f"the text tower is a {text.model_type}, which has no pooler that {DUAL_ENCODER} reads; those of "
+            f"{', '.join(_POOLED_TEXT_TOWERS)} can be exported"
+        )
     config = VisionTextDualEncoderConfig(
         vision_config=vision.to_dict(), text_config=text.to_dict(), projection_dim=ours.config.projection_dim
     )
@@ -273,7 +283,8 @@ def _largest_first_token(model: MawsLiTModel) -> float:
     """Over random captions, doubled: real ones may go further."""
     config = model.config.text_config
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, min(32, model.config.max_text_length - 2), (_SAMPLES,), generator=generator).tolist()
+    longest = min(32, model.config.max_text_length - 2, config.max_position_embeddings - 4)  # two begin, two end it
+    lengths = torch.randint(1, max(1, longest) + 1, (_SAMPLES,), generator=generator).tolist()
     first, last = config.bos_token_id or 0, config.eos_token_id or 0
     captions = [
         [first, *torch.randint(0, config.vocab_size, (n,), generator=generator).tolist(), last] for n in lengths
@@ -291,8 +302,13 @@ def _filled(
     with torch.device("meta"):
         model = model_class(config)
     model.load_state_dict(weights, strict=True, assign=True)
-    model.config.dtype = next(iter(weights.values())).dtype
+    model.config.dtype = usual_dtype(weights)
     return model.eval()
+
+
+def usual_dtype(weights: dict[str, Tensor]) -> torch.dtype:
+    """That of most tensors: a logit scale is float32 whatever the towers are."""
+    return Counter(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()).most_common(1)[0][0]
 
 
 def _remember(theirs: PreTrainedConfig, ours: PreTrainedConfig, read_back: PreTrainedConfig) -> None:
@@ -308,6 +324,12 @@ def _remember(theirs: PreTrainedConfig, ours: PreTrainedConfig, read_back: PreTr
 
 
 def _save_model(theirs: PreTrainedModel, folder: Path) -> None:
+    if isinstance(theirs, VisionTextDualEncoderModel):
+        dtype = theirs.config.dtype
+        theirs.save_pretrained(folder)
+        theirs.config.dtype = dtype  # for which saving takes the logit scale's
+        theirs.config.save_pretrained(folder)
+        return
     if not isinstance(theirs, ViTMAEForPreTraining):
         theirs.save_pretrained(folder)
         return

@@ -131,7 +131,7 @@ def vit_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     format_name = format_of(fields)
     if format_name == DUAL_ENCODER:
-        return vit_fields(fields["vision_config"])
+        return vit_fields(_object(fields, "vision_config"))
     if format_name == TIMM:
         return _fields_of_timm(fields)
     if format_name is None:
@@ -145,6 +145,8 @@ def vit_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     if format_name == "dinov2" and theirs.use_swiglu_ffn:
         raise ForeignModelError("use_swiglu_ffn=True: a MAWS model's MLP has one matrix in and one out")
     names = [*ENCODER_FIELDS, *LABEL_FIELDS, *(AUTOENCODER_FIELDS if format_name == "vit_mae" else ())]
+    if format_name == "vit_mae" and theirs.mask_ratio == 0:  # how some switch its masking off
+        names.remove("mask_ratio")
     if format_name in DROP_PATH_TYPES:
         names.append("drop_path_rate")
     ours = {name: getattr(theirs, name) for name in names}
@@ -152,7 +154,7 @@ def vit_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         ours["intermediate_size"] = theirs.mlp_ratio * theirs.hidden_size
     else:
         ours["intermediate_size"] = theirs.intermediate_size
-    return {**ours, **fields.get(REMEMBERED, {})}
+    return {**ours, **_object(fields, REMEMBERED, {})}
 
 
 def lit_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,11 +168,16 @@ def lit_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
             f"model_type={fields.get('model_type')!r} is neither a MAWS-LiT model nor a {DUAL_ENCODER}; "
             "MawsLiTModel.from_vision_text_pretrained makes one of two towers"
         )
+    vision = _object(fields, "vision_config")
+    if vision.get("model_type") == "vit" and vision.get("pooler_act", "tanh") != "linear":
+        raise ForeignModelError(
+            "its image tower is a ViT with a pooler: a MAWS image tower's feature is its class token"
+        )
     return {
-        "vision_config": vit_fields(fields["vision_config"]),
-        "text_config": fields["text_config"],
+        "vision_config": vit_fields(vision),
+        "text_config": _object(fields, "text_config"),
         "projection_dim": fields.get("projection_dim", 512),
-        **fields.get(REMEMBERED, {}),
+        **_object(fields, REMEMBERED, {}),
     }
 
 
@@ -215,6 +222,7 @@ def translate_dual_encoder(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
         ForeignModelError: its text tower's pooler is more than a factor.
     """
     vision = vision_tower(state_dict)
+    _refuse_vision_pooler(vision)
     ours = {name.replace("vit.", "vision_model.", 1): tensor for name, tensor in translate_encoder(vision).items()}
     for name, tensor in state_dict.items():
         if not _is_vision(name) and not name.startswith("text_model.pooler."):
@@ -224,6 +232,13 @@ def translate_dual_encoder(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
     return ours
 
 
+def _object(fields: Mapping[str, Any], name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    value = fields.get(name, default)
+    if not isinstance(value, dict):
+        raise ForeignModelError(f"{name}={value!r} is no object with fields")
+    return value
+
+
 def vision_tower(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The image tower's part of a dual encoder or of MAWS-LiT, under its own names."""
     return {name.removeprefix("vision_model."): t for name, t in state_dict.items() if _is_vision(name)}
@@ -231,6 +246,15 @@ def vision_tower(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _is_vision(name: str) -> bool:
     return name.startswith("vision_model.")
+
+
+def _refuse_vision_pooler(vision: Mapping[str, Tensor]) -> None:
+    """A ViT as image tower has a pooler, which only changes nothing if it is the identity."""
+    weight, bias = vision.get("pooler.dense.weight"), vision.get("pooler.dense.bias")
+    if weight is None:
+        return
+    if bias is None or bias.any() or not torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype)):
+        raise ForeignModelError("vision_model.pooler is trained: a MAWS image tower's feature is its class token")
 
 
 def _pooler_factor(state_dict: Mapping[str, Tensor]) -> float:
@@ -264,14 +288,14 @@ def _fields_of_timm(fields: Mapping[str, Any]) -> dict[str, Any]:
     width, depth, heads = _TIMM_SIZES[match[1]]
     ours = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
     ours |= {"patch_size": int(match[2]), "image_size": int(match[3]), "num_labels": fields.get("num_classes", 1000)}
-    arguments = fields.get("model_args") or {}
+    arguments = _object(fields, "model_args", {})
     for name, value in arguments.items():
         if name == "global_pool" and value == "token":
             continue
         if name not in _TIMM_ARGUMENTS:
             raise ForeignModelError(f"model_args has {name}={value!r}, which a MAWS model does not know")
         ours[_TIMM_ARGUMENTS[name]] = value
-    published = fields.get("pretrained_cfg") or {}
+    published = _object(fields, "pretrained_cfg", {})
     for theirs, name in (("mean", "image_mean"), ("std", "image_std")):
         if theirs in published:
             ours[name] = tuple(published[theirs])

@@ -1,6 +1,7 @@
 """`from_pretrained` of all MAWS models: our own folders, exports of them, and nothing that is only half there."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ from .foreign import (
 _LISTED = 8
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _LIT = "maws_lit"
+
+
+# Everything is loaded and reported; what of it is an error is decided here.
+_DEMANDING = {"ignore_mismatched_sizes": True, "output_loading_info": True}
 
 
 class ModelLoadingError(ValueError, RuntimeError):
@@ -101,13 +106,20 @@ class CheckedLoading:
             ForeignModelError: a model of another library that is no MAWS model.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        tolerant = kwargs.pop("ignore_mismatched_sizes", False)
+        adapter = None
         if pretrained_model_name_or_path is None:
-            if kwargs.get("state_dict") is not None and has_timm_names(kwargs["state_dict"]):
-                kwargs["state_dict"] = translate_timm(kwargs["state_dict"])
-            return super().from_pretrained(None, *model_args, config=config, output_loading_info=wants_info, **kwargs)
+            where, state_dict = "state_dict", kwargs.get("state_dict")
+            if state_dict is not None and has_timm_names(state_dict):
+                kwargs["state_dict"] = translate_timm(state_dict)
+            model, info = super().from_pretrained(None, *model_args, config=config, **_DEMANDING, **kwargs)
+            informed = wants_info or not state_dict  # an empty one asks for a new model
+            model._refuse_half_a_model(where, info, tolerant=tolerant, informed=informed)
+            return (model, info) if wants_info else model
+        if kwargs.get("state_dict") is not None:
+            raise ValueError("give a folder or Hub id, or state_dict and config, not both")
         adapter = _Adapter.at(pretrained_model_name_or_path, kwargs)
         where = pretrained_model_name_or_path if adapter is None else adapter.base
-        tolerant = kwargs.pop("ignore_mismatched_sizes", False)
         with explained_for_hub(where):
             model, info = cls._load(where, *model_args, config=config, **kwargs)
         model._refuse_half_a_model(where, info, tolerant=tolerant, informed=wants_info)
@@ -120,16 +132,20 @@ class CheckedLoading:
         """Model and report, whatever the report says."""
         hub_options = _hub_options(kwargs)
         source_format = _source_format(cls.config_class, where, hub_options)
-        demanding = {"ignore_mismatched_sizes": True, "output_loading_info": True}
         try:
             if source_format is None:
-                return super().from_pretrained(where, *model_args, config=config, **demanding, **kwargs)
-            if config is None:
+                return super().from_pretrained(where, *model_args, config=config, **_DEMANDING, **kwargs)
+            if not isinstance(config, cls.config_class):
+                if config is not None:
+                    raise ForeignModelError(f"{where}: config must be a {cls.config_class.__name__}, or left out")
+                # The config would keep a type that is the weights' business.
+                types = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
                 config, kwargs = cls.config_class.from_pretrained(where, **kwargs, return_unused_kwargs=True)
-            weights = _translated(source_format, _read_weights(where, hub_options), cls.config_class)
+                kwargs |= types
+            weights = _translated(source_format, _read_weights(where, hub_options, kwargs.pop("variant", None)), cls)
             kwargs = {name: value for name, value in kwargs.items() if name not in _HUB_OPTIONS}
             model, info = super().from_pretrained(
-                None, *model_args, config=config, state_dict=weights, **demanding, **kwargs
+                None, *model_args, config=config, state_dict=weights, **_DEMANDING, **kwargs
             )
         except SafetensorError as error:
             raise ModelLoadingError(
@@ -201,10 +217,10 @@ def _source_format(config_class: type[PreTrainedConfig], where: Any, hub_options
     return format_of(fields)
 
 
-def _translated(source_format: str, weights: dict[str, Tensor], config_class: type) -> dict[str, Tensor]:
+def _translated(source_format: str, weights: dict[str, Tensor], model_class: type) -> dict[str, Tensor]:
     if source_format == TIMM:
         return translate_timm(weights)
-    if source_format == DUAL_ENCODER and config_class.model_type == _LIT:
+    if source_format == DUAL_ENCODER and model_class.config_class.model_type == _LIT:
         return translate_dual_encoder(weights)
     if source_format == DUAL_ENCODER:
         return translate_encoder(vision_tower(weights))
@@ -213,19 +229,23 @@ def _translated(source_format: str, weights: dict[str, Tensor], config_class: ty
     return translate_encoder(weights)
 
 
-def _read_weights(where: Any, hub_options: dict[str, Any]) -> dict[str, Tensor]:
+def _read_weights(where: Any, hub_options: dict[str, Any], variant: str | None) -> dict[str, Tensor]:
     """All tensors of a folder or Hub id, mapped from disk."""
     options = {**hub_options, "_raise_exceptions_for_missing_entries": False}
-    file = cached_file(where, SAFE_WEIGHTS_NAME, **options)
+    names = [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]
+    if variant is not None:
+        names = [re.sub(r"\.safetensors", f".{variant}.safetensors", name) for name in names]
+    file = cached_file(where, names[0], **options)
     if file is not None:
         files = [file]
     else:
-        index = cached_file(where, SAFE_WEIGHTS_INDEX_NAME, **options)
+        index = cached_file(where, names[1], **options)
         if index is None:
             raise ForeignModelError(
-                f"{where} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; other files of weights are "
-                "not read (`maws-hf convert` reads .pt and .pth)"
+                f"{where} has neither {names[0]} nor {names[1]}; other files of weights are not read (`maws-hf "
+                "convert` reads .pt and .pth)"
             )
+        _refuse_paths(index)
         files, _ = get_checkpoint_shard_files(where, index, **hub_options)
     weights = {}
     for file in files:
@@ -235,3 +255,11 @@ def _read_weights(where: Any, hub_options: dict[str, Any]) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ModelLoadingError(f"{Path(file)} is damaged ({error}); fetch or save it again") from error
     return weights
+
+
+def _refuse_paths(index: str) -> None:
+    """Shards lie beside their index, whatever it says."""
+    shards = json.loads(Path(index).read_text(encoding="utf-8")).get("weight_map", {}).values()
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ModelLoadingError(f"{index} names {shard!r}, which is no file beside it")

@@ -149,6 +149,11 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         model.text_projection.to(text_model.dtype)
         return model.eval()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the text tower: the logit scale, which comes first, is float32 whatever the towers are."""
+        return self.text_model.dtype
+
     def train(self, mode: bool = True) -> "MawsLiTModel":
         """The locked image tower stays in evaluation mode."""
         super().train(mode)
