@@ -182,3 +182,10 @@ def test_how_pictures_are_resized_is_read_and_not_assumed(tmp_path):
     assert "how they are resized is not recorded" in card_for_run(tmp_path, "me/mine", license="mit")
     square_image_processor_of(model.config).save_pretrained(tmp_path)
     assert "the whole image resized" in card_for_run(tmp_path, "me/mine", license="mit")
+
+
+def test_the_card_names_the_class_that_the_model_was_exported_to(runs):
+    card = card_for_run(runs["autoencoder"], "me/mine", license="mit", exported_as="PixioModel")
+    assert metadata_of(card)["pipeline_tag"] == "image-feature-extraction"
+    assert "| class in transformers | `PixioModel`" in card
+    assert "`Dinov2Model`" in card_for_run(runs["maws"], "me/mine", license="mit", exported_as="Dinov2Model")

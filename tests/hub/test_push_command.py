@@ -1,5 +1,6 @@
 """`maws-hf push`: with --dry_run everything but the network, otherwise a release from a folder to the Hub."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from tiny_release import CARD
 
 from maws_hf import MawsViTModel
 from maws_hf.cli import main
+from maws_hf.hub.prepare import prepare_release
+from maws_hf.hub.staging import StagingError
 from maws_hf.processing.image_processors import image_processor_of
 
 ROOT = Path(__file__).parents[2]
@@ -97,3 +100,12 @@ def test_a_model_without_a_card_or_a_license_is_refused_before_it_is_exported(ru
         main(arguments)
     with pytest.raises(SystemExit, match=r"nowhere\.md is missing"):
         main([*arguments, "--card", "nowhere.md"])
+
+
+def test_a_released_model_keeps_its_licence_and_a_missing_folder_is_named(run_folder: Path, tmp_path: Path):
+    record = {"released_model": "maws-vit-b", "source": {"sha256": "0" * 64}, "differences": {}, "versions": {}}
+    (run_folder / "conversion.json").write_text(json.dumps(record))
+    with pytest.raises(StagingError, match=r"which is Meta's, under cc-by-nc-4\.0"):
+        prepare_release(run_folder, tmp_path / "staging", repo_id="org/tiny", license="mit")
+    with pytest.raises(StagingError, match=r"nothere holds no model: config\.json is missing"):
+        prepare_release(tmp_path / "nothere", tmp_path / "staging", repo_id="org/tiny")

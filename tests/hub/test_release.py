@@ -181,10 +181,9 @@ def test_main_that_moves_in_the_very_moment_of_the_merge_gets_no_tag(hub: Hub, a
 def test_a_native_branch_that_moved_is_refused_by_the_hub(hub: Hub, api: HfApi, staging: Path, native: Path):
     repository = hub.create(NAME)
     hub.on("POST .*/commit/native", lambda: repository.write({"theirs.txt": b"theirs"}, revision="native"))
-    before = repository.branches["main"]
     with pytest.raises(ReleaseError, match="changed the branch native"):
         push_release(staging, NAME, tag="v1", native=native, api=api)
-    assert repository.branches["main"] == before
+    assert not repository.tags
     assert on(repository, "native") == {"theirs.txt": b"theirs"}
 
 
@@ -320,3 +319,40 @@ def test_the_plan_names_every_file_with_its_place(staging: Path, native: Path):
             assert [line for line in plan.splitlines() if line.split() == words], name
     assert f"pull request 'Release v1 [maws-hf {wanted.digest}]'" in plan
     assert "tag v1-native" in plan
+
+
+def with_more_words(tmp_path: Path) -> Path:
+    """The same model under another card."""
+    model = write_model(tmp_path / "reworded", card=CARD + "\nMore words.\n")
+    return build_staging(model, tmp_path / "reworded-staging").folder
+
+
+def test_a_release_stopped_before_its_merge_burns_no_tag(hub: Hub, api: HfApi, staging: Path, native: Path, tmp_path):
+    repository = hub.create(NAME)
+    hub.on("POST .*/merge", 500)
+    with pytest.raises(ReleaseError):
+        push_release(staging, NAME, tag="v1", native=native, api=api)
+    assert not repository.tags
+    assert "native" not in repository.branches
+    assert push_release(with_more_words(tmp_path), NAME, tag="v1", native=native, api=api).tag == "v1"
+
+
+def test_an_old_tag_typed_again_moves_neither_branch(hub: Hub, api: HfApi, staging: Path, native: Path, tmp_path):
+    repository = hub.create(NAME)
+    push_release(staging, NAME, tag="v1", api=api)
+    push_release(with_more_words(tmp_path), NAME, tag="v2", native=native, api=api)
+    before = dict(repository.branches)
+    other_native = build_staging(
+        write_model(tmp_path / "o", seed=3, model_type="maws_vit"), tmp_path / "os", native=True
+    )
+    push_release(staging, NAME, tag="v1", native=other_native.folder, api=api)
+    assert repository.branches == before
+
+
+@pytest.mark.parametrize("tag", ["v 1", "..", "main", "native", "-x", "refs/heads/main"])
+def test_a_tag_that_is_no_name_for_a_release_is_refused_before_any_request(
+    hub: Hub, api: HfApi, staging: Path, tag: str
+):
+    with pytest.raises(ReleaseError, match="is no name for a release"):
+        push_release(staging, NAME, tag=tag, api=api)
+    assert not hub.requests

@@ -17,8 +17,13 @@ SECRETS = {
     "an AWS key": "AKIA" + "ABCD1234" * 2,
     "a GitHub token": "ghp_" + "a1B2" * 9,
     "a private key": "-----BEGIN RSA " + "PRIVATE KEY-----",
+    "a key of an API": "sk-proj-" + "a1B2" * 6,
+    "a bearer token": "Bearer " + "a1B2" * 6,
     "an address with a password": "https://me:" + "pass@example.org/x",
 }
+
+
+SPELT_OTHERWISE = json.dumps({"a": SECRETS["a GitHub token"]}).replace("_", "\\u005f")
 
 
 @pytest.fixture
@@ -39,6 +44,14 @@ def with_tensor(value: torch.Tensor) -> Callable[[Path], object]:
     return lambda folder: save_file({**tensors(), "head": value}, folder / "model.safetensors")
 
 
+def picture(content: bytes) -> Callable[[Path], object]:
+    def put(folder: Path) -> None:
+        (folder / "images").mkdir()
+        (folder / "images" / "a.png").write_bytes(content)
+
+    return put
+
+
 def test_a_sound_folder_has_no_problem(folder: Path):
     assert list(release_problems(folder)) == []
 
@@ -56,6 +69,27 @@ def test_a_sound_folder_has_no_problem(folder: Path):
         (write_json("training.json", {"/srv/data": 1}), "training.json", "a key of the file names a place"),
         (write_json("tokenizer_config.json", {"name_or_path": "C:\\me"}), "tokenizer_config.json", "names a place"),
         (write_json("processor_config.json", {"auto_map": {"A": "b.C"}}), "processor_config.json", "remote code"),
+        (
+            write_json("processor_config.json", {"image_processor": {"auto_map": {"A": "b.C"}}}),
+            "processor_config.json",
+            r"remote code \(image_processor\.auto_map\)",
+        ),
+        (write_json("training.json", {"a": "python /work/me/run.py"}), "training.json", "names a place"),
+        (lambda f: (f / "README.md").write_text(f"{CARD}\nrun /home/me/run.py"), "README.md", "line .* names a place"),
+        (picture(b"<script>"), "images/a.png", "is no PNG picture"),
+        (picture(b"\x89PNG\r\n\x1a\n" + SECRETS["an AWS key"].encode()), "images/a.png", "holds an AWS key"),
+        (
+            lambda f: save_file(tensors(), f / "model.safetensors", {"by": SECRETS["a Hugging Face token"]}),
+            "model.safetensors",
+            "holds a Hugging Face token",
+        ),
+        (
+            lambda f: (f / "training.json").write_text(SPELT_OTHERWISE),
+            "training.json",
+            "a holds a GitHub token",
+        ),
+        (lambda f: (f / "training.json").write_text("[" * 100_000), "training.json", "is not JSON"),
+        (with_card("model_name: tiny", "model-index: [foo]"), "README.md", "lacks model_name"),
         (lambda f: (f / "training.json").write_text("{"), "training.json", "is not JSON"),
         (lambda f: (f / "handler.py").write_bytes(b"\xff"), "handler.py", "is not UTF-8"),
         (lambda f: (f / "config.json").unlink(), "config.json", "is missing"),

@@ -92,3 +92,26 @@ def test_the_native_folder_gets_a_stub_and_forgets_where_its_towers_came_from(tm
     assert all(name.split(".")[1] in scope for name in made["auto_map"].values())
     with pytest.raises(StagingError, match="'pixio' is not our own format"):
         build_staging(write_model(tmp_path / "other"), tmp_path / "third", native=True)
+
+
+@pytest.mark.parametrize("place", [".", "native", ".."])
+def test_the_model_s_own_folder_is_never_replaced(tmp_path: Path, place: str):
+    model = write_model(tmp_path / "above" / "model")
+    (model / "checkpoint.safetensors").write_bytes(b"days of work")
+    with pytest.raises(StagingError, match="lie in each other"):
+        build_staging(model, model / place)
+    assert (model / "checkpoint.safetensors").is_file()
+
+
+def test_what_somebody_has_put_into_a_staging_folder_is_not_thrown_away(tmp_path: Path):
+    model = write_model(tmp_path / "model")
+    staging = build_staging(model, tmp_path / "staging").folder
+    build_staging(model, staging)
+    (staging / "notes.md").write_text("mine")
+    with pytest.raises(StagingError, match=r"holds something else \(notes\.md\)"):
+        build_staging(model, staging)
+
+
+@pytest.mark.parametrize("name", ["images/a\nb.png", "images/<b>.png", "model-.. -of-x.safetensors", "images/a b.png"])
+def test_names_are_plain(name: str):
+    assert not is_allowed(name)

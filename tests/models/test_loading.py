@@ -349,3 +349,9 @@ def test_an_image_tower_with_a_pooler_is_refused():
         translate_dual_encoder(
             {"vision_model.pooler.dense.weight": torch.randn(4, 4), "vision_model.pooler.dense.bias": torch.zeros(4)}
         )
+
+
+@pytest.mark.parametrize("name", ["./nothere", "/nothere/model", "runs/demo/nothere", "tests/nothere"])
+def test_a_missing_folder_is_no_repository(name):
+    with pytest.raises(ModelLoadingError, match="there is no folder"):
+        MawsViTModel.from_pretrained(name)

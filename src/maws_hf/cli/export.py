@@ -1,6 +1,7 @@
 """`maws-hf export`."""
 
 import argparse
+import shutil
 from pathlib import Path
 
 
@@ -32,16 +33,26 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from transformers.utils import logging
+
     from ..hub.export import export_model
 
+    logging.disable_progress_bar()
     export = export_model(arguments.model_name_or_path, arguments.output_dir, arguments.architecture)
     print(f"{export.folder}: {export.model_class} ({export.architecture})")
-    if export.largest_first_token is not None:
-        print(f"first tokens of the text tower up to {export.largest_first_token:.2f}: its pooler is undone exactly")
     if arguments.verify:
-        from ..hub.proof import prove_export
+        from ..hub.proof import ProofError, prove_export
 
-        for name, difference in prove_export(Path(arguments.model_name_or_path), export.folder).items():
+        try:
+            differences = prove_export(arguments.model_name_or_path, export.folder)
+        except ProofError:
+            shutil.rmtree(export.folder)
+            raise
+        for name, difference in differences.items():
             print(f"largest difference of {name} in a process without maws_hf: {difference:.2g}")
     print(f'load it with transformers.{export.model_class}.from_pretrained("{export.folder}")')
+    if export.model_class in ("ViTForImageClassification", "ViTMAEForPreTraining"):
+        print(
+            "(AutoModel would give it a new pooler or mask its patches; for features export with --architecture pixio)"
+        )
     return 0

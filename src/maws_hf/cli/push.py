@@ -12,7 +12,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         description="Releases one of our models on the Hub. The branch main gets its in-tree export, which everybody "
         "loads with transformers alone; the branch native the model in our own format. First, without network, the "
         "export is compared with the model in a process that cannot import maws_hf, and every file is checked. Then "
-        "one pull request holds the release; its files are read back, merged, read back again and tagged. "
+        "one pull request holds the release; its files are read back, merged, read back again and tagged. Afterwards "
+        "main holds these files and no others. "
         "Interrupted, the same command goes on; repeated, it changes nothing. The token is that of `hf auth login` or "
         "of HF_TOKEN.",
         epilog="maws-hf push runs/mae --repo_id me/my-mae --license mit --tag v1.0 --dry_run",
@@ -39,7 +40,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     push.add_argument("--private", action="store_true", help="make the repository private, or refuse a public one")
     push.add_argument("--dry_run", action="store_true", help="do all but the network, and print what would be done")
     push.add_argument(
-        "--staging_dir", type=Path, help="where the release is laid out and stays (default: a folder that goes away)"
+        "--staging_dir",
+        type=Path,
+        help="where the release is laid out and stays, large files as links (default: a folder that goes away)",
     )
     push.set_defaults(run=_push)
 
@@ -47,9 +50,10 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def _push(arguments: argparse.Namespace) -> int:
     from tempfile import TemporaryDirectory
 
-    from ..hub.release import check_repo_id, usable_api
+    from ..hub.release import check_repo_id, check_tag, usable_api
 
     check_repo_id(arguments.repo_id)
+    check_tag(arguments.tag)
     api = None if arguments.dry_run else usable_api()
     if arguments.staging_dir:
         return _push_from(arguments, arguments.staging_dir, api)
@@ -59,9 +63,12 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _push_from(arguments: argparse.Namespace, staging_dir: Path, api: object) -> int:
+    from transformers.utils import logging
+
     from ..hub.prepare import prepare_release
     from ..hub.release import describe_plan, push_release
 
+    logging.disable_progress_bar()
     prepared = prepare_release(
         arguments.model_dir,
         staging_dir,

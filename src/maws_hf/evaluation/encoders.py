@@ -3,6 +3,7 @@
 import torch
 from transformers import AutoModel, PreTrainedModel
 
+from ..models.loading import refuse_missing_folder
 from ..models.modeling_maws_vit import MawsViTModel
 
 
@@ -12,6 +13,7 @@ def load_encoder(name: str) -> PreTrainedModel:
     Raises:
         ValueError: the checkpoint lacks weights: a partly random encoder would be ranked under its name.
     """
+    refuse_missing_folder(name)
     model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing and all(key.startswith("pooler.") for key in missing):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..models.loading import refuse_missing_folder
 from ..models.modeling_maws_vit import MawsViTModel
 from ..processing.transforms import IMAGENET_MEAN, IMAGENET_STD
 
@@ -18,6 +19,7 @@ def load_two_towers(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     Raises:
         ValueError: it has no text or no image tower, takes images in a form of its own, lacks weights or a tokenizer.
     """
+    refuse_missing_folder(name)
     model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     kind = type(model).__name__
     if absent := [method for method in ("get_image_features", "get_text_features") if not hasattr(model, method)]:

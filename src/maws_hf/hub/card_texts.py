@@ -108,13 +108,17 @@ def where_it_comes_from(model: ReleasedModel, conversion: dict[str, Any] | None)
     """The original file, the conversion and its checksums; `conversion` is as `card_for_release` takes it."""
     sha256 = model.sha256 or AT_RELEASE
     largest = made_with = checksums = AT_RELEASE
+    compared = model.sha256 is not None
     if conversion is not None:
         sha256, checksums = conversion["source"]["sha256"], "`release.json`"
+        compared = conversion["source"].get("sha256_was_compared", False)
         differences = conversion["differences"] or {}
         largest = ", ".join(f"{name} {value:.1e}" for name, value in differences.items()) or "not compared"
         made_with = ", ".join(f"{name} {version}" for name, version in conversion["versions"].items())
     file = model.url.rsplit("/", 1)[-1]
-    stated = "--accept_unknown_sha256" if sha256 == AT_RELEASE else f"--sha256 {sha256}"
+    stated = f"--sha256 {sha256}" if compared else "--accept_unknown_sha256"
+    if conversion is not None and not compared:
+        sha256 += " (compared with nothing: none was published)"
     rows = [
         ("original file", f"[{file}]({model.url})"),
         ("its sha256", sha256),

@@ -46,6 +46,7 @@ _OUR_CLASSES = {
     "clip": MawsLiTModel,
     "autoencoder": MawsMAEForPreTraining,
 }
+_ENCODER_EXPORTS = ("PixioModel", "ViTModel", "Dinov2Model")
 _IN_TREE = {
     "mae": "PixioModel",
     "maws": "PixioModel",
@@ -94,9 +95,16 @@ class _Facts:
     provenance: str
     licence_text: str
     figures: tuple[Any, ...] = ()
+    exported_as: str | None = None
 
 
-def card_for_release(name: str, repo_id: str | None = None, conversion: dict[str, Any] | None = None) -> str:
+def card_for_release(
+    name: str,
+    repo_id: str | None = None,
+    conversion: dict[str, Any] | None = None,
+    *,
+    exported_as: str | None = None,
+) -> str:
     """The card of a released model.
 
     Args:
@@ -104,6 +112,7 @@ def card_for_release(name: str, repo_id: str | None = None, conversion: dict[str
         repo_id: where it will be; `ORG/<name>` until that is known.
         conversion: content of the `conversion.json` that `maws-hf convert` has left, of which `released_model`,
             `source`, `differences` and `versions` are read; without it they are "filled in at release".
+        exported_as: class of transformers that it was exported to; the usual one if None.
 
     Raises:
         ValueError: no model of that name was released, or the conversion is of another one.
@@ -135,6 +144,7 @@ def card_for_release(name: str, repo_id: str | None = None, conversion: dict[str
             provenance=where_it_comes_from(model, conversion),
             licence_text=licence_of_release(model),
             figures=model.figures,
+            exported_as=exported_as,
         )
     )
 
@@ -146,6 +156,7 @@ def card_for_run(
     license: str,
     datasets: list[str] | None = None,
     language: list[str] | None = None,
+    exported_as: str | None = None,
 ) -> str:
     """The card of a model that somebody has trained with this package.
 
@@ -155,12 +166,15 @@ def card_for_run(
         license: the Hub's name of the licence, such as "apache-2.0".
         datasets: ids of the data sets on the Hub, where they are there.
         language: of the captions, for a model with a text tower.
+        exported_as: class of transformers that it was exported to; the usual one if None.
 
     Raises:
         ValueError: the folder holds no model of ours, or one of its files is damaged; the message names it.
     """
     folder = Path(model_dir)
     config, kind = config_and_kind(folder)
+    if exported_as in _ENCODER_EXPORTS and kind in ("classifier", "autoencoder"):
+        kind = "maws"  # without its head or decoder
     vision = config.vision_config if kind == "clip" else config
     title = repo_id.split("/")[-1]
     metadata = ModelCardData(
@@ -189,6 +203,7 @@ def card_for_run(
             provenance=f"A `{_OUR_CLASSES[kind].__name__}` of maws_hf, which `maws-hf export` turns into the class of "
             "transformers above.",
             licence_text=f"Licence of these weights: {license}. The method is that of the paper:",
+            exported_as=exported_as,
         )
     )
 
@@ -202,7 +217,7 @@ def _render(facts: _Facts) -> str:
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         {**vars(facts), "metadata": facts.metadata.to_yaml().strip()},
-        in_tree_class=_IN_TREE[facts.kind],
+        in_tree_class=facts.exported_as or _IN_TREE[facts.kind],
         our_class=_OUR_CLASSES[facts.kind].__name__,
         relations=_RELATIONS,
         needs=_NEEDS,

@@ -8,6 +8,7 @@ for is kept in `maws_config`, so that [`MawsViTModel.from_pretrained`] and its l
 """
 
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -50,6 +51,7 @@ from ..models.foreign import (
     lit_fields,
     vit_fields,
 )
+from ..models.loading import refuse_missing_folder
 from ..models.modeling_maws_lit import MawsLiTModel
 from ..models.modeling_maws_mae import MawsMAEForPreTraining
 from ..models.modeling_maws_vit import MawsViTBackbone, MawsViTForImageClassification, MawsViTModel
@@ -133,6 +135,7 @@ def export_model(model_name_or_path: str | Path, output_dir: str | Path, archite
         for name in _KEPT_FILES:
             if Path(model_name_or_path, name).is_file():
                 shutil.copyfile(Path(model_name_or_path, name), partial / name)
+        _open_to_readers(partial)
         if output_dir.exists():
             output_dir.rmdir()
         partial.rename(output_dir)
@@ -147,6 +150,7 @@ def native_class_of(model_name_or_path: str | Path) -> type[PreTrainedModel]:
     Raises:
         ExportError: none did.
     """
+    refuse_missing_folder(model_name_or_path)
     found, _ = PreTrainedConfig.get_config_dict(model_name_or_path)
     names = {model_class.__name__: model_class for model_class in ARCHITECTURES}
     names[MawsViTBackbone.__name__] = MawsViTModel  # of which only the encoder has weights
@@ -321,6 +325,14 @@ def _remember(theirs: PreTrainedConfig, ours: PreTrainedConfig, read_back: PreTr
             kept[field.name] = value
     if kept:
         setattr(theirs, REMEMBERED, json.loads(json.dumps(kept)))
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Weights are saved for their owner alone; they get what a new file gets."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o666 & ~mask)
 
 
 def _save_model(theirs: PreTrainedModel, folder: Path) -> None:

@@ -7,6 +7,7 @@ of the same code in other sizes. A foreign file is not trusted: see `original_ar
 
 import hashlib
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -42,8 +43,9 @@ class Conversion:
     Args:
         output_dir: the folder.
         record: content of its `conversion.json`: `released_model` (name of a known file or None), `architecture`,
-            `source` (file, url, bytes, sha256), `tensors`, `parameters`, `dtype`, `left_out`, `tokenizer`,
-            `differences` (largest absolute ones, by result; None if not compared), `versions`.
+            `source` (file, url, bytes, sha256, and whether that was compared with a known one), `tensors`,
+            `parameters`, `dtype`, `left_out`, `tokenizer`, `differences` (largest absolute ones, by result; None if
+            not compared), `versions`.
     """
 
     output_dir: Path
@@ -79,7 +81,7 @@ class Conversion:
                 "Next:",
                 f'  python: import maws_hf, transformers; transformers.{auto}.from_pretrained("{folder}")',
                 f"  maws-hf export {folder} --output_dir {folder}-transformers   # for plain transformers",
-                f"  maws-hf push {folder} --repo_id ORG/NAME   # to the Hub",
+                f"  maws-hf push {folder} --repo_id ORG/NAME --dry_run   # to the Hub",
             ]
         )
 
@@ -115,8 +117,12 @@ def convert_checkpoint(
         ConversionError: one sentence with the reason. No folder is left behind.
     """
     file, output_dir = Path(file).expanduser(), Path(output_dir).expanduser()
+    if file.is_dir():
+        raise ConversionError(f"{file} is a folder; a checkpoint is one file")
     if not file.is_file():
         raise ConversionError(f"there is no file {file}")
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ConversionError(f"--sha256 {sha256} is no sha256, which has 64 hexadecimal digits")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ConversionError(f"{output_dir} is there already: choose another --output_dir, or delete it")
     known = _known(file, model, sizes)
@@ -145,7 +151,8 @@ def convert_checkpoint(
             differences = run_in_child({**request, "step": "verify"}, mapped_bytes=4 * size)["differences"]
         if _identity(file) != before:
             raise ConversionError(f"{file} was changed while it was read: run the command again")
-        record = _record(file, known, digest, written, tokenizer, differences)
+        checked = sha256 is not None or (known is not None and known.sha256 is not None)
+        record = _record(file, known, digest, checked, written, tokenizer, differences)
         write_record(staging, record)
         if output_dir.exists():
             output_dir.rmdir()  # empty, as seen above
@@ -246,6 +253,7 @@ def _record(
     file: Path,
     known: KnownFile | None,
     sha256: str,
+    compared: bool,
     written: dict[str, Any],
     tokenizer: str | None,
     differences: dict[str, float] | None,
@@ -258,6 +266,7 @@ def _record(
             "url": known.url if known else None,
             "bytes": file.stat().st_size,
             "sha256": sha256,
+            "sha256_was_compared": compared,
         },
         **{name: written[name] for name in ("tensors", "parameters", "dtype", "left_out")},
         "tokenizer": tokenizer,

@@ -5,12 +5,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cards import card_for_release, card_for_run
+from .cards import LICENSE, card_for_release, card_for_run
 from .export import export_model
 from .proof import prove_export
 from .release_checks import check_release
 from .released_models import RELEASED_MODELS
-from .staging import CARD, Staging, StagingError, build_staging
+from .staging import CARD, CONFIG, Staging, StagingError, build_staging, refuse_overlap
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,11 @@ def prepare_release(
         ExportError, ProofError, StagingError, ReleaseCheckError: it must not be released; says why.
     """
     model_dir, staging_dir = Path(model_dir), Path(staging_dir)
-    text = _card(model_dir, repo_id, card, license)
+    if not (model_dir / CONFIG).is_file():
+        raise StagingError(f"{model_dir} holds no model: {CONFIG} is missing")
+    for folder in ("main", "native"):
+        refuse_overlap(model_dir, staging_dir / folder)
+    _card(model_dir, repo_id, card, license, None)  # what is missing is said before the work, not after it
     staging_dir.mkdir(parents=True, exist_ok=True)
     export_dir = staging_dir / ".export"
     shutil.rmtree(export_dir, ignore_errors=True)
@@ -65,6 +69,7 @@ def prepare_release(
         differences = prove_export(model_dir, export_dir)
         for name in ("images", "handler.py", "requirements.txt"):  # written beside the model by hand
             _copy_beside(model_dir / name, export_dir / name)
+        text = _card(model_dir, repo_id, card, license, export.model_class)
         main = build_staging(export_dir, staging_dir / "main", card=text)
     finally:
         shutil.rmtree(export_dir, ignore_errors=True)
@@ -76,14 +81,14 @@ def prepare_release(
     return Prepared(main, ours, export.architecture, differences)
 
 
-def _card(model_dir: Path, repo_id: str, card: Path | None, license: str | None) -> str:
+def _card(model_dir: Path, repo_id: str, card: Path | None, license: str | None, exported_as: str | None) -> str:
     from huggingface_hub import ModelCard
 
     source = card or model_dir / CARD
     if source.is_file():
         text = source.read_text(encoding="utf-8")
     elif card is None:
-        text = _written_card(model_dir, repo_id, license)
+        text = _written_card(model_dir, repo_id, license, exported_as)
     else:
         raise StagingError(f"{source} is missing: name a model card with --card FILE.md, or none to have one written")
     if license:
@@ -93,16 +98,18 @@ def _card(model_dir: Path, repo_id: str, card: Path | None, license: str | None)
     return text
 
 
-def _written_card(model_dir: Path, repo_id: str, license: str | None) -> str:
+def _written_card(model_dir: Path, repo_id: str, license: str | None, exported_as: str | None) -> str:
     record_file = model_dir / "conversion.json"
     record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.is_file() else {}
     if record.get("released_model") in RELEASED_MODELS:
-        return card_for_release(record["released_model"], repo_id, record)
+        if license not in (None, LICENSE):
+            raise StagingError(f"{model_dir} holds {record['released_model']}, which is Meta's, under {LICENSE}")
+        return card_for_release(record["released_model"], repo_id, record, exported_as=exported_as)
     if license is None:
         raise StagingError(
             f"{model_dir} has no README.md and --license is not given: under which licence is it released?"
         )
-    return card_for_run(model_dir, repo_id, license=license)
+    return card_for_run(model_dir, repo_id, license=license, exported_as=exported_as)
 
 
 def _copy_beside(source: Path, target: Path) -> None:

@@ -122,7 +122,8 @@ def _inputs(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _their_outputs(folder: Path, inputs: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+    tokens = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    environment = {name: value for name, value in os.environ.items() if name not in tokens}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     with TemporaryDirectory(prefix="maws-hf-proof-") as place:
         files = [str(Path(place, name)) for name in ("inputs.safetensors", "outputs.safetensors")]

@@ -71,7 +71,7 @@ def push_release(
         staging: as `build_staging` makes it; checked again, all of it, before the first request.
         repo_id: `organisation/name`; created if it is not there. Files on `main` that are not in `staging` go away in
             the same commit, `.gitattributes` excepted.
-        tag: set last, on the verified commit; one that exists must hold the same files.
+        tag: set last, on the verified commit; one that exists must hold the same files, and then nothing is changed.
         native: the model in our own format, for the branch `native` and the tag `<tag>-native`.
         api: a client; the token is its own or that of the login, and is never written anywhere.
         private: of a repository that is created; one that exists must be private already.
@@ -83,6 +83,7 @@ def push_release(
         ReleaseCheckError, StagingError: the folder must not be released.
     """
     check_repo_id(repo_id)
+    check_tag(tag)
     api = usable_api(api)
     wanted = read_staging(staging)
     check_release(wanted.folder)
@@ -94,16 +95,14 @@ def push_release(
         repository = _Repository(api, repo_id)
         repository.create(private)
         tagged = repository.commit_of_tag(tag, wanted)
-        native_commit = None
-        if native_wanted:
-            native_tag = f"{tag}-{NATIVE}" if tag else None
-            native_commit = repository.commit_of_tag(native_tag, native_wanted)
-            if native_commit is None:
-                native_commit = _release_native(repository, native_wanted, title)
-                repository.set_tag(native_tag, native_commit)
-        if tagged:  # `main` may be a later release by now, and stays so
+        native_tag = f"{tag}-{NATIVE}" if tag else None
+        native_commit = repository.commit_of_tag(native_tag, native_wanted) if native_wanted else None
+        if tagged:  # both branches may be a later release by now, and stay so
             return Release(repo_id, tagged, tag, None, native_commit)
         commit, number = _release_main(repository, wanted, title)
+        if native_wanted and native_commit is None:
+            native_commit = _release_native(repository, native_wanted, title)
+            repository.set_tag(native_tag, native_commit)
         repository.set_tag(tag, commit)
     return Release(repo_id, commit, tag, number, native_commit)
 
@@ -139,6 +138,14 @@ def check_repo_id(repo_id: str) -> None:
             raise HFValidationError(f"{repo_id!r} is not organisation/name")
     except HFValidationError as error:
         raise ReleaseError(f"--repo_id {repo_id}: {_first_line(error)}") from error
+
+
+def check_tag(tag: str | None) -> None:
+    """Raises `ReleaseError` for a name that is no tag, or that would be taken for a branch."""
+    if tag is None:
+        return
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", tag) or ".." in tag or tag in (MAIN, NATIVE):
+        raise ReleaseError(f"--tag {tag} is no name for a release; one would be v1.0")
 
 
 def _release_main(repository: "_Repository", wanted: Staging, message: str) -> tuple[str, int | None]:
@@ -181,8 +188,8 @@ def _release_native(repository: "_Repository", wanted: Staging, message: str) ->
         head = repository.head(NATIVE)
         if wrong := repository.differences(head, wanted):
             raise ReleaseError(
-                f"{repository.repo_id}: the branch {NATIVE} came back different ({_listed(wrong)}); main is "
-                "unchanged: run the same command again"
+                f"{repository.repo_id}: the branch {NATIVE} came back different ({_listed(wrong)}); main is this "
+                "release, without a tag yet: run the same command again"
             )
     return head
 
@@ -234,6 +241,8 @@ class _Repository:
 
         names = wanted.everything
         gone = [path for path, _ in self._files(parent) if path != _KEPT and path not in names]
+        if gone:
+            print(f"Not part of the release, so they go away: {', '.join(gone)}", flush=True)
         done = self.api.create_commit(
             self.repo_id,
             [CommitOperationAdd(name, wanted.folder / name) for name in names]
@@ -278,6 +287,8 @@ def _equal(remote: object, here: StagedFile, path: Path) -> bool:
     if remote.lfs is not None:
         return remote.lfs.sha256 == here.sha256
     content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != here.sha256:  # changed after it was checked
+        return False
     return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
@@ -344,4 +355,4 @@ def describe_plan(
     return "\n".join(lines)
 
 
-__all__ = ["Release", "ReleaseError", "check_repo_id", "describe_plan", "push_release", "usable_api"]
+__all__ = ["Release", "ReleaseError", "check_repo_id", "check_tag", "describe_plan", "push_release", "usable_api"]

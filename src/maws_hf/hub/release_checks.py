@@ -12,18 +12,23 @@ from .staging import CARD, CONFIG, STUB, files_below, is_allowed
 from .weight_checks import Problem, weight_problems
 
 TEXT_SUFFIXES = (".json", ".md", ".py", ".txt")
+_LONGEST_HEADER = 100_000_000  # bytes, as the format has it
 _SECRETS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
     "an AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|aws_secret_access_key",
     "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a key of an API": r"\bsk-[\w-]{20,}|\bAIza[\w-]{30,}|\bxox[abprs]-[\w-]{10,}|(?i:wandb_api_key)\W+\w{20,}",
+    "a bearer token": r"\bBearer\s+[A-Za-z0-9._~+/-]{16,}",
     "an address with a password": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']+@",
 }
 # A whole value that is a path, or a path inside a longer one, such as a command line.
 _PATH = re.compile(
     r"^(?:/[\w.@+~-]+){2,}/?$|^file:/|^~[\w.-]*/|^[A-Za-z]:\\|^\\\\"
-    r"|(?<![\w./:@])(?:/(?:home|Users|root|mnt|tmp|var|data|scratch|workspace|private|media|opt|srv)/|~/)[\w.-]"
+    r"|(?<![\w./:@])(?:/(?:home|Users|Volumes|root|mnt|tmp|var|data|scratch|workspace|private|media|opt|srv)/|~/)[\w.-]"
 )
+# In commands and the like any path counts; in prose only those of a machine's usual folders.
+_PATH_IN_TEXT = re.compile(r"(?:^|[\s\"'=])(?:/[\w.@+~-]+){2,}")
 _VOCABULARY = {"tokenizer.json": ("model", "added_tokens")}  # pieces of words, some of which look like paths
 _PLACEHOLDERS = re.compile(r"\{\{|\bTODO\b|(?i:to be filled|more information needed)")
 # The task of the in-tree architectures; None where a model has no pipeline of its own.
@@ -65,6 +70,8 @@ def release_problems(folder: Path, *, native: bool = False) -> Iterator[Problem]
             yield name, "is not on the list of what a release may hold: delete it"
         elif name.endswith(TEXT_SUFFIXES):
             yield from ((name, problem) for problem in _text_problems(folder / name))
+        else:
+            yield from ((name, problem) for problem in _binary_problems(folder / name))
     config = _json(folder / CONFIG)
     if not isinstance(config, dict):
         yield CONFIG, "is missing or not a JSON object"
@@ -97,9 +104,10 @@ def card_problems(path: Path, config: dict[str, Any] | None) -> Iterator[str]:
     if not data.get("base_model") and not data.get("datasets") and not explained:
         yield "lacks base_model, datasets and a section Training: what do the weights come from?"
     index = data.get("model-index")
-    if not data.get("model_name") and not (isinstance(index, list) and index and index[0].get("name")):
+    first = index[0] if isinstance(index, list) and index else None
+    if not data.get("model_name") and not (isinstance(first, dict) and first.get("name")):
         yield "lacks model_name"
-    task = _TASKS.get(next(iter((config or {}).get("architectures") or []), ""))
+    task = _TASKS.get(str(next(iter((config or {}).get("architectures") or []), "")))
     if task and data.get("pipeline_tag") != task:
         yield f"pipeline_tag is {data.get('pipeline_tag')!r}; this architecture is for {task!r}"
     if not parts[2].strip():
@@ -115,30 +123,71 @@ def _text_problems(path: Path) -> Iterator[str]:
     except (OSError, UnicodeDecodeError):
         yield "is not UTF-8 text"
         return
+    for what, place in _secrets_in(text):
+        # The line, never the secret: messages end up in logs.
+        yield f"line {text.count(chr(10), 0, place) + 1} holds {what}: revoke it and take it out"
+    if path.suffix != ".json":
+        for number, line in enumerate(text.splitlines(), 1):
+            if found := _PATH.search(line):
+                yield f"line {number} names a place on this machine ({_short(found[0])}): write it without"
+        return
+    content = _json(path)
+    if content is None:
+        yield "is not JSON"
+    for where, value in _strings(content, skip=_VOCABULARY.get(path.name, ())):
+        if _PATH.search(value) or _PATH_IN_TEXT.search(value):
+            yield f"{where} names a place on this machine ({_short(value)}): write it without"
+        for what, _ in _secrets_in(value):  # which JSON can spell in other ways than the file's text shows
+            if value not in text:
+                yield f"{where} holds {what}: revoke it and take it out"
+
+
+def _secrets_in(text: str) -> Iterator[tuple[str, int]]:
+    """What kind, and where it starts."""
     for what, pattern in _SECRETS.items():
         if found := re.search(pattern, text):
-            # The line, never the secret: messages end up in logs.
-            yield f"line {text.count(chr(10), 0, found.start()) + 1} holds {what}: revoke it and take it out"
-    if path.suffix == ".json":
-        content = _json(path)
-        if content is None:
-            yield "is not JSON"
-        for where, value in _strings(content, skip=_VOCABULARY.get(path.name, ())):
-            if _PATH.search(value):
-                yield f"{where} names a place on this machine ({_short(value)}): write it without"
+            yield what, found.start()
+
+
+def _binary_problems(path: Path) -> Iterator[str]:
+    """Pictures, vocabularies, and the header of weights: nothing but what their names say, and no secrets in it."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        if path.suffix == ".safetensors":
+            content = file.read(min(int.from_bytes(start, "little"), _LONGEST_HEADER))
+        else:
+            content = start + file.read()
+    kinds = {".png": b"\x89PNG\r\n\x1a\n", ".jpg": b"\xff\xd8\xff"}
+    if path.suffix in kinds and not content.startswith(kinds[path.suffix]):
+        yield f"is no {path.suffix.removeprefix('.').upper()} picture"
+    for what, _ in _secrets_in(content.decode("latin-1")):
+        yield f"holds {what}: revoke it and take it out"
 
 
 def _remote_code_problems(folder: Path, config: dict[str, Any], native: bool) -> Iterator[Problem]:
     """The in-tree model is for everybody, so no file of it may ask for code; ours asks for the stub only."""
     for name in (CONFIG, "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"):
         content = config if name == CONFIG else _json(folder / name)
-        found = content.get("auto_map") if isinstance(content, dict) else None
-        if found and not (native and name == CONFIG):
-            yield name, "asks for remote code (auto_map): take it out"
-        elif found and any(not str(value).startswith(f"{Path(STUB).stem}.") for value in found.values()):
-            yield name, f"asks for other remote code than {STUB}"
+        for where, found in _values_of("auto_map", content):
+            if not (native and name == CONFIG and where == "auto_map"):
+                yield name, f"asks for remote code ({where}): take it out"
+            elif not isinstance(found, dict) or any(
+                not str(value).startswith(f"{Path(STUB).stem}.") for value in found.values()
+            ):
+                yield name, f"asks for other remote code than {STUB}"
     if native and not (folder / STUB).is_file():
         yield STUB, "is missing"
+
+
+def _values_of(key: str, content: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of that key in parsed JSON, however deep, with the keys that lead there."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            path = f"{where}.{name}".lstrip(".")
+            if name == key and value:
+                yield path, value
+            else:
+                yield from _values_of(key, value, path)
 
 
 def _strings(content: Any, where: str = "", skip: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
@@ -158,7 +207,7 @@ def _strings(content: Any, where: str = "", skip: tuple[str, ...] = ()) -> Itera
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -74,26 +75,30 @@ class Staging:
     Args:
         folder: of the files.
         files: all of them but the manifest, by name.
+        manifest: `release.json` itself.
         left_out: names in the model's folder that are not on the list.
     """
 
     folder: Path
     files: Mapping[str, StagedFile]
+    manifest: StagedFile
     left_out: tuple[str, ...] = ()
 
     @property
     def everything(self) -> dict[str, StagedFile]:
         """The files and the manifest itself."""
-        return {**self.files, MANIFEST: _record(self.folder / MANIFEST)}
+        return {**self.files, MANIFEST: self.manifest}
 
     @property
     def digest(self) -> str:
         """A name for the content: 12 digits of the manifest's sha256."""
-        return _record(self.folder / MANIFEST).sha256[:12]
+        return self.manifest.sha256[:12]
 
 
 def is_allowed(name: str, native: bool = False) -> bool:
     """Whether a file of this name, with `/` between folders, may be part of a release."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII):
+        return False
     fits = any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in ALLOWED)
     return fits or (native and name == STUB)
 
@@ -109,14 +114,14 @@ def build_staging(model_dir: Path, staging_dir: Path, *, card: str | None = None
             so that Auto classes with remote code switched on find them where `maws_hf` is installed.
 
     Raises:
-        StagingError: a file is a link, or `staging_dir` holds something else.
+        StagingError: a file is a link, or `staging_dir` holds something else, such as the model itself.
     """
     model_dir, staging_dir = Path(model_dir), Path(staging_dir)
-    if staging_dir.exists() and any(staging_dir.iterdir()) and not (staging_dir / MANIFEST).is_file():
-        raise StagingError(f"{staging_dir} holds something else ({MANIFEST} is missing): name a new --staging_dir")
-    taken, left_out = _sorted_out(model_dir)
-    if (model_dir / CONFIG).is_file() is False:
+    if not (model_dir / CONFIG).is_file():
         raise StagingError(f"{model_dir} holds no model: {CONFIG} is missing")
+    refuse_overlap(model_dir, staging_dir)
+    _refuse_to_replace(staging_dir)
+    taken, left_out = _sorted_out(model_dir)
     partial = staging_dir.with_name(f".{staging_dir.name}.{os.getpid()}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -134,7 +139,28 @@ def build_staging(model_dir: Path, staging_dir: Path, *, card: str | None = None
         partial.replace(staging_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Staging(staging_dir, files, tuple(left_out))
+    return Staging(staging_dir, files, _record(staging_dir / MANIFEST), tuple(left_out))
+
+
+def refuse_overlap(model_dir: Path, staging_dir: Path) -> None:
+    """Raises `StagingError` if replacing one folder could touch the other."""
+    model, staging = model_dir.resolve(), staging_dir.resolve()
+    if model == staging or model in staging.parents or staging in model.parents:
+        raise StagingError(
+            f"{staging_dir} and the model's folder {model_dir} lie in each other: name a --staging_dir apart"
+        )
+
+
+def _refuse_to_replace(staging_dir: Path) -> None:
+    """Only what an earlier call laid out is replaced, and nothing that somebody has added to it."""
+    if not staging_dir.exists() or not any(staging_dir.iterdir()):
+        return
+    try:
+        known = {*json.loads((staging_dir / MANIFEST).read_text(encoding="utf-8"))["files"], MANIFEST}
+    except (OSError, ValueError, KeyError, TypeError):
+        known = set()
+    if other := [name for name in files_below(staging_dir) if name not in known]:
+        raise StagingError(f"{staging_dir} holds something else ({other[0]}): name a new --staging_dir")
 
 
 def read_staging(staging_dir: Path) -> Staging:
@@ -152,7 +178,7 @@ def read_staging(staging_dir: Path) -> Staging:
     for name, now in _records(staging_dir, files).items():
         if now != files[name]:
             raise StagingError(f"{Path(staging_dir, name)} is no longer what {MANIFEST} says: build the folder anew")
-    return Staging(Path(staging_dir), files)
+    return Staging(Path(staging_dir), files, _record(path))
 
 
 def files_below(folder: Path) -> Iterator[str]:
@@ -225,4 +251,4 @@ def _record(path: Path, progress: tqdm | None = None) -> StagedFile:
     return StagedFile(size, digest.hexdigest())
 
 
-__all__ = ["StagedFile", "Staging", "StagingError", "build_staging", "read_staging"]
+__all__ = ["StagedFile", "Staging", "StagingError", "build_staging", "read_staging", "refuse_overlap"]

@@ -43,7 +43,7 @@ def weight_problems(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem
 
 
 def _file_problems(path: Path, dtype: str, found: list[str], progress: tqdm) -> Iterator[str]:
-    broken, others = [], Counter()
+    broken, others, right = [], Counter(), 0
     try:
         with safe_open(path, framework="pt") as file:
             found.extend(file.keys())
@@ -53,7 +53,8 @@ def _file_problems(path: Path, dtype: str, found: list[str], progress: tqdm) -> 
             for name in found:
                 stored = _FLOATS.get(file.get_slice(name).get_dtype())
                 # Logit scales stay in float32 beside towers of half precision.
-                if dtype and stored and stored not in (dtype, "float32"):
+                right += stored == dtype
+                if dtype and stored and stored != dtype:
                     others[stored] += 1
                 tensor = file.get_tensor(name)
                 if not _is_finite(tensor):
@@ -67,6 +68,8 @@ def _file_problems(path: Path, dtype: str, found: list[str], progress: tqdm) -> 
     if broken:
         yield f"holds NaN or infinity in {_listed(broken)}"
     for stored, count in others.items():
+        if stored == "float32" and right > count:
+            continue
         yield f"holds {count} tensors of {stored}, but {CONFIG} says dtype {dtype}"
 
 
@@ -80,7 +83,9 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 def _index_problems(index: Path, tensors: Mapping[str, list[str]]) -> Iterator[str]:
     try:
         listed = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(shard, str) for shard in listed.values()):
+            raise TypeError("a shard's name is no text")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         yield f"is missing or no index of shards ({error!r})"
         return
     if absent := sorted({*listed.values()} - {*tensors}):

@@ -65,6 +65,18 @@ def explained_for_hub(where: Any) -> Iterator[None]:
         ) from error
 
 
+def refuse_missing_folder(where: Any) -> None:
+    """Raises ModelLoadingError for a path that is not there, before it is taken for a repository of the Hub."""
+    name = str(where)
+    looks_local = (
+        name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+        or (Path(name).parent.name and Path(name).parent.is_dir())
+    )
+    if looks_local and not Path(name).exists():
+        raise ModelLoadingError(f"there is no folder {name}")
+
+
 class CheckedConfig:
     """Mixin of our configs: what is wrong with a `config.json` is said with its name."""
 
@@ -75,6 +87,7 @@ class CheckedConfig:
         Raises:
             ValueError: the file describes no model of ours; names it, the field and what would do.
         """
+        refuse_missing_folder(pretrained_model_name_or_path)
         try:
             with explained_for_hub(pretrained_model_name_or_path):
                 return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -118,6 +131,7 @@ class CheckedLoading:
             return (model, info) if wants_info else model
         if kwargs.get("state_dict") is not None:
             raise ValueError("give a folder or Hub id, or state_dict and config, not both")
+        refuse_missing_folder(pretrained_model_name_or_path)
         adapter = _Adapter.at(pretrained_model_name_or_path, kwargs)
         where = pretrained_model_name_or_path if adapter is None else adapter.base
         with explained_for_hub(where):
