@@ -137,6 +137,11 @@ def scores(head: LinearHead, features: Tensor) -> Tensor:
     return head.scores(F.normalize(features.float(), dim=1))
 
 
+def for_features_as_they_are(head: LinearHead, features: Tensor) -> LinearHead:
+    """The head for features that are not scaled to length 1: exact for those of the mean length of `features`."""
+    return LinearHead(head.weight / features.norm(dim=1).mean(), head.bias)
+
+
 def _folds(labels: Tensor) -> Tensor | None:
     """`(N,)` fold of each image: a class's images go round; None where no class has two."""
     counts = torch.bincount(labels)
@@ -149,4 +154,11 @@ def _folds(labels: Tensor) -> Tensor | None:
     return folds
 
 
-__all__ = ["FewShotProbe", "few_shot_probe", "few_shot_split", "logistic_regression", "scores"]
+__all__ = [
+    "FewShotProbe",
+    "few_shot_probe",
+    "few_shot_split",
+    "for_features_as_they_are",
+    "logistic_regression",
+    "scores",
+]
