@@ -1,0 +1,68 @@
+"""`examples/run_low_shot.py` as a user runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from runs import finish, script, start
+from tiny import draw_image, tiny_config
+
+from maws_hf import MawsMAEForPreTraining
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures that return: a class has four images to learn from, the last only one."""
+    folder = tmp_path_factory.mktemp("corpus")
+    columns = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b", "c"])})
+    for split, labels in (("train", [0, 1] * 4 + [2]), ("test", [0, 1, 2] * 3)):
+        images = [{"bytes": draw_image(label), "path": f"{split}-{n}.png"} for n, label in enumerate(labels)]
+        Dataset.from_dict({"image": images, "label": labels}, features=columns).to_parquet(
+            folder / f"{split}-0.parquet"
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mae")
+    torch.manual_seed(0)
+    MawsMAEForPreTraining(tiny_config()).save_pretrained(folder)
+    return folder
+
+
+def command(corpus: Path, encoder: Path, output_dir: Path) -> list[str]:
+    options = {"dataset_name": corpus, "model_name_or_path": encoder, "output_dir": output_dir, "num_splits": 2}
+    return [*script("run_low_shot.py", **options, dataloader_num_workers=0), "--shots", "1", "2"]
+
+
+def test_the_grid_is_scored_and_goes_on_where_it_was_stopped(corpus, encoder, tmp_path):
+    output = finish(start(command(corpus, encoder, tmp_path)))
+    rows = {line.split()[0]: line for line in output.splitlines() if " ± " in line}
+    assert {"linear", "lora", "adaptformer", "vpt"} <= set(rows)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["cells"]) == 4 * 2 * 2
+    by_shots = {cell["shots"]: cell["images"] for cell in results["cells"]}
+    assert by_shots == {1: 3, 2: 5}  # the third class has one image
+    assert {cell["top1"] for cell in results["cells"] if cell["method"] == "linear"} == {1.0}
+    assert (tmp_path / "results.png").is_file()
+
+    cells = sorted(tmp_path.glob("cells/*/*.json"))
+    assert len(cells) == 16
+    cells[0].unlink()
+    before = {cell: cell.stat().st_mtime_ns for cell in cells[1:]}
+    finish(start(command(corpus, encoder, tmp_path)))
+    assert {cell: cell.stat().st_mtime_ns for cell in cells[1:]} == before
+    assert json.loads((tmp_path / "results.json").read_text())["cells"] == results["cells"]
+
+
+def test_wrong_options_are_one_sentence(corpus, encoder, tmp_path):
+    wrong = [*command(corpus, encoder, tmp_path), "--methods", "linear", "prefix"]
+    assert "--methods" in finish(start(wrong), expected=2).splitlines()[-1]
+    same = [*command(corpus, encoder, tmp_path), "--eval_split=train"]
+    assert "another split than --train_split" in finish(start(same), expected=2).splitlines()[-1]
