@@ -4,6 +4,8 @@ Importing the package makes the `maws_vit` and `maws_lit` model types known to t
 AdaptFormer to PEFT where that is installed; it does nothing else.
 """
 
+from contextlib import suppress
+
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -35,7 +37,8 @@ AutoModelForZeroShotImageClassification.register(MawsLiTConfig, MawsLiTModel, ex
 AutoProcessor.register(MawsLiTConfig, MawsLiTProcessor, exist_ok=True)
 
 if is_peft_available():
-    from . import adapters  # noqa: F401
+    with suppress(ImportError):  # of a PEFT that lacks what it needs itself
+        from . import adapters  # noqa: F401
 
 __all__ = [
     "MawsLiTConfig",

@@ -66,6 +66,7 @@ def test_a_command_converts_in_a_child_process_and_says_what_to_do_next(tmp_path
         "url": None,
         "bytes": file.stat().st_size,
         "sha256": sha256(file),
+        "sha256_was_compared": True,
     }
     assert (record["released_model"], record["architecture"]) == (None, "MawsViTForImageClassification")
     assert (record["tensors"], record["dtype"]) == (40, "float32")

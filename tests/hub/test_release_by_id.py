@@ -89,9 +89,17 @@ print(json.dumps(said))
 REMOTE_CODE = """
 import sys
 from transformers import AutoModel
-from maws_hf import MawsLiTModel, MawsViTModel
+from safetensors.torch import save_file
+from maws_hf import MawsLiTModel, MawsViTForImageClassification, MawsViTModel
 from maws_hf.hub.export import export_model
 
+for name, model_class, revision in (
+    ("encoder", MawsViTModel, "v1"),
+    ("classifier", MawsViTForImageClassification, "main"),
+    ("two-towers", MawsLiTModel, "main"),
+):
+    model = model_class.from_pretrained("org/" + name, revision=revision)
+    save_file({key: tensor.clone() for key, tensor in model.state_dict().items()}, sys.argv[2] + "/" + name)
 print(type(AutoModel.from_pretrained("org/encoder", revision="native")).__name__)
 for attempt in (
     lambda: MawsViTModel.from_pretrained("org/evil"),
@@ -189,8 +197,8 @@ def test_plain_transformers_pipelines_peft_and_datasets_load_by_name(hub: Hub, r
 
 
 @pytest.mark.slow
-def test_remote_code_is_never_run_and_offline_mode_says_what_to_do(hub: Hub, released: dict, tmp_path: Path):
-    """Case 35; the branch in our own format needs no remote code where this package is."""
+def test_our_classes_read_exports_by_name_and_never_run_remote_code(hub: Hub, released: dict, tmp_path: Path):
+    """Bit for bit; case 35; the branch in our own format needs no remote code where this package is."""
     marker = tmp_path / "executed"
     code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\n"
     code += "from transformers import PreTrainedConfig\nclass C(PreTrainedConfig): model_type = 'evil'\nM = C\n"
@@ -200,7 +208,13 @@ def test_remote_code_is_never_run_and_offline_mode_says_what_to_do(hub: Hub, rel
         config = json.loads(files["config.json"]) | {"model_type": model_type}
         config["auto_map"] = {"AutoConfig": "modeling.C", "AutoModel": "modeling.M"}
         repository.write({**files, "config.json": json.dumps(config).encode(), "modeling.py": code.encode()})
-    output = run_python(REMOTE_CODE, hub, tmp_path / "reader", str(tmp_path / "export"), with_ours=True)
+    (tmp_path / "read").mkdir()
+    places = str(tmp_path / "export"), str(tmp_path / "read")
+    output = run_python(REMOTE_CODE, hub, tmp_path / "reader", *places, with_ours=True)
+    for name, key in (("encoder", "v1"), ("classifier", "classifier"), ("two-towers", "two-towers")):
+        read, saved = load_file(tmp_path / "read" / name), released[key].state_dict()
+        assert read.keys() == saved.keys()
+        assert all(torch.equal(read[weight], saved[weight]) for weight in saved), name
     assert output.startswith("MawsViTModel")
     assert re.findall("refused: (.*?Error)|loaded: (.*)", output) == [
         ("ModelLoadingError", ""),

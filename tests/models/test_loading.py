@@ -353,5 +353,5 @@ def test_an_image_tower_with_a_pooler_is_refused():
 
 @pytest.mark.parametrize("name", ["./nothere", "/nothere/model", "runs/demo/nothere", "tests/nothere"])
 def test_a_missing_folder_is_no_repository(name):
-    with pytest.raises(ModelLoadingError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
         MawsViTModel.from_pretrained(name)

@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass, field
 
 import torch.nn.functional as F
-from peft import PeftConfig, PeftType
+from peft import PeftType
 from torch import Tensor, nn
 
-from .tuner import EncoderTuner, EncoderTunerLayer
+from .tuner import EncoderTuner, EncoderTunerConfig, EncoderTunerLayer
 
 _MLPS = r"((.*\.)?(vit|pixio|vision_model)\.)?layers\.\d+\.mlp"
 _DINOV2 = r"((.*\.)?dinov2\.)?encoder\.layer\.\d+\.mlp"
@@ -22,23 +22,18 @@ _NORMS = ("layernorm_after", "norm2")
 
 
 @dataclass
-class AdaptFormerConfig(PeftConfig):
+class AdaptFormerConfig(EncoderTunerConfig):
     """
     Args:
         bottleneck: width of the branch.
         scale: s.
         dropout: after the ReLU, in training. These three are the reference implementation's for images.
-        target_modules: regular expression of the layers' MLPs; known for our models, ViT, Pixio, DINOv2 and
-            VisionTextDualEncoder.
-        modules_to_save: trained along with it, such as `["classifier"]`.
+        target_modules, exclude_modules, modules_to_save: see [`EncoderTunerConfig`].
     """
 
     bottleneck: int = field(default=64, metadata={"help": "Width of the branch."})
     scale: float = field(default=0.1, metadata={"help": "Factor of the branch."})
     dropout: float = field(default=0.1, metadata={"help": "Dropout after the ReLU."})
-    target_modules: str | None = field(default=None, metadata={"help": "Regular expression of the layers' MLPs."})
-    exclude_modules: str | None = field(default=None, metadata={"help": "Regular expression of what to leave out."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained along, e.g. the head."})
 
     def __post_init__(self):
         super().__post_init__()

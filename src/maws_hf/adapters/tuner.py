@@ -1,11 +1,28 @@
 """What VPT and AdaptFormer share: they wrap whole modules of the encoder, and nothing of them can be merged."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
+
+
+@dataclass
+class EncoderTunerConfig(PeftConfig):
+    """What the configs of both methods have in common.
+
+    Args:
+        target_modules: regular expression of the modules to wrap; known for our models, ViT, Pixio, DINOv2 and
+            VisionTextDualEncoder.
+        exclude_modules: regular expression of modules to leave out.
+        modules_to_save: trained along with it, such as `["classifier"]`.
+    """
+
+    target_modules: str | None = field(default=None, metadata={"help": "Regular expression of the modules to wrap."})
+    exclude_modules: str | None = field(default=None, metadata={"help": "Regular expression of what to leave out."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained along, e.g. the head."})
 
 
 class EncoderTunerLayer(nn.Module, BaseTunerLayer):

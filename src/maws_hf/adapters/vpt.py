@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftConfig, PeftType
+from peft import PeftType
 from torch import Tensor, nn
 
-from .tuner import EncoderTuner, EncoderTunerLayer
+from .tuner import EncoderTuner, EncoderTunerConfig, EncoderTunerLayer
 
 # Encoder layers and the norm after them. A decoder's or text tower's layers do not match.
 _LAYERS = r"((.*\.)?(vit|pixio|vision_model)\.)?(layers\.\d+|layernorm)"
@@ -23,23 +23,18 @@ _DUAL_ENCODER = r"(.*\.)?vision_model\.((encoder\.layer|layers)\.\d+|layernorm)"
 
 
 @dataclass
-class VPTConfig(PeftConfig):
+class VPTConfig(EncoderTunerConfig):
     """
     Args:
         num_prompts: tokens a layer. The reference implementation's default.
         deep: new tokens in every layer (VPT-deep, the better one in its paper), or only before the first.
         prompt_dropout: on the tokens in training; 0.1 in the reference implementation's published configurations.
-        target_modules: regular expression of the encoder's layers and final norm; known for our models, ViT, Pixio,
-            DINOv2 and VisionTextDualEncoder.
-        modules_to_save: trained along with it, such as `["classifier"]`.
+        target_modules, exclude_modules, modules_to_save: see [`EncoderTunerConfig`].
     """
 
     num_prompts: int = field(default=5, metadata={"help": "Tokens a layer."})
     deep: bool = field(default=True, metadata={"help": "Tokens of its own for every layer (VPT-deep)."})
     prompt_dropout: float = field(default=0.1, metadata={"help": "Dropout on the tokens."})
-    target_modules: str | None = field(default=None, metadata={"help": "Regular expression of layers and norm."})
-    exclude_modules: str | None = field(default=None, metadata={"help": "Regular expression of what to leave out."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained along, e.g. the head."})
 
     def __post_init__(self):
         super().__post_init__()

@@ -66,7 +66,7 @@ def explained_for_hub(where: Any) -> Iterator[None]:
 
 
 def refuse_missing_folder(where: Any) -> None:
-    """Raises ModelLoadingError for a path that is not there, before it is taken for a repository of the Hub."""
+    """Raises FileNotFoundError for a path that is not there, before it is taken for a repository of the Hub."""
     name = str(where)
     looks_local = (
         name.startswith((".", "/", "~"))
@@ -74,7 +74,7 @@ def refuse_missing_folder(where: Any) -> None:
         or (Path(name).parent.name and Path(name).parent.is_dir())
     )
     if looks_local and not Path(name).exists():
-        raise ModelLoadingError(f"there is no folder {name}")
+        raise FileNotFoundError(f"there is no folder {name}")
 
 
 class CheckedConfig:
