@@ -1,6 +1,8 @@
 """Read the tensors of an original checkpoint, mapped and not copied, without trusting the file."""
 
 import argparse
+import mmap
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +13,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .original_archive import MOST_TENSORS, ConversionError, check_safetensors_header, check_torch_archive
+from .original_archive import (
+    MOST_TENSORS,
+    ConversionError,
+    archive_entries,
+    check_safetensors_header,
+    check_torch_archive,
+)
 
 OLDEST_TORCH = (2, 10)  # CVE-2026-24747: before it, a crafted file corrupts memory even with weights_only=True
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -52,6 +61,8 @@ def read_original(path: Path) -> OriginalCheckpoint:
         content = _load_torch(path)
     state, others = _state_of(content, path)
     _check_tensors(state, storages, path)
+    if storages is not None:
+        state = _mapped(state, path)
     arguments = others.get("args")
     values = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
     return OriginalCheckpoint(
@@ -70,17 +81,43 @@ def _torch_or_error() -> None:
 
 
 def _load_torch(path: Path) -> Any:
+    """What the file holds, with tensors that have a shape and a place in the file but no data yet.
+
+    torch's own mapping is a private, writable one, which the kernel grants only if the file would fit in memory.
+    """
     scalars = [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType, np.dtypes.Int32DType]
     scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
     both = [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, np.dtype, *scalars, *both]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with FakeTensorMode(), torch.serialization.safe_globals([argparse.Namespace, np.dtype, *scalars, *both]):
+            return torch.load(path, weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # torch's unpickler and reader raise whatever a damaged file leads them to
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ConversionError(f"torch cannot read {path}: {reason}") from error
+
+
+def _mapped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The same tensors as views of the file, mapped for reading only."""
+    entries = {entry.start: entry for entry in archive_entries(path)}
+    with path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    views = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage()._checkpoint_offset
+        first, count = tensor.storage_offset() * tensor.element_size(), tensor.numel()
+        entry = entries.get(place)
+        if entry is None or first + count * tensor.element_size() > entry.size:
+            raise ConversionError(f"{path}: tensor {name} lies in no entry of the archive")
+        if count == 0:
+            views[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+            continue
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")  # and nobody writes
+            flat = torch.frombuffer(content, dtype=tensor.dtype, count=count, offset=place + first)
+        views[name] = flat.as_strided(tensor.shape, tensor.stride())
+    return views
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -165,7 +202,7 @@ def _in_words(value: Any) -> str:
         return f"a dictionary of {len(value)}"
     if isinstance(value, int | float | str | None):
         return f"{value}"[:40]
-    return f"a {type(value).__name__}"
+    return "a Tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 __all__ = ["OriginalCheckpoint", "read_original"]
