@@ -74,7 +74,7 @@ def test_a_sound_folder_has_no_problem(folder: Path):
             "processor_config.json",
             r"remote code \(image_processor\.auto_map\)",
         ),
-        (write_json("training.json", {"a": "python /work/me/run.py"}), "training.json", "names a place"),
+        (write_json("training.json", {"a": "python /cluster/me/run.py"}), "training.json", "names a place"),
         (lambda f: (f / "README.md").write_text(f"{CARD}\nrun /home/me/run.py"), "README.md", "line .* names a place"),
         (picture(b"<script>"), "images/a.png", "is no PNG picture"),
         (picture(b"\x89PNG\r\n\x1a\n" + SECRETS["an AWS key"].encode()), "images/a.png", "holds an AWS key"),
