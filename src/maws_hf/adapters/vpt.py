@@ -27,7 +27,7 @@ class VPTConfig(EncoderTunerConfig):
     """
     Args:
         num_prompts: tokens a layer. The reference implementation's default.
-        deep: new tokens in every layer (VPT-deep, the better one in its paper), or only before the first.
+        deep: new tokens in every layer (VPT-deep), or only before the first.
         prompt_dropout: on the tokens in training; 0.1 in the reference implementation's published configurations.
         target_modules, exclude_modules, modules_to_save: see [`EncoderTunerConfig`].
     """
