@@ -246,3 +246,27 @@ def test_a_short_text_tower_and_a_backbone_are_exported(tmp_path):
     backbone = MawsViTBackbone(tiny_config())
     _, theirs = exported(backbone, tmp_path / "backbone")
     assert torch.equal(theirs.layernorm.weight, backbone.vit.layernorm.weight)
+
+
+@torch.no_grad()
+def test_in_the_original_order_our_autoencoder_is_the_exported_one_bit_for_bit(tmp_path):
+    """Our own modules, with nothing left out and patches moved back to their places, as the original MAE does it."""
+    ours = random_model(MawsMAEForPreTraining)
+    _, theirs = exported(ours, tmp_path)
+    noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(2))
+    shuffled = noise.argsort(dim=1)
+    keep = shuffled[:, :4, None]
+    embeddings, decoder = ours.vit.embeddings, ours.decoder
+    patches = embeddings.patch_embeddings(IMAGES) + embeddings.position_embeddings[:, 1:]
+    tokens = patches.gather(1, keep.expand(-1, -1, 32))
+    class_token = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(2, -1, -1)
+    tokens = torch.cat([class_token, tokens], dim=1)
+    for layer in ours.vit.layers:
+        tokens = layer(tokens)
+    tokens = decoder.embed(ours.vit.layernorm(tokens))
+    in_shuffled_order = torch.cat([tokens[:, 1:], decoder.mask_token.expand(2, 12, -1)], dim=1)
+    places = shuffled.argsort(dim=1)[..., None].expand(-1, -1, 24)
+    tokens = torch.cat([tokens[:, :1], in_shuffled_order.gather(1, places)], dim=1) + decoder.position_embeddings
+    for layer in decoder.layers:
+        tokens = layer(tokens)
+    assert torch.equal(theirs(IMAGES, noise=noise).logits, decoder.head(decoder.layernorm(tokens))[:, 1:])
