@@ -32,6 +32,12 @@ def test_synset_ids_become_sorted_distinct_indices_and_rare_ones_none(tmp_path: 
     assert reader({"synsets": None}) == reader({"synsets": []}) == []
 
 
+def test_a_row_of_targets_marks_the_same_classes():
+    reader = find_labels(Features({"labels": List(ClassLabel(names=["a", "b", "c", "d"]))}), None)
+    assert reader.multi_hot({"labels": [3, 1]}).tolist() == [False, True, False, True]
+    assert not reader.multi_hot({"labels": [-1]}).any()
+
+
 def test_names_that_two_synsets_share_carry_their_ids():
     names = class_names(vocabulary())
     assert names == ("dog", "crane (n02012849)", "crane (n03126707)", "golden retriever")

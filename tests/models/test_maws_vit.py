@@ -440,3 +440,30 @@ def test_backbone_returns_normed_maps_of_the_stages_asked_for(images: torch.Tens
     assert outputs.hidden_states is None
     for feature_map, state in zip(outputs.feature_maps, (hidden[0], hidden[2]), strict=True):
         assert torch.equal(feature_map, model.vit.layernorm(state)[:, 1:].transpose(1, 2).reshape(2, 32, 4, 4))
+
+
+def test_storing_another_size_changes_no_feature_at_that_size(tmp_path):
+    model = MawsViTForImageClassification(tiny_config(num_labels=3)).eval()
+    model.vit.embeddings.position_embeddings.data.normal_()
+    images = torch.randn(2, 3, 48, 40)
+    before = model(images).logits
+    model.vit.embeddings.set_image_size((48, 40))
+    assert model.config.image_size == [48, 40]
+    assert model.vit.embeddings.position_embeddings.shape == (1, 1 + 6 * 5, 32)
+    assert model.vit.embeddings.position_embeddings.requires_grad
+    assert torch.equal(model(images).logits, before)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(MawsViTForImageClassification.from_pretrained(tmp_path).eval()(images).logits, before)
+
+
+def test_a_size_that_is_no_multiple_of_the_patch_is_not_stored():
+    model = MawsViTModel(tiny_config())
+    with pytest.raises(ValueError, match="multiples of"):
+        model.embeddings.set_image_size(50)
+    assert model.config.image_size == 32
+
+
+def test_a_head_of_given_spread_is_that_small():
+    model = MawsViTForImageClassification(tiny_config(num_labels=3))
+    model.reset_classifier([str(index) for index in range(50)], std=2e-5)
+    assert float(model.classifier.weight.detach().std()) == pytest.approx(2e-5, rel=0.15)

@@ -2,7 +2,7 @@ import torch
 from tiny import tiny_config
 from torch import nn
 
-from maws_hf import MawsMAEForPreTraining
+from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification
 from maws_hf.optim.groups import parameter_groups
 
 CONFIG = tiny_config()
@@ -29,3 +29,33 @@ def test_a_group_without_members_is_left_out():
     groups = parameter_groups(nn.Linear(2, 2, bias=False), 0.1)
     assert [group["name"] for group in groups] == ["decay"]
     torch.optim.AdamW(groups)  # and an optimizer takes what is there
+
+
+def test_layers_learn_with_powers_of_the_decay_as_in_mae():
+    """The rule of the original `util/lr_decay.py`: d^(L + 1 - i), with i = 0 for all that is embedded."""
+    model = MawsViTForImageClassification(tiny_config(num_hidden_layers=3, num_labels=5))
+    groups = parameter_groups(model, 0.05, layer_decay=0.5, depth=3)
+    scale = {name: group["lr_scale"] for group in groups for name in group["param_names"]}
+    decay = {name: group["weight_decay"] for group in groups for name in group["param_names"]}
+    assert scale.keys() == dict(model.named_parameters()).keys()
+    expected = {
+        "vit.embeddings.cls_token": 0.0625,
+        "vit.embeddings.position_embeddings": 0.0625,
+        "vit.embeddings.patch_embeddings.projection.weight": 0.0625,
+        "vit.layers.0.attention.q_proj.weight": 0.125,
+        "vit.layers.2.mlp.fc2.bias": 0.5,
+        "vit.layernorm.weight": 1.0,
+        "classifier.weight": 1.0,
+        "classifier.bias": 1.0,
+    }
+    assert {name: scale[name] for name in expected} == expected
+    assert decay["vit.embeddings.position_embeddings"] == decay["vit.embeddings.cls_token"] == 0
+    assert decay["classifier.weight"] == decay["vit.layers.0.mlp.fc1.weight"] == 0.05
+    assert decay["vit.layers.1.layernorm_before.weight"] == 0
+    assert len({group["name"] for group in groups}) == len(groups) == 2 * 5
+
+
+def test_a_decay_of_1_is_none():
+    model = MawsViTForImageClassification(tiny_config(num_labels=5))
+    groups = parameter_groups(model, 0.05, layer_decay=1.0, depth=2)
+    assert [group["name"] for group in groups] == ["decay", "no_decay"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from maws_hf import MawsViTConfig
 from maws_hf.processing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -18,6 +19,7 @@ from maws_hf.processing import (
     random_resized_crop_box,
     resize_crop,
 )
+from maws_hf.processing.image_processors import square_image_processor_of
 
 BACKENDS = ["pillow", "torch", "auto"]
 
@@ -245,6 +247,29 @@ def test_evaluation_equals_the_stock_bit_processor_exactly(height, width):
     torch.testing.assert_close(normalize(pixels), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (61, 40), (48, 48), (48, 90)])
+def test_square_evaluation_equals_the_stock_vit_processor_exactly(height, width):
+    image = picture(height, width)
+    processor = square_image_processor_of(MawsViTConfig(image_size=48))
+    expected = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(EvalTransform(48, "square")(image), denormalize(expected))
+
+
+def test_a_training_crop_is_augmented_by_the_same_generator():
+    drawn = []
+
+    def augment(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        drawn.append(rng.random())
+        return 255 - pixels
+
+    image = picture(60, 80)
+    plain = TrainTransform(32, hflip=0)(image, np.random.default_rng(5))
+    augmented = TrainTransform(32, hflip=0, augment=augment)(image, np.random.default_rng(5))
+    assert torch.equal(augmented, 255 - plain)
+    TrainTransform(32, hflip=0, augment=augment)(image, np.random.default_rng(5))
+    assert drawn[0] == drawn[1]
+
+
 def marked(height: int, width: int) -> np.ndarray:
     """Red is the row, green the column: a crop shows where it was cut."""
     image = np.zeros((height, width, 3), np.uint8)
@@ -368,7 +393,7 @@ def test_impossible_training_settings_are_refused_at_construction(wrong):
         TrainTransform(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"size": 0}, {"resize": 0}, {"backend": "opencv"}], ids=str)
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"resize": 0}, {"resize": "squash"}, {"backend": "opencv"}], ids=str)
 def test_impossible_evaluation_settings_are_refused_at_construction(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         EvalTransform(**wrong)

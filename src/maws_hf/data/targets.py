@@ -33,6 +33,12 @@ class LabelReader:
     names: tuple[str, ...]
     vocabulary: Vocabulary | None = None
 
+    def multi_hot(self, sample: Sample) -> np.ndarray:
+        """bool `(C,)`: the classes of a row; all False for an image without labels. Raises as calling does."""
+        row = np.zeros(len(self.names), dtype=bool)
+        row[self(sample)] = True
+        return row
+
     @cached_property
     def fingerprint(self) -> str:
         """The same for the same classes in the same order, read from the same column."""

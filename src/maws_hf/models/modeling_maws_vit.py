@@ -260,6 +260,21 @@ class MawsViTEmbeddings(nn.Module):
         class_token = (self.cls_token + positions[:, :1]).expand(patches.shape[0], -1, -1)
         return self.dropout(torch.cat([class_token, patches], dim=1))
 
+    def set_image_size(self, image_size: int | tuple[int, int]) -> None:
+        """Stores the position table for another size, resampled once; features at that size do not change.
+
+        Fine-tuning at a higher resolution then trains the larger table, as the released classifiers have it.
+
+        Raises:
+            ValueError: `image_size` is no multiple of the patch.
+        """
+        height, width = as_pair(image_size)
+        grid = self.grid_of(torch.empty(1, self.config.num_channels, height, width, device="meta"))
+        old = self.position_embeddings
+        table = resample_position_table(old.detach(), self.config.grid_size, grid)
+        self.position_embeddings = nn.Parameter(table.clone(), requires_grad=old.requires_grad)
+        self.config.image_size = height if height == width else [height, width]
+
     def normalize(self, pixels: Tensor, channel_dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
         """uint8 -> (pixel / 255 - mean) / std, computed in float32; float input is taken as normalised already.
 
@@ -462,12 +477,13 @@ class MawsViTForImageClassification(MawsViTPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def reset_classifier(self, names: Sequence[str], bias: float = 0.0) -> None:
+    def reset_classifier(self, names: Sequence[str], bias: float = 0.0, std: float | None = None) -> None:
         """Puts a new head for other classes in place; its weights come from torch's generator.
 
         Args:
             names: of the classes, each once.
             bias: of every class, at the start.
+            std: of the weights; the config's `initializer_range` if None.
         """
         config, device = self.config, self.vit.layernorm.weight.device
         config.id2label = dict(enumerate(names))
@@ -476,7 +492,8 @@ class MawsViTForImageClassification(MawsViTPreTrainedModel):
         self.classifier = nn.Linear(
             config.hidden_size, len(names), device=device, dtype=self.vit.layernorm.weight.dtype
         )
-        nn.init.trunc_normal_(self.classifier.weight, std=config.initializer_range)
+        std = config.initializer_range if std is None else std
+        nn.init.trunc_normal_(self.classifier.weight, std=std)
         nn.init.constant_(self.classifier.bias, bias)
 
     def _reads_only_class_token(self, kwargs: TransformersKwargs) -> bool:

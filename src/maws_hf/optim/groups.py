@@ -1,5 +1,7 @@
-"""Which parameters AdamW decays, and by what names they are known in a checkpoint."""
+"""Which parameters AdamW decays and how fast each learns, and by what names they are known in a checkpoint."""
 
+import re
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -15,25 +17,47 @@ def is_matrix(parameter: torch.Tensor) -> bool:
     return sum(side > 1 for side in parameter.shape) > 1
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of the trainable parameters: matrices with `weight_decay`, the rest without.
+def is_decayed(name: str, parameter: torch.Tensor) -> bool:
+    """Matrices, but for the position table (timm's and MAE's `no_weight_decay`)."""
+    return is_matrix(parameter) and not name.endswith("embeddings.position_embeddings")
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Place of a vision model's parameter: 0 for the embeddings, k + 1 for block k, `depth` + 1 for norm and head.
+
+    Source: MAE `util/lr_decay.py`.
+    """
+    block = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    if block is not None:
+        return int(block.group(1)) + 1
+    return 0 if re.search(r"(?:^|\.)embeddings\.", name) else depth + 1
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, layer_decay: float = 1.0, depth: int = 0
+) -> list[dict[str, Any]]:
+    """The trainable parameters, matrices with `weight_decay` and the rest without.
+
+    Args:
+        layer_decay: d; a parameter of layer i learns with d^(depth + 1 - i) of the learning rate, written into its
+            group as `lr_scale`. With 1, the default, there are two groups, otherwise two a layer.
+        depth: blocks of the encoder, for `layer_decay`.
 
     Returns:
         Groups for a torch optimizer. `name` and `param_names` let a resumed run check that each state meets its own
         parameter; torch itself matches them by position.
     """
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    members: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = depth + 1 if layer_decay == 1 else layer_of(name, depth)
+            members[layer, not is_decayed(name, parameter)].append((name, parameter))
     groups = []
-    for group_name, decay, wanted in (("decay", weight_decay, True), ("no_decay", 0.0, False)):
-        members = [(name, parameter) for name, parameter in trainable if is_matrix(parameter) is wanted]
-        if members:
-            names, parameters = zip(*members, strict=True)
-            groups.append(
-                {
-                    "name": group_name,
-                    "weight_decay": decay,
-                    "params": list(parameters),
-                    "param_names": list(names),
-                }
-            )
+    for (layer, spared), found in sorted(members.items()):
+        names, parameters = zip(*found, strict=True)
+        kind = "no_decay" if spared else "decay"
+        group = {"name": kind, "weight_decay": 0.0 if spared else weight_decay}
+        if layer_decay != 1:
+            group |= {"name": f"layer {layer}, {kind}", "lr_scale": layer_decay ** (depth + 1 - layer)}
+        groups.append({**group, "params": list(parameters), "param_names": list(names)})
     return groups

@@ -13,6 +13,7 @@ do not bleed into its border.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -135,6 +136,7 @@ class TrainTransform:
         ratio: bounds of the crop's width over height.
         hflip: probability of the mirror image.
         backend: see `resize_crop`.
+        augment: what else fine-tuning does to the resized crop, uint8 (h, w, 3) to the same; `RandAugment`.
 
     Raises:
         ValueError: an impossible setting at construction; anything but a uint8 (H, W, 3) picture when called.
@@ -145,6 +147,7 @@ class TrainTransform:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
     backend: ResizeBackend = "auto"
+    augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         if min(_pair(self.size)) < 1:
@@ -161,6 +164,8 @@ class TrainTransform:
         _check_image(image)
         box = random_resized_crop_box(*image.shape[:2], rng, self.scale, self.ratio)
         pixels = resize_crop(image, box, _pair(self.size), self.backend)
+        if self.augment is not None:
+            pixels = self.augment(pixels, rng)
         tensor = _channels_first(pixels)
         return tensor.flip(-1) if rng.random() < self.hflip else tensor
 
@@ -176,8 +181,9 @@ class EvalTransform:
 
     Attributes:
         size: side of the result in pixels, or (height, width).
-        resize: shortest edge before the crop; None means `size` (the longer side of it), the MAWS evaluation. MAE
-            evaluates with 256.
+        resize: shortest edge before the crop; None means `size` (the longer side of it), the MAWS evaluation of
+            encoders. MAE evaluates with 256. "square" squeezes the whole picture into `size` and crops nothing, the
+            evaluation of the released classifiers (`eval_finetuned.py`).
         backend: "pillow" repeats the original evaluation bit for bit (so do transformers' PIL processors, except
             on tall pictures with Pillow 13: see `resize_crop`); "torch" and "auto" are faster and within 2 levels.
 
@@ -186,17 +192,21 @@ class EvalTransform:
     """
 
     size: int | tuple[int, int] = 224
-    resize: int | None = None
+    resize: int | Literal["square"] | None = None
     backend: ResizeBackend = "pillow"
 
     def __post_init__(self) -> None:
-        if min(_pair(self.size)) < 1 or (self.resize is not None and self.resize < 1):
+        if isinstance(self.resize, str) and self.resize != "square":
+            raise ValueError(f"resize is {self.resize!r}, expected pixels, None or 'square'")
+        if min(_pair(self.size)) < 1 or (isinstance(self.resize, int) and self.resize < 1):
             raise ValueError(f"size is {self.size} and resize {self.resize}, expected at least 1 pixel")
         _check_backend(self.backend)
 
     def __call__(self, image: np.ndarray) -> torch.Tensor:
         _check_image(image)
         height, width = image.shape[:2]
+        if self.resize == "square":
+            return _channels_first(resize_crop(image, (0, 0, height, width), _pair(self.size), self.backend))
         short = max(_pair(self.size)) if self.resize is None else self.resize
         if height <= width:
             target = short, int(short * width / height)

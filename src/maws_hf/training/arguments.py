@@ -43,6 +43,7 @@ class TrainingArguments(Options):
     gradient_accumulation_steps: int = option(1, "Forward passes an update; gradients are averaged over them.")
     base_learning_rate: float = option(1.5e-4, "Peak learning rate for 256 images an update; scaled linearly.")
     learning_rate: float | None = option(None, "Peak learning rate itself, not scaled by the batch.")
+    min_learning_rate: float = option(0.0, "Learning rate that the cosine ends at.")
     weight_decay: float = option(0.05, "AdamW weight decay, on matrices only.")
     adam_beta1: float = option(0.9, "AdamW beta1.")
     adam_beta2: float = option(0.95, "AdamW beta2.")
@@ -77,7 +78,8 @@ class TrainingArguments(Options):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("warmup_steps", "dataloader_num_workers", "seed"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("base_learning_rate", "learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon"):
+        rates = ("base_learning_rate", "learning_rate", "min_learning_rate")
+        for name in (*rates, "weight_decay", "max_grad_norm", "adam_epsilon"):
             value = getattr(self, name)
             self._require(value is None or 0 <= value < math.inf, name, "a finite number, 0 or more")
         for name in ("adam_beta1", "adam_beta2", "ema_decay", "max_skip_rate"):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from accelerate import Accelerator
@@ -13,6 +13,7 @@ from ..data.loader import build_loader
 from ..data.sources import DataSourceError, find_image_column, open_stream
 from ..data.streaming import KEY_COLUMNS, ImageStream, Sample, prepare_image, random_rows
 from ..processing.decode import ImageDecodeError
+from ..processing.rand_augment import RandAugment
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import Options, TrainingArguments, option
 
@@ -77,6 +78,7 @@ def build_training_loader(
     extra: Extra | None = None,
     repeats: Callable[[Sample], float] | None = None,
     hflip: float = 0.5,
+    augment: RandAugment | None = None,
 ) -> "StatefulDataLoader":
     """This rank's endless batches: random resized crops and flips, as uint8 (MAE, appendix A.1).
 
@@ -84,9 +86,10 @@ def build_training_loader(
         columns, extra: further columns to read, and what to make of a row besides its image.
         repeats: copies of a row in an epoch; see [`ImageStream`].
         hflip: share of mirrored images.
+        augment: what else is done to a crop.
     """
     dataset, image_column = open_images(recipe, recipe.dataset_split, columns)
-    transform = TrainTransform(image_size, scale=(recipe.crop_scale, 1.0), hflip=hflip)
+    transform = TrainTransform(image_size, scale=(recipe.crop_scale, 1.0), hflip=hflip, augment=augment)
     stream = ImageStream(
         dataset,
         partial(prepare_image, image_column=image_column, transform=transform, extra=extra),
@@ -105,6 +108,7 @@ def read_eval_samples(
     image_size: int | tuple[int, int],
     count: int,
     *,
+    resize: int | Literal["square"] | None = None,
     columns: Sequence[str] = (),
     extra: Extra | None = None,
     keep: Callable[[Sample], bool] | None = None,
@@ -113,6 +117,7 @@ def read_eval_samples(
     """A fixed random sample of the evaluation split, resized and centre-cropped; `count` of them or fewer.
 
     Args:
+        resize: as [`EvalTransform`] has it.
         keep: which rows count.
         split: another one than the recipe's evaluation split.
 
@@ -121,7 +126,7 @@ def read_eval_samples(
     """
     split = split or recipe.eval_split or recipe.dataset_split
     dataset, image_column = open_images(recipe, split, columns)
-    evaluate = EvalTransform(image_size)
+    evaluate = EvalTransform(image_size, resize)
     rng = np.random.default_rng(recipe.seed)
     samples = []
     for row in random_rows(dataset, count, seed=recipe.seed, among=20 * count, keep=keep):

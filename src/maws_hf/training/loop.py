@@ -75,6 +75,7 @@ def train(
     recipe: TrainingArguments,
     accelerator: Accelerator,
     *,
+    groups: list[dict[str, Any]] | None = None,
     flops_per_image: int | None = None,
     matmul_peak: float | None = None,
     after_step: Callable[[int, PreTrainedModel], None] | None = None,
@@ -86,6 +87,7 @@ def train(
             if the recipe asks for one and the run is complete.
         batch_loss: the objective, a mean over the images of a batch.
         loader: infinite batches from `maws_hf.data.loader.build_loader`, of this rank.
+        groups: of parameters for AdamW; see [`parameter_groups`], which makes two by default.
         flops_per_image, matmul_peak: for the operations spent and the share of the useful ones in the bar.
         after_step: called on the main process after each update, with the unwrapped model.
 
@@ -93,7 +95,7 @@ def train(
         TrainingError: after too many non-finite updates in a row or too many bad images.
         CheckpointError: if a checkpoint does not fit the recipe, or cannot be written.
     """
-    run = _Run(model, loader, recipe, accelerator)
+    run = _Run(model, loader, recipe, accelerator, groups)
     run.flops_per_image = flops_per_image
     if flops_per_image and matmul_peak:
         run.utilization_of_image_rate = flops_per_image / (matmul_peak * accelerator.num_processes)
@@ -132,7 +134,14 @@ def train(
 class _Run:
     """The moving parts of one run; each method is one line of the loop above."""
 
-    def __init__(self, model: PreTrainedModel, loader: Any, recipe: TrainingArguments, accelerator: Accelerator):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        loader: Any,
+        recipe: TrainingArguments,
+        accelerator: Accelerator,
+        groups: list[dict[str, Any]] | None,
+    ):
         self.recipe, self.accelerator, self.loader = recipe, accelerator, loader
         self.root = Path(recipe.output_dir) / "checkpoints"
         self.images_per_step = (
@@ -151,7 +160,7 @@ class _Run:
         if resumed is not None:
             ckpt.load_weights(model, resumed.path)
         optimizer = torch.optim.AdamW(
-            parameter_groups(model, recipe.weight_decay),
+            groups or parameter_groups(model, recipe.weight_decay),
             lr=0.0,
             betas=(recipe.adam_beta1, recipe.adam_beta2),
             eps=recipe.adam_epsilon,
@@ -178,6 +187,7 @@ class _Run:
             peak=self.peak_learning_rate,
             warmup_steps=self.recipe.warmup_steps,
             max_steps=self.recipe.max_steps,
+            final=self.recipe.min_learning_rate,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)

@@ -1,0 +1,341 @@
+r"""Fine-tune an encoder, all its weights, on images with one or many labels (paper section 5, Tables 3 and 9).
+
+    accelerate launch examples/run_finetune.py --config examples/recipes/finetune_laptop.yaml \
+        --model_name_or_path runs/mae-wsp --dataset_name FOLDER_OR_HUB_ID --eval_split test --output_dir runs/finetuned
+
+The paper's settings are not public; the defaults are those of MAE's fine-tuning of ViT-B. `--image_size 512` (518 with
+patches of 14) is the paper's resolution for MAWS. Kill it at any time; the same command continues. `output_dir` ends
+up with the model (`from_pretrained` and pipelines read it), `results.json`, `predictions.png`, `loss.png`,
+`evaluation.jsonl`, `metrics.jsonl`, `training.json` and `checkpoints/`.
+"""
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import LargeList, List
+from transformers.utils import logging
+
+from maws_hf import MawsViTForImageClassification
+from maws_hf.data.resampling import RepeatFactors, RepeatRows
+from maws_hf.data.streaming import Sample
+from maws_hf.data.targets import LabelReader, find_labels
+from maws_hf.evaluation.classification import classify, score_targets
+from maws_hf.evaluation.flops import measure_matmul_peak, wsp_training_flops
+from maws_hf.optim.groups import parameter_groups
+from maws_hf.processing.image_processors import image_processor_of, square_image_processor_of
+from maws_hf.processing.mixing import Mixing, erase
+from maws_hf.processing.rand_augment import RandAugment
+from maws_hf.processing.transforms import EvalTransform, normalize
+from maws_hf.training.arguments import option, parse_recipe
+from maws_hf.training.distributed import build_accelerator
+from maws_hf.training.entry_point import run_script
+from maws_hf.training.images import ImageRecipe, build_training_loader, open_images, read_eval_samples
+from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
+from maws_hf.training.loop import train
+from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
+from maws_hf.training.records import JsonLines
+from maws_hf.training.seeding import seed_for
+from maws_hf.visualization import plot_curve, prediction_grid, save_picture
+
+HEAD_STD = 2e-5  # of a new head, as in the parent recipe: all classes start as good as equal
+WATCHED_IMAGES = 1024  # of the evaluation split, scored during training
+
+# ---------------------------------------------------------------- arguments
+
+
+@dataclass(kw_only=True)
+class FinetuneRecipe(ImageRecipe, ModelRecipe):
+    """Data, augmentation and model of a fine-tuning run.
+
+    The paper names no value. Defaults are the parent recipe's for ViT-B (MAE `FINETUNE.md`) except where marked ours;
+    the class token is what is read, as in the released fine-tuned models.
+    """
+
+    label_column_name: str | None = option(
+        None, "Column of class indices, or of lists of them (multi-label); synsets, labels or label if unset."
+    )
+    vocabulary_file: str | None = option(None, "Vocabulary of a column of synset ids (build_wsp_labels.py).")
+    num_labels: int | None = option(None, "Classes, where the labels are plain integers.")
+    image_size: int | None = option(
+        None,
+        "Side in pixels, the model's own if unset: 224 for MAE, 512 or 518 for MAWS in the paper. The position table "
+        "is interpolated once and then trained.",
+    )
+    eval_resize: Literal["square", "crop"] = option(
+        "square",
+        "square: the whole image, squeezed, as released models are evaluated; crop: shortest side, then centre.",
+    )
+    layer_decay: float = option(0.65, "Each block learns with this share of the next one's learning rate.")
+    drop_path_rate: float = option(0.1, "Stochastic depth of the last block; rises linearly from 0.")
+    rand_augment: float = option(9.0, "Strength of RandAugment, 0 to 10; two operations a crop. 0: none.")
+    random_erasing: float = option(0.25, "Share of images of which a rectangle becomes noise.")
+    mixup: float = option(0.8, "Alpha of mixup; 0: none.")
+    cutmix: float = option(1.0, "Alpha of CutMix; 0: none. With mixup, each batch gets one of them.")
+    label_smoothing: float = option(0.1, "Share of every target spread over all classes.")
+    hflip: float = option(0.5, "Share of mirrored images; 0 where left and right matter.")
+    eval_steps: int = option(500, f"Updates between two scores of {WATCHED_IMAGES} images of --eval_split.")
+
+    # Where the parents' defaults are MAE pretraining's:
+    crop_scale: float = option(0.08, "Smallest area of a random crop, as a share of the image.")
+    base_learning_rate: float = option(5e-4, "Peak learning rate for 256 images an update; scaled linearly.")
+    min_learning_rate: float = option(1e-6, "Learning rate that the cosine ends at.")
+    adam_beta2: float = option(0.999, "AdamW beta2.")
+    max_steps: int = option(125_100, "Updates in all: 100 epochs of ImageNet-1k in batches of 1024.")
+    warmup_steps: int = option(6_255, "Updates over which the learning rate rises from 0: 5 epochs.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.image_size is None or self.image_size >= 1, "image_size", "at least 1")
+        self._require(self.eval_resize in ("square", "crop"), "eval_resize", "square or crop")
+        self._require(0 < self.layer_decay <= 1, "layer_decay", "in (0, 1]")
+        self._require(0 <= self.rand_augment <= 10, "rand_augment", "0 to 10")
+        for name in ("drop_path_rate", "label_smoothing"):
+            self._require(0 <= getattr(self, name) < 1, name, "in [0, 1)")
+        for name in ("random_erasing", "hflip"):
+            self._require(0 <= getattr(self, name) <= 1, name, "a probability")
+        for name in ("mixup", "cutmix"):
+            self._require(0 <= getattr(self, name) < float("inf"), name, "0 or more")
+        self._require(self.eval_steps >= 1, "eval_steps", "at least 1")
+
+
+# ---------------------------------------------------------------- labels
+
+
+def read_labels(recipe: FinetuneRecipe) -> tuple[LabelReader, bool]:
+    """How to read the labels, and whether an image has a list of them."""
+    dataset, _ = open_images(recipe, recipe.dataset_split, columns=None)
+    vocabulary = Path(recipe.vocabulary_file or Path(recipe.dataset_name, "vocabulary.json"))
+    reader = find_labels(
+        dataset.features, recipe.label_column_name, vocabulary_file=vocabulary, num_labels=recipe.num_labels
+    )
+    return reader, isinstance(dataset.features[reader.column], List | LargeList)
+
+
+def labelled_rows(labels: LabelReader) -> RepeatRows:
+    """Shows each image with a label once an epoch and the others never."""
+    classes = len(labels.names)
+    ones = np.ones(classes, dtype=np.int64)
+    return RepeatRows(RepeatFactors(ones, ones, classes, threshold=0), labels)
+
+
+def add_targets(sample: Sample, rng: np.random.Generator, labels: LabelReader) -> Sample:
+    return {"labels": labels.multi_hot(sample)}
+
+
+# ---------------------------------------------------------------- objective
+
+
+class MixedObjective:
+    """Cross-entropy of normalised, erased and mixed images: softmax, or sigmoid where an image has many labels."""
+
+    def __init__(self, recipe: FinetuneRecipe, model: MawsViTForImageClassification):
+        self.mean, self.std = model.config.image_mean, model.config.image_std
+        self.erased = recipe.random_erasing
+        self.mixing = Mixing(recipe.mixup, recipe.cutmix, recipe.label_smoothing)
+
+    def __call__(self, model: torch.nn.Module, batch: dict) -> torch.Tensor:
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))  # torch's generator is seeded anew in each step
+        pixels = erase(normalize(batch["pixel_values"], self.mean, self.std), self.erased, rng)
+        pixels, targets = self.mixing(pixels, batch["labels"].float(), rng)
+        return model(pixels, labels=targets).loss
+
+
+# ---------------------------------------------------------------- model
+
+
+def build_classifier(recipe: FinetuneRecipe, labels: LabelReader, multi_label: bool) -> MawsViTForImageClassification:
+    """With the head of the start only if that was made for the very same classes."""
+    model = build_model(
+        MawsViTForImageClassification,
+        recipe,
+        problem_type="multi_label_classification" if multi_label else "single_label_classification",
+        drop_path_rate=recipe.drop_path_rate,
+    )
+    if model.config.id2label != dict(enumerate(labels.names)):
+        torch.manual_seed(seed_for("head", recipe.seed))
+        model.reset_classifier(labels.names, std=HEAD_STD)
+    if recipe.image_size is not None:
+        model.vit.embeddings.set_image_size(recipe.image_size)
+    return model
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+class Watch:
+    """Scores of a fixed sample of the evaluation split every `eval_steps` updates, in `evaluation.jsonl`."""
+
+    def __init__(self, recipe: FinetuneRecipe, images: torch.Tensor, targets: torch.Tensor, multi_label: bool):
+        self.every, self.images, self.targets = recipe.eval_steps, images, targets
+        self.multi_label, self.batch_size = multi_label, recipe.per_device_train_batch_size
+        self.lines = JsonLines(Path(recipe.output_dir, "evaluation.jsonl"))
+
+    def __call__(self, step: int, model: MawsViTForImageClassification) -> None:
+        if step % self.every == 0:
+            self.lines.append({"step": step, **score_targets(self.logits(model), self.targets, self.multi_label)})
+
+    @torch.inference_mode()
+    def logits(self, model: MawsViTForImageClassification) -> torch.Tensor:
+        was_training = model.training
+        model.eval()
+        batches = self.images.split(self.batch_size)
+        logits = torch.cat([model(batch.to(model.device)).logits.float().cpu() for batch in batches])
+        model.train(was_training)
+        return logits
+
+
+def evaluate(
+    recipe: FinetuneRecipe,
+    model: MawsViTForImageClassification,
+    labels: LabelReader,
+    multi_label: bool,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """Scores of the whole evaluation split; its shards are shared among the processes."""
+    dataset, image_column = open_images(recipe, recipe.eval_split or recipe.dataset_split, [labels.column])
+    readers, rank = min(accelerator.num_processes, dataset.num_shards), accelerator.process_index
+    part = dataset.shard(readers, rank) if rank < readers else dataset.take(0)
+    found = classify(
+        model,
+        part,
+        EvalTransform(model.config.image_size, "square" if recipe.eval_resize == "square" else None),
+        labels,
+        image_column=image_column,
+        batch_size=recipe.per_device_train_batch_size,
+        num_workers=recipe.dataloader_num_workers,
+        bf16=recipe.bf16,
+    )
+    counts = torch.tensor([len(found.scores), found.skipped], device=accelerator.device)
+    images, skipped = accelerator.reduce(counts, reduction="sum").tolist()
+    scores, targets = (gather_rows(rows, accelerator) for rows in (found.scores, found.targets))
+    return {**score_targets(scores, targets, multi_label), "images": images, "skipped": skipped}
+
+
+def gather_rows(rows: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Rows of all processes, which may hold different numbers of them."""
+    counts = accelerator.gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
+    padded = torch.zeros(max(counts), *rows.shape[1:], dtype=torch.float32, device=accelerator.device)
+    padded[: len(rows)] = rows
+    gathered = accelerator.gather(padded).cpu().unflatten(0, (len(counts), max(counts)))
+    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)]).to(rows.dtype)
+
+
+# ---------------------------------------------------------------- main
+
+
+def main() -> int:
+    recipe = parse_recipe(FinetuneRecipe, __doc__)
+    logging.disable_progress_bar()  # one bar is enough
+    output_dir = Path(recipe.output_dir)
+    accelerator = build_accelerator(recipe)
+
+    labels, multi_label = read_labels(recipe)
+    earlier = read_ledger(recipe.model_name_or_path)
+    model = build_classifier(recipe, labels, multi_label)
+    config = model.config
+    reading = {"columns": [labels.column], "extra": partial(add_targets, labels=labels)}
+    loader = build_training_loader(
+        recipe,
+        config.image_size,
+        accelerator,
+        repeats=labelled_rows(labels),
+        hflip=recipe.hflip,
+        augment=RandAugment(recipe.rand_augment) if recipe.rand_augment else None,
+        **reading,
+    )
+    samples = read_eval_samples(
+        recipe,
+        config.image_size,
+        WATCHED_IMAGES,
+        resize="square" if recipe.eval_resize == "square" else None,
+        keep=lambda row: bool(labels(row)),
+        **reading,
+    )
+    images = torch.stack([sample["pixel_values"] for sample in samples])
+    targets = torch.stack([torch.from_numpy(sample["labels"]) for sample in samples])
+    watch = Watch(recipe, images, targets, multi_label)
+
+    accelerator.print(describe_model(model))
+    flops_per_image = wsp_training_flops(config)
+    outcome = train(
+        model,
+        MixedObjective(recipe, model),
+        loader,
+        recipe,
+        accelerator,
+        groups=parameter_groups(
+            model, recipe.weight_decay, layer_decay=recipe.layer_decay, depth=config.num_hidden_layers
+        ),
+        flops_per_image=flops_per_image,
+        matmul_peak=measure_matmul_peak(accelerator.device, torch.bfloat16 if recipe.bf16 else torch.float32),
+        after_step=watch,
+    )
+    if outcome.exit_code:
+        accelerator.print(f"stopped after step {outcome.step}; the same command continues")
+        accelerator.end_training()
+        return outcome.exit_code
+    results = evaluate(recipe, model, labels, multi_label, accelerator)
+    if accelerator.is_main_process:
+        stages = [*earlier, Stage("finetune", outcome.images_seen, outcome.images_seen * flops_per_image)]
+        processor = square_image_processor_of(config) if recipe.eval_resize == "square" else image_processor_of(config)
+        save_trained_model(model, processor, output_dir, stages)
+        draw_predictions(output_dir / "predictions.png", labels, images, targets, watch.logits(model))
+        plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
+        content = {"results": results, "options": asdict(recipe), "classes": list(labels.names)}
+        (output_dir / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        report(recipe, outcome.step, stages, results)
+    accelerator.end_training()
+    return 0
+
+
+def draw_predictions(
+    file: Path, labels: LabelReader, images: torch.Tensor, targets: torch.Tensor, logits: torch.Tensor
+) -> None:
+    best = logits[:24].topk(min(3, logits.shape[1]), dim=1).indices.tolist()
+    captions = [
+        [(labels.names[index], bool(truth[index])) for index in predicted]
+        for predicted, truth in zip(best, targets[:24], strict=True)
+    ]
+    grid = prediction_grid(images[:24], captions)
+    save_picture(lambda path: grid.save(path, format="png"), file)
+
+
+def report(recipe: FinetuneRecipe, steps: int, stages: list[Stage], results: dict[str, float]) -> None:
+    python = Path(os.path.relpath(sys.executable))  # of the environment, which need not be activated
+    output_dir = Path(recipe.output_dir)
+    split = recipe.eval_split or f"{recipe.dataset_split} (trained on)"
+    skipped = f", {results['skipped']} could not be read" if results["skipped"] else ""
+    scores = "\n".join(
+        f"  {name:<39} {value:.2%}" for name, value in results.items() if name not in ("images", "skipped")
+    )
+    classify_one = (
+        "import maws_hf; from transformers import pipeline; "
+        f"print(pipeline('image-classification', '{output_dir}')('PICTURE.png'))"
+    )
+    print(f"""
+Fine-tuned from {recipe.model_name_or_path or "new weights"}: {steps} steps done.
+
+  training operations                     {describe_ledger(stages)}
+  on {results["images"]} images of the split {split}{skipped}:
+{scores}
+
+  pictures with predictions               {output_dir / "predictions.png"}
+  loss curve                              {output_dir / "loss.png"}
+  scores during training                  {output_dir / "evaluation.jsonl"}
+  model                                   {output_dir}
+
+Try next:
+  {python} -c "{classify_one}"
+  maws-hf export {output_dir} --output_dir exports/{output_dir.name}""")
+
+
+if __name__ == "__main__":
+    run_script(main)

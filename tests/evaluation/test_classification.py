@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, List
+from datasets import Image as ImageFeature
+from tiny import draw_image, tiny_config
+
+from maws_hf import MawsViTForImageClassification
+from maws_hf.data.sources import open_stream
+from maws_hf.data.targets import find_labels
+from maws_hf.evaluation.classification import classify, score_targets
+from maws_hf.processing import EvalTransform, decode_image
+
+NAMES = ["a", "b", "c"]
+
+
+def corpus(folder, kind, labels):
+    """Shards of three rows; the image of the second row is no image."""
+    features = Features({"image": ImageFeature(), "label": kind})
+    for shard in range(-(-len(labels) // 3)):
+        rows = range(3 * shard, min(3 * shard + 3, len(labels)))
+        images = [{"bytes": b"no image" if row == 1 else draw_image(row), "path": f"{row}.png"} for row in rows]
+        content = {"image": images, "label": [labels[row] for row in rows]}
+        Dataset.from_dict(content, features=features).to_parquet(folder / f"test-{shard:05d}.parquet")
+    return open_stream(str(folder), split="test")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return MawsViTForImageClassification(tiny_config(num_labels=3)).eval()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_scores_are_the_models_and_what_has_no_label_or_no_image_is_left_out(model, workers, tmp_path):
+    labels = [0, 1, -1, 2, 1, 0, 2]
+    dataset = corpus(tmp_path, ClassLabel(names=NAMES), labels)
+    transform = EvalTransform(32, "square")
+    reader = find_labels(dataset.features, "label")
+    found = classify(model, dataset, transform, reader, batch_size=2, num_workers=workers)
+    kept = [0, 3, 4, 5, 6]
+    pixels = torch.stack([transform(decode_image(draw_image(row))) for row in kept])
+    expected = {labels[row]: [] for row in kept}
+    for row, logits in zip(kept, model(pixels).logits, strict=True):
+        expected[labels[row]].append(logits)
+    assert (len(found.scores), found.skipped) == (5, 1)
+    for label, logits in expected.items():  # workers hand their shards over in turn
+        mine = found.scores[found.targets[:, label]]
+        theirs = torch.stack(logits)
+        torch.testing.assert_close(mine.sort(dim=0).values, theirs.sort(dim=0).values.detach(), rtol=0, atol=1e-6)
+
+
+def test_a_split_without_rows_gives_none(model, tmp_path):
+    dataset = corpus(tmp_path, ClassLabel(names=NAMES), [0, 1, 2])
+    found = classify(model, dataset.take(0), EvalTransform(32), find_labels(dataset.features, "label"))
+    assert (found.scores.shape, found.targets.shape) == ((0, 3), (0, 3))
+
+
+def test_the_mode_of_the_model_comes_back(model, tmp_path):
+    dataset = corpus(tmp_path, ClassLabel(names=NAMES), [0])
+    model.train()
+    classify(model, dataset, EvalTransform(32), find_labels(dataset.features, "label"))
+    assert model.training
+    model.eval()
+
+
+def test_lists_of_labels_are_scored_by_average_precision(tmp_path, model):
+    dataset = corpus(tmp_path, List(ClassLabel(names=NAMES)), [[0], [1], [], [0, 2], [1]])
+    found = classify(model, dataset, EvalTransform(32), find_labels(dataset.features, "label"))
+    assert found.targets.tolist() == [[True, False, False], [True, False, True], [False, True, False]]
+    # The closed form for three images: precision at each positive, in the order of the scores.
+    expected = []
+    for scores, positives in zip(found.scores.T.numpy(), found.targets.T.numpy(), strict=True):
+        ordered = positives[np.argsort(-scores)]
+        expected.append(np.mean((np.cumsum(ordered) / np.arange(1, 4))[ordered]))
+    assert score_targets(found.scores, found.targets, True)["mAP"] == pytest.approx(np.mean(expected))
+
+
+def test_single_labels_are_scored_by_the_first_and_the_first_five_predictions():
+    scores = torch.arange(7.0).repeat(4, 1)
+    targets = torch.eye(7, dtype=torch.bool)[[6, 2, 1, 6]]
+    assert score_targets(scores, targets, False) == {"top1": 0.5, "top5": 0.75}
