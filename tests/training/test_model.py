@@ -32,7 +32,8 @@ def test_config_overrides_are_json_values(text: str, fields: dict):
 def recipe_class(file: Path, monkeypatch: pytest.MonkeyPatch) -> type:
     monkeypatch.syspath_prepend(ROOT / "examples")
     stage = file.stem.split("_")[0]
-    return getattr(importlib.import_module(f"run_{stage}"), f"{stage.upper()}Recipe")
+    name = {"finetune": "Finetune"}.get(stage, stage.upper())
+    return getattr(importlib.import_module(f"run_{stage}"), f"{name}Recipe")
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
@@ -42,9 +43,10 @@ def test_shipped_recipes_are_valid_and_scale_to_the_batch_of_their_stage(file: P
     assert recipe.bf16 is (recipe.model_size != "vit_6.5b14" and "laptop" not in file.stem)
     if "laptop" in file.stem:
         return
-    images = {"mae": 4096, "wsp": 8192}[file.stem.split("_")[0]]
+    images, seen = {"mae": (4096, 5e9), "wsp": (8192, 5e9), "finetune": (1024, None)}[file.stem.split("_")[0]]
     assert recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * 8 == images
-    assert recipe.max_steps == round(5e9 / images)
+    if seen is not None:
+        assert recipe.max_steps == round(seen / images)
     assert config.decoder_hidden_size == 512
 
 
@@ -53,6 +55,29 @@ def test_the_papers_mae_recipes_are_the_parents(file: Path, recipe_class: type):
     recipe = parse_recipe(recipe_class, "", ["--config", str(file), "--output_dir", "x", "--dataset_name", "y"])
     assert recipe.base_learning_rate == 1.5e-4
     assert (recipe.adam_beta1, recipe.adam_beta2, recipe.weight_decay) == (0.9, 0.95, 0.05)
+
+
+PARENT_FINETUNING = {  # epochs, base learning rate, layer decay, drop path: MAE's FINETUNE.md
+    "finetune_vit_b16": (100, 5e-4, 0.65, 0.1),
+    "finetune_vit_l16": (50, 1e-3, 0.75, 0.2),
+    "finetune_vit_h14": (50, 1e-3, 0.75, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", PARENT_FINETUNING)
+def test_fine_tuning_recipes_are_the_parents(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    recipe_class = importlib.import_module("run_finetune").FinetuneRecipe
+    file = ROOT / "examples" / "recipes" / f"{name}.yaml"
+    recipe = parse_recipe(recipe_class, "", ["--config", str(file), "--output_dir", "x", "--dataset_name", "y"])
+    epochs, *values = PARENT_FINETUNING[name]
+    assert recipe.max_steps == round(epochs * 1_281_167 / 1024)
+    assert recipe.warmup_steps == round(5 * 1_281_167 / 1024)
+    assert [recipe.base_learning_rate, recipe.layer_decay, recipe.drop_path_rate] == values
+    assert (recipe.adam_beta1, recipe.adam_beta2, recipe.weight_decay) == (0.9, 0.999, 0.05)
+    defaults = recipe_class(output_dir="x", dataset_name="y")
+    for option in ("rand_augment", "random_erasing", "mixup", "cutmix", "label_smoothing", "crop_scale"):
+        assert getattr(recipe, option) == getattr(defaults, option), option
 
 
 @pytest.mark.parametrize("file", LIT_RECIPES, ids=lambda file: file.stem)
