@@ -31,8 +31,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from maws_hf.data.corpus import write_atomically
-from maws_hf.evaluation.benchmark_images import BenchmarkImages, Outputs, classify_images, fingerprint, open_images
-from maws_hf.evaluation.classifiers import RESIZES, Preprocessing, classify, load_classifier, preprocessing_of
+from maws_hf.evaluation.benchmark_images import BenchmarkImages, Outputs, classify_images, fingerprint, open_benchmark
+from maws_hf.evaluation.classifiers import RESIZES, Preprocessing, load_classifier, logits_of, preprocessing_of
 from maws_hf.evaluation.features import model_digest
 from maws_hf.evaluation.label_maps import LabelMapError, model_columns
 from maws_hf.evaluation.real_labels import REAL_SHA256, fetch_real_labels, load_real_labels, validation_number
@@ -128,7 +128,7 @@ def open_sets(options: RobustnessOptions) -> list[OpenSet]:
         usual = ("validation", "train") if name == "imagenet_val" else ("test", "validation", "train")
         real = read_real_labels(options.real_labels_file) if name == "imagenet_val" else None
         benchmark = benchmark_of(name)
-        images = open_images(
+        images = open_benchmark(
             source,
             benchmark,
             splits=(options.eval_split,) if options.eval_split else usual,
@@ -178,7 +178,7 @@ def run_cell(options: RobustnessOptions, model: PreTrainedModel, preprocessing: 
     classes = test.benchmark.needed
     outputs = classify_images(
         test.images,
-        partial(classify, model, bf16=options.bf16),
+        partial(logits_of, model, bf16=options.bf16),
         preprocessing,
         classes,
         model_columns(model.config.id2label, classes, model.name_or_path),

@@ -12,8 +12,8 @@ from PIL import Image
 from tiny import draw_image, tiny_config
 
 from maws_hf import MawsViTForImageClassification
-from maws_hf.evaluation.benchmark_images import BenchmarkImages, classify_images, fingerprint, open_images
-from maws_hf.evaluation.classifiers import Preprocessing, classify, load_classifier, preprocessing_of
+from maws_hf.evaluation.benchmark_images import BenchmarkImages, classify_images, fingerprint, open_benchmark
+from maws_hf.evaluation.classifiers import Preprocessing, load_classifier, logits_of, preprocessing_of
 from maws_hf.evaluation.label_maps import LabelMapError, imagenet_classes, imagenet_subset
 from maws_hf.evaluation.robustness import benchmark_of
 from maws_hf.processing.image_processors import square_image_processor_of
@@ -42,29 +42,29 @@ def seen(images: BenchmarkImages, transform=UNTOUCHED, classes=range(1000)) -> d
 
 def test_integer_folders_are_class_numbers_not_places_among_sorted_names(tmp_path):
     put(tmp_path, "0/a.png", "1/b.png", "2/c.png", "10/d.png", "100/e.png")
-    found = seen(open_images(str(tmp_path), benchmark_of("imagenet_v2/top-images"), splits=ANY))
+    found = seen(open_benchmark(str(tmp_path), benchmark_of("imagenet_v2/top-images"), splits=ANY))
     assert found == {"a.png": 0, "b.png": 1, "c.png": 2, "d.png": 10, "e.png": 100}
 
 
 def test_wnid_folders_are_classes_even_if_there_is_just_one(tmp_path):
     many = put(tmp_path / "many", f"{WNIDS[5]}/a.png", f"{WNIDS[3]}/b.png")
-    assert seen(open_images(str(many), benchmark_of("imagenet_sketch"), splits=ANY)) == {"a.png": 5, "b.png": 3}
+    assert seen(open_benchmark(str(many), benchmark_of("imagenet_sketch"), splits=ANY)) == {"a.png": 5, "b.png": 3}
     one = put(tmp_path / "one", f"{WNIDS[5]}/a.png")
-    assert seen(open_images(str(one), benchmark_of("imagenet_sketch"), splits=ANY)) == {"a.png": 5}
+    assert seen(open_benchmark(str(one), benchmark_of("imagenet_sketch"), splits=ANY)) == {"a.png": 5}
 
 
 def test_folders_that_are_no_classes_are_refused_before_an_image_is_read(tmp_path):
     put(tmp_path, "cats/a.png", "dogs/b.png")
     with pytest.raises(LabelMapError, match="the label 'cats' is no class of ImageNet"):
-        open_images(str(tmp_path), benchmark_of("imagenet_sketch"), splits=ANY)
+        open_benchmark(str(tmp_path), benchmark_of("imagenet_sketch"), splits=ANY)
     with pytest.raises(LabelMapError, match="'cats' is none of ObjectNet's 313 folders"):
-        open_images(str(tmp_path), benchmark_of("objectnet"), splits=ANY)
+        open_benchmark(str(tmp_path), benchmark_of("objectnet"), splits=ANY)
 
 
 def test_a_class_outside_of_the_subset_names_its_image(tmp_path):
     inside = WNIDS[imagenet_subset("imagenet_a")[0]]
     put(tmp_path, f"{WNIDS[0]}/a.png", f"{inside}/b.png")
-    images = open_images(str(tmp_path), benchmark_of("imagenet_a"), splits=ANY)
+    images = open_benchmark(str(tmp_path), benchmark_of("imagenet_a"), splits=ANY)
     with pytest.raises(LabelMapError, match=r"a\.png: class 0 is none of the 200 of ImageNet-A"):
         seen(images)
 
@@ -74,7 +74,7 @@ def test_objects_outside_of_imagenet_are_never_decoded(tmp_path):
     (tmp_path / "images/air_freshener").mkdir()
     (tmp_path / "images/air_freshener/damaged.png").write_bytes(b"not a picture")
     benchmark = benchmark_of("objectnet")
-    images = open_images(str(tmp_path), benchmark, splits=ANY)
+    images = open_benchmark(str(tmp_path), benchmark, splits=ANY)
     outputs = classify_images(images, lambda p: torch.zeros(len(p), 1000), UNTOUCHED, range(1000), range(1000))
     assert outputs.skipped == []
     names = {
@@ -99,7 +99,7 @@ def test_a_picture_that_is_all_border_is_skipped_like_a_damaged_one(tmp_path):
     put(tmp_path, "banana/a.png", "banana/c.png", "alarm_clock/b.png")
     Image.new("RGB", (4, 30)).save(tmp_path / "banana/thin.png")
     (tmp_path / "banana/damaged.png").write_bytes((tmp_path / "banana/a.png").read_bytes()[:60])
-    images = open_images(str(tmp_path), benchmark_of("objectnet"), splits=ANY)
+    images = open_benchmark(str(tmp_path), benchmark_of("objectnet"), splits=ANY)
     transform = Preprocessing(size=(8, 8), border=2)
     outputs = classify_images(images, lambda p: torch.zeros(len(p), 1000), transform, range(1000), range(1000))
     assert sorted(Path(path).name for path in outputs.paths) == ["a.png", "b.png", "c.png"]
@@ -113,7 +113,7 @@ def test_class_names_of_a_table_are_read_as_what_they_say(names, tmp_path):
     columns = Features({"image": ImageFeature(), "label": ClassLabel(names=names)})
     images = [{"bytes": draw_image(number), "path": f"{number}.png"} for number in range(3)]
     Dataset.from_dict({"image": images, "label": [0, 1, 0]}, features=columns).to_parquet(tmp_path / "test-0.parquet")
-    found = seen(open_images(str(tmp_path), benchmark_of("imagenet_val"), splits=ANY))
+    found = seen(open_benchmark(str(tmp_path), benchmark_of("imagenet_val"), splits=ANY))
     assert found == {"0.png": 10, "1.png": 2, "2.png": 10}
 
 
@@ -123,7 +123,7 @@ def test_integers_and_strings_of_a_table_are_class_numbers_and_wnids(tmp_path):
         table = Dataset.from_dict({"image": images, "label": labels}).cast_column("image", ImageFeature())
         (tmp_path / name).mkdir()
         table.to_parquet(tmp_path / name / "validation-0.parquet")
-        found = seen(open_images(str(tmp_path / name), benchmark_of("imagenet_val"), splits=ANY))
+        found = seen(open_benchmark(str(tmp_path / name), benchmark_of("imagenet_val"), splits=ANY))
         assert found == {"0.png": 2, "1.png": 10}
 
 
@@ -131,7 +131,7 @@ def test_minus_one_of_an_unlabelled_split_is_not_the_last_class(tmp_path):
     columns = Features({"image": ImageFeature(), "label": ClassLabel(names=WNIDS)})
     rows = {"image": [{"bytes": draw_image(0), "path": "0.png"}], "label": [-1]}
     Dataset.from_dict(rows, features=columns).to_parquet(tmp_path / "test-0.parquet")
-    images = open_images(str(tmp_path), benchmark_of("imagenet_val"), splits=ANY)
+    images = open_benchmark(str(tmp_path), benchmark_of("imagenet_val"), splits=ANY)
     with pytest.raises(LabelMapError, match="the split has no labels"):
         seen(images)
 
@@ -139,17 +139,17 @@ def test_minus_one_of_an_unlabelled_split_is_not_the_last_class(tmp_path):
 def test_a_flat_folder_has_no_labels_and_is_refused_where_they_are_wanted(tmp_path):
     put(tmp_path, "ILSVRC2012_val_00000002.png", "ILSVRC2012_val_00000001.png")
     benchmark = benchmark_of("imagenet_val")
-    images = open_images(str(tmp_path), benchmark, splits=ANY, may_lack_labels=True)
+    images = open_benchmark(str(tmp_path), benchmark, splits=ANY, may_lack_labels=True)
     outputs = classify_images(images, lambda p: torch.zeros(len(p), 1000), UNTOUCHED, range(1000), range(1000))
     assert outputs.labels is None
     assert len(outputs.paths) == 2
     with pytest.raises(LabelMapError, match="is no class of ImageNet"):
-        open_images(str(tmp_path), benchmark, splits=ANY)
+        open_benchmark(str(tmp_path), benchmark, splits=ANY)
 
 
 def test_logits_come_into_imagenets_order_and_absent_classes_are_last(tmp_path):
     put(tmp_path, "3/a.png", "7/b.png")
-    images = open_images(str(tmp_path), benchmark_of("imagenet_val"), splits=ANY)
+    images = open_benchmark(str(tmp_path), benchmark_of("imagenet_val"), splits=ANY)
     model = torch.tensor([[1.0, 2.0, 3.0]])
     outputs = classify_images(images, lambda p: model.expand(len(p), 3), UNTOUCHED, [3, 7], [2, 0])
     assert outputs.logits[:, [3, 7]].tolist() == [[3.0, 1.0]] * 2
@@ -206,7 +206,7 @@ def test_logits_are_those_of_the_model_on_uint8_pixels(classifier):
     pixels = preprocessing_of(str(classifier), model, "square")(picture)
     with torch.no_grad():
         expected = model(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None]).logits
-    assert torch.allclose(classify(model, pixels[None]), expected, atol=1e-5)
+    assert torch.allclose(logits_of(model, pixels[None]), expected, atol=1e-5)
 
 
 def test_a_classifier_without_its_head_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import zipfile
 
 import numpy as np
 import pytest
@@ -111,6 +112,15 @@ def test_labels_of_real_are_read_whatever_their_spaces_and_refused_when_changed(
         load_real_labels(file)
     with pytest.raises(LabelMapError, match="cannot be read"):
         load_real_labels(tmp_path / "absent.json")
+
+
+def test_labels_of_real_are_found_in_timms_wheel(tmp_path, monkeypatch):
+    wheel = tmp_path / "timm.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(real_labels.MEMBER, "[[],[3]]")
+    monkeypatch.setattr(real_labels, "fetch_wheel", lambda pinned, folder, size: wheel)
+    monkeypatch.setattr(real_labels, "REAL_SHA256", hashlib.sha256(b"[[],[3]]").hexdigest())
+    assert real_labels.fetch_real_labels(tmp_path) == [[], [3]]
 
 
 def test_test_sets_compare_as_many_classes_as_they_are_known_for():

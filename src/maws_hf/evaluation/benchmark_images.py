@@ -24,8 +24,8 @@ _FOLDER = "folder"  # the column of labels that paths tell
 
 
 @dataclass(frozen=True)
-class LabelReader:
-    """`reader(label)` is what `Benchmark.score` wants of a label as it was read: None for objects not in ImageNet.
+class BenchmarkLabels:
+    """`labels(label)` is what `Benchmark.score` wants of a label as it was read: None for objects not in ImageNet.
 
     Attributes:
         benchmark: the test set.
@@ -36,7 +36,7 @@ class LabelReader:
     names: tuple[int | None, ...] | None = None
 
     @classmethod
-    def of(cls, benchmark: Benchmark, names: Sequence[str] | None) -> "LabelReader":
+    def of(cls, benchmark: Benchmark, names: Sequence[str] | None) -> "BenchmarkLabels":
         """Raises LabelMapError for names that are no classes, before an image is read."""
         if names is None or benchmark.folders is None:
             return cls(benchmark, None if names is None else tuple(class_numbers(names)))
@@ -70,16 +70,16 @@ class BenchmarkImages:
 
     Attributes:
         dataset: with an image and a label column and no others, the images undecoded.
-        reader: of the labels; None if there are none, as in a flat folder of ImageNet's validation images.
+        reader: of the labels; None without labels, as in a flat folder of ImageNet's validation images.
     """
 
     dataset: IterableDataset
     image_column: str
     label_column: str
-    reader: LabelReader | None
+    reader: BenchmarkLabels | None
 
 
-def open_images(
+def open_benchmark(
     source: str,
     benchmark: Benchmark,
     *,
@@ -111,7 +111,7 @@ def open_images(
         label_column = find_label_column(dataset, label_column)
     kind = dataset.features[label_column]
     try:
-        reader = LabelReader.of(benchmark, kind.names if isinstance(kind, ClassLabel) else None)
+        reader = BenchmarkLabels.of(benchmark, kind.names if isinstance(kind, ClassLabel) else None)
         if label_column == _FOLDER:
             reader(next(iter(dataset))[_FOLDER])
     except LabelMapError as error:
@@ -168,7 +168,7 @@ def classify_images(
     """One pass over a test set.
 
     Args:
-        classify: images to logits on the CPU.
+        classify: images to logits on the CPU, as `logits_of` a model.
         classes: class numbers that are needed.
         columns: where `classify` has the logits of each.
 
@@ -201,7 +201,7 @@ def classify_images(
     return Outputs(torch.cat(logits), torch.tensor(labels) if images.reader else None, paths, skipped)
 
 
-def _label_of(row: Row, reader: LabelReader) -> int | None:
+def _label_of(row: Row, reader: BenchmarkLabels) -> int | None:
     try:
         return reader(row.label)
     except LabelMapError as error:
@@ -240,8 +240,8 @@ def _with_folder(row: dict[str, Any], image_column: str) -> dict[str, Any]:
     return {**row, _FOLDER: Path(path or "").parent.name}
 
 
-def _is_wanted(label: Label, reader: LabelReader) -> bool:
+def _is_wanted(label: Label, reader: BenchmarkLabels) -> bool:
     return reader(label) is not None
 
 
-__all__ = ["BenchmarkImages", "LabelReader", "Outputs", "classify_images", "fingerprint", "open_images"]
+__all__ = ["BenchmarkImages", "BenchmarkLabels", "Outputs", "classify_images", "fingerprint", "open_benchmark"]

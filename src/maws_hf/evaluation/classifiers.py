@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Ba
 
 from ..models.loading import refuse_missing_folder
 from ..processing.decode import ImageDecodeError
-from ..processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, normalize, resize_crop
+from ..processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, normalize
 
 RESIZES = ("square", "crop")
 
@@ -64,11 +64,7 @@ class Preprocessing:
         if self.processor is not None:
             pixels = self.processor(picture, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
             return pixels[0].float()
-        if self.resize == "crop":
-            pixels = EvalTransform(self.size)(picture)
-        else:
-            resized = resize_crop(picture, (0, 0, *picture.shape[:2]), self.size, "pillow")
-            pixels = torch.from_numpy(resized.transpose(2, 0, 1).copy())
+        pixels = EvalTransform(self.size, "square" if self.resize == "square" else None)(picture)
         return normalize(pixels, self.mean, self.std)
 
     def description(self) -> dict[str, Any]:
@@ -116,7 +112,7 @@ def preprocessing_of(
     )
 
 
-def classify(model: PreTrainedModel, pixels: Tensor, *, bf16: bool = False) -> Tensor:
+def logits_of(model: PreTrainedModel, pixels: Tensor, *, bf16: bool = False) -> Tensor:
     """The logits `(B, classes)` of normalised images `(B, 3, H, W)`, float32 on the CPU.
 
     Raises:
@@ -135,4 +131,4 @@ def classify(model: PreTrainedModel, pixels: Tensor, *, bf16: bool = False) -> T
     return logits
 
 
-__all__ = ["RESIZES", "Preprocessing", "classify", "load_classifier", "preprocessing_of"]
+__all__ = ["RESIZES", "Preprocessing", "load_classifier", "logits_of", "preprocessing_of"]

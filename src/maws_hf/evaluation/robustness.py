@@ -102,8 +102,8 @@ class Benchmark:
 
     Attributes:
         title: what it is called.
-        groups: of each of its classes the class numbers that stand for it; one, but in ObjectNet.
-        folders: its classes' folders where they are not wnids or numbers; None elsewhere.
+        groups: of each of its classes the class numbers that stand for it; only ObjectNet has several.
+        folders: of each group the name, where labels are no wnids or class numbers (ObjectNet); None elsewhere.
         border: pixels to cut from each side.
         published_images: how many the whole set has, where that is known.
     """
@@ -120,9 +120,11 @@ class Benchmark:
         return sorted({number for group in self.groups for number in group})
 
     def score(self, logits: Tensor, labels: Tensor) -> Scores:
-        """Args:
-        logits: `(N, C)`.
-        labels: `(N,)`: class numbers, or places in `folders`.
+        """By the rule of this test set.
+
+        Args:
+            logits: `(N, C)`.
+            labels: `(N,)`: class numbers, or places in `folders`.
         """
         if self.folders is None:
             return score_classes(logits, labels, self.needed)
