@@ -17,7 +17,7 @@ from datasets import ClassLabel, Features, Image, IterableDataset, IterableDatas
 
 from maws_hf.processing.decode import DEFAULT_LIMITS
 
-__all__ = ["DataSourceError", "find_image_column", "open_stream"]
+__all__ = ["DataSourceError", "find_image_column", "list_files", "open_stream"]
 
 IMAGE_COLUMN_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img")
 MOST_IMAGE_SHARDS = 8192  # of an image folder; with fewer images than that, each is a shard of its own
@@ -150,7 +150,7 @@ def _load(builder: str, *, name_or_path: str, split: str, **options) -> Iterable
 
 def _open_local(source: str, split: str, data_files: str | Sequence[str] | None) -> IterableDataset:
     if os.path.isdir(source) and data_files is None:
-        root, files = source, _list_files(source)
+        root, files = source, list_files(source)
     else:  # files that the user has picked are the split, whatever they are called
         patterns = [data_files] if isinstance(data_files, str) else data_files
         patterns = [source] if patterns is None else [os.path.join(source, pattern) for pattern in patterns]
@@ -176,7 +176,7 @@ def _open_local(source: str, split: str, data_files: str | Sequence[str] | None)
     return _open_images(root, _select_split(images, split, root))
 
 
-def _list_files(folder: str) -> list[str]:
+def list_files(folder: str) -> list[str]:
     """Regular files below `folder`, relative to it and sorted, hidden ones left out. Links are followed, loops not."""
     files, visited = [], set()
     for path, folders, names in os.walk(folder, followlinks=True):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import fsspec.asyn
@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from ..data.streaming import KEY, KEY_COLUMNS, prepare_image
 from ..processing.decode import ImageDecodeError
-from ..processing.transforms import EvalTransform
 
 ROWS_READ_AT_ONCE = 64
+Transform = Callable[[np.ndarray], Tensor]  # uint8 (H, W, 3) to (3, h, w), of one type and size
 _UNUSED_GENERATOR = np.random.default_rng(0)  # evaluation draws nothing
 
 Label = int | str | list[int] | list[str]
@@ -48,7 +48,7 @@ def read_rows(
     *,
     image_column: str,
     label_column: str,
-    transform: EvalTransform | None,
+    transform: Transform | None,
     batch_size: int,
     num_workers: int = 0,
 ) -> Iterator[tuple[list[Row], Tensor | None]]:
@@ -60,7 +60,8 @@ def read_rows(
         num_workers: processes; each reads a run of consecutive shards, so more of them than shards stay away.
 
     Yields:
-        rows, and uint8 `(B, 3, h, w)` for those without a `reason`, in their order; None if there are none.
+        rows, and `(B, 3, h, w)`, as the transform has it (uint8 mostly), for those without a `reason`, in their order;
+        None if there are none.
 
     Raises:
         ValueError: a row has no label.
@@ -85,9 +86,7 @@ def read_rows(
 class _Rows(torch.utils.data.IterableDataset):
     """(row, its pixels or None), one after the other."""
 
-    def __init__(
-        self, dataset: IterableDataset, image_column: str, label_column: str, transform: EvalTransform | None
-    ):
+    def __init__(self, dataset: IterableDataset, image_column: str, label_column: str, transform: Transform | None):
         self.dataset, self.image_column, self.label_column = dataset, image_column, label_column
         self.transform = transform
 

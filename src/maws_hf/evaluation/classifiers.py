@@ -1,0 +1,134 @@
+"""Image classifiers of any kind, and what a picture goes through before one sees it."""
+
+import inspect
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+
+from ..models.loading import refuse_missing_folder
+from ..processing.decode import ImageDecodeError
+from ..processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, normalize
+
+RESIZES = ("square", "crop")
+
+
+def load_classifier(name: str) -> PreTrainedModel:
+    """Ours or one of transformers: float32, complete, in evaluation mode, on the GPU if there is one.
+
+    Raises:
+        ValueError: the checkpoint lacks weights: an untrained head would be scored under its name.
+    """
+    refuse_missing_folder(name)
+    model, report = AutoModelForImageClassification.from_pretrained(
+        name, dtype=torch.float32, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights of {type(model).__name__}, among them {missing[0]}: a trained "
+            "classifier is wanted"
+        )
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """`preprocessing(picture)` maps uint8 (H, W, 3) to float32 (3, h, w), normalised.
+
+    Attributes:
+        processor: of transformers, which then does all; None does as follows.
+        resize: "square", the whole picture, whatever its aspect, as the released MAWS classifiers are evaluated; or
+            "crop", the shortest side, then the centre. Bicubic with antialiasing, by Pillow.
+        size: (height, width) of the result.
+        mean, std: of the pixels, from 0 to 1.
+        border: pixels to cut from each side of the picture beforehand.
+    """
+
+    processor: BaseImageProcessor | None = None
+    resize: str = "square"
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    border: int = 0
+
+    def __call__(self, picture: np.ndarray) -> Tensor:
+        """Raises ImageDecodeError for a picture that is all border."""
+        if self.border:
+            if min(picture.shape[:2]) <= 2 * self.border:
+                raise ImageDecodeError("picture", f"nothing is left of it without its border of {self.border} pixels")
+            picture = picture[self.border : -self.border, self.border : -self.border]
+        if self.processor is not None:
+            pixels = self.processor(picture, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+            return pixels[0].float()
+        pixels = EvalTransform(self.size, "square" if self.resize == "square" else None)(picture)
+        return normalize(pixels, self.mean, self.std)
+
+    def description(self) -> dict[str, Any]:
+        """All that its result depends on, as JSON."""
+        if self.processor is not None:
+            return {"processor": json.loads(self.processor.to_json_string()), "border": self.border}
+        return {name: getattr(self, name) for name in ("resize", "size", "mean", "std", "border")}
+
+
+def preprocessing_of(
+    name: str, model: PreTrainedModel, resize: str | None = None, image_size: int | None = None
+) -> Preprocessing:
+    """What the model's own `preprocessor_config.json` says; or `resize`, with the mean and deviation from there.
+
+    Args:
+        name: of the model, as it was loaded.
+        resize: "square" or "crop".
+        image_size: side in pixels, for `resize`; the model's own if None.
+
+    Raises:
+        ValueError: the model comes without a processor and no `resize` is given, or without an image size.
+    """
+    try:
+        # The same pixels with torchvision installed and without.
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    except (OSError, ValueError):
+        processor = None
+    if resize is None:
+        if processor is None:
+            raise ValueError(
+                f"{name} comes without a preprocessor_config.json: say --resize square (as the released MAWS "
+                "classifiers are evaluated) or --resize crop"
+            )
+        return Preprocessing(processor)
+    size = image_size or getattr(model.config, "image_size", None)
+    if size is None:
+        raise ValueError(f"{type(model).__name__} names no image size: give --image_size")
+    known = processor if processor is not None and processor.do_normalize else model.config
+    return Preprocessing(
+        None,
+        resize,
+        (size, size) if isinstance(size, int) else tuple(size),
+        tuple(getattr(known, "image_mean", IMAGENET_MEAN)),
+        tuple(getattr(known, "image_std", IMAGENET_STD)),
+    )
+
+
+def logits_of(model: PreTrainedModel, pixels: Tensor, *, bf16: bool = False) -> Tensor:
+    """The logits `(B, classes)` of normalised images `(B, 3, H, W)`, float32 on the CPU.
+
+    Raises:
+        ValueError: they are not finite.
+    """
+    pixels = pixels.to(model.device, non_blocking=True)
+    options: dict[str, Any] = {}
+    native = getattr(model.config, "image_size", None)
+    takes_any_size = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    if takes_any_size and native not in (pixels.shape[-1], tuple(pixels.shape[-2:])):
+        options["interpolate_pos_encoding"] = True
+    with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        logits = model(pixel_values=pixels, **options).logits.float().cpu()
+    if not logits.isfinite().all():
+        raise ValueError("the model gives logits that are not finite: its weights or its precision are broken")
+    return logits
+
+
+__all__ = ["RESIZES", "Preprocessing", "load_classifier", "logits_of", "preprocessing_of"]
