@@ -24,9 +24,10 @@ from datasets import LargeList, List
 from transformers.utils import logging
 
 from maws_hf import MawsViTForImageClassification
+from maws_hf.data.corpus import write_atomically
 from maws_hf.data.resampling import RepeatFactors, RepeatRows
 from maws_hf.data.streaming import Sample
-from maws_hf.data.targets import LabelReader, find_labels
+from maws_hf.data.targets import LabelReader
 from maws_hf.evaluation.classification import classify, score_targets
 from maws_hf.evaluation.flops import measure_matmul_peak, wsp_training_flops
 from maws_hf.optim.groups import parameter_groups
@@ -37,7 +38,8 @@ from maws_hf.processing.transforms import EvalTransform, normalize
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
-from maws_hf.training.images import ImageRecipe, build_training_loader, open_images, read_eval_samples
+from maws_hf.training.image_labels import LabelRecipe, read_labels
+from maws_hf.training.images import build_training_loader, open_images, read_eval_samples
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
 from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
@@ -52,18 +54,13 @@ WATCHED_IMAGES = 1024  # of the evaluation split, scored during training
 
 
 @dataclass(kw_only=True)
-class FinetuneRecipe(ImageRecipe, ModelRecipe):
+class FinetuneRecipe(LabelRecipe, ModelRecipe):
     """Data, augmentation and model of a fine-tuning run.
 
     The paper names no value. Defaults are the parent recipe's for ViT-B (MAE `FINETUNE.md`) except where marked ours;
     the class token is what is read, as in the released fine-tuned models.
     """
 
-    label_column_name: str | None = option(
-        None, "Column of class indices, or of lists of them (multi-label); synsets, labels or label if unset."
-    )
-    vocabulary_file: str | None = option(None, "Vocabulary of a column of synset ids (build_wsp_labels.py).")
-    num_labels: int | None = option(None, "Classes, where the labels are plain integers.")
     image_size: int | None = option(
         None,
         "Side in pixels, the model's own if unset: 224 for MAE, 512 or 518 for MAWS in the paper. The position table "
@@ -107,16 +104,6 @@ class FinetuneRecipe(ImageRecipe, ModelRecipe):
 
 
 # ---------------------------------------------------------------- labels
-
-
-def read_labels(recipe: FinetuneRecipe) -> tuple[LabelReader, bool]:
-    """How to read the labels, and whether an image has a list of them."""
-    dataset, _ = open_images(recipe, recipe.dataset_split, columns=None)
-    vocabulary = Path(recipe.vocabulary_file or Path(recipe.dataset_name, "vocabulary.json"))
-    reader = find_labels(
-        dataset.features, recipe.label_column_name, vocabulary_file=vocabulary, num_labels=recipe.num_labels
-    )
-    return reader, isinstance(dataset.features[reader.column], List | LargeList)
 
 
 def labelled_rows(labels: LabelReader) -> RepeatRows:
@@ -163,7 +150,10 @@ def build_classifier(recipe: FinetuneRecipe, labels: LabelReader, multi_label: b
         torch.manual_seed(seed_for("head", recipe.seed))
         model.reset_classifier(labels.names, std=HEAD_STD)
     if recipe.image_size is not None:
-        model.vit.embeddings.set_image_size(recipe.image_size)
+        try:
+            model.vit.embeddings.set_image_size(recipe.image_size)
+        except ValueError as error:
+            raise ValueError(f"--image_size {recipe.image_size} is not possible: {error}") from error
     return model
 
 
@@ -180,6 +170,7 @@ class Watch:
 
     def __call__(self, step: int, model: MawsViTForImageClassification) -> None:
         if step % self.every == 0:
+            self.lines.cut_back(step - 1)  # a killed run may have been here before
             self.lines.append({"step": step, **score_targets(self.logits(model), self.targets, self.multi_label)})
 
     @torch.inference_mode()
@@ -237,7 +228,8 @@ def main() -> int:
     output_dir = Path(recipe.output_dir)
     accelerator = build_accelerator(recipe)
 
-    labels, multi_label = read_labels(recipe)
+    labels, columns = read_labels(recipe)
+    multi_label = isinstance(columns[labels.column], List | LargeList)
     earlier = read_ledger(recipe.model_name_or_path)
     model = build_classifier(recipe, labels, multi_label)
     config = model.config
@@ -290,7 +282,7 @@ def main() -> int:
         draw_predictions(output_dir / "predictions.png", labels, images, targets, watch.logits(model))
         plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
         content = {"results": results, "options": asdict(recipe), "classes": list(labels.names)}
-        (output_dir / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_atomically(output_dir / "results.json", (json.dumps(content, indent=1) + "\n").encode())
         report(recipe, outcome.step, stages, results)
     accelerator.end_training()
     return 0

@@ -22,14 +22,15 @@ from transformers.utils import logging
 from maws_hf import MawsViTForImageClassification
 from maws_hf.data.resampling import RepeatFactors, RepeatRows, count_labels
 from maws_hf.data.streaming import Sample
-from maws_hf.data.targets import LabelReader, find_labels, pad_labels
+from maws_hf.data.targets import LabelReader, pad_labels
 from maws_hf.evaluation.flops import measure_matmul_peak, wsp_training_flops
 from maws_hf.evaluation.weak_labels import WeakLabelScores, weak_label_scores
 from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
-from maws_hf.training.images import ImageRecipe, build_training_loader, open_images, read_eval_samples
+from maws_hf.training.image_labels import LabelRecipe, read_labels
+from maws_hf.training.images import build_training_loader, open_images, read_eval_samples
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
 from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
@@ -42,18 +43,13 @@ SIGMOID_BIAS = -10.0
 
 
 @dataclass(kw_only=True)
-class WSPRecipe(ImageRecipe, ModelRecipe):
+class WSPRecipe(LabelRecipe, ModelRecipe):
     """Data, labels and model of a WSP run.
 
     The paper takes its settings from SWAG, which are not public, and uses the same ones from scratch and from MAE
     without a search. That rule is kept; the values are ours.
     """
 
-    label_column_name: str | None = option(None, "Column of the labels; synsets, labels or label if unset.")
-    vocabulary_file: str | None = option(
-        None, "Vocabulary of a column of synset ids; vocabulary.json in the folder of the data if unset."
-    )
-    num_labels: int | None = option(None, "Classes, where the labels are plain integers.")
     max_labels_per_image: int = option(16, "Of an image with more labels so many are drawn at random each time.")
     resampling_ratio: float = option(
         1.0, "Images an epoch over unique ones: images of rare labels are repeated. The paper has 5/3; 1: no repeats."
@@ -69,25 +65,11 @@ class WSPRecipe(ImageRecipe, ModelRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.max_labels_per_image >= 1, "max_labels_per_image", "at least 1")
-        self._require(self.num_labels is None or self.num_labels >= 1, "num_labels", "at least 1")
         self._require(1 <= self.resampling_ratio < float("inf"), "resampling_ratio", "1 or more")
         self._require(self.loss in ("softmax", "sigmoid"), "loss", "softmax or sigmoid")
 
 
 # ---------------------------------------------------------------- labels
-
-
-def read_labels(recipe: WSPRecipe) -> LabelReader:
-    dataset, _ = open_images(recipe, recipe.dataset_split, columns=None)
-    data = Path(recipe.dataset_name)  # a folder, one shard, or a glob of shards
-    places = [Path(recipe.vocabulary_file)] if recipe.vocabulary_file else [data, data.parent, data.parent.parent]
-    files = [place if recipe.vocabulary_file else place / "vocabulary.json" for place in places]
-    return find_labels(
-        dataset.features,
-        recipe.label_column_name,
-        vocabulary_file=next((file for file in files if file.is_file()), files[0]),
-        num_labels=recipe.num_labels,
-    )
 
 
 def build_repeats(recipe: WSPRecipe, labels: LabelReader) -> RepeatRows:
@@ -147,7 +129,7 @@ def main() -> int:
     output_dir = Path(recipe.output_dir)
     accelerator = build_accelerator(recipe)
 
-    labels = read_labels(recipe)
+    labels, _ = read_labels(recipe)
     earlier = read_ledger(recipe.model_name_or_path)
     model = build_classifier(recipe, labels)
     config = model.config

@@ -52,7 +52,7 @@ def test_scores_are_the_models_and_what_has_no_label_or_no_image_is_left_out(mod
 
 def test_a_split_without_rows_gives_none(model, tmp_path):
     dataset = corpus(tmp_path, ClassLabel(names=NAMES), [0, 1, 2])
-    found = classify(model, dataset.take(0), EvalTransform(32), find_labels(dataset.features, "label"))
+    found = classify(model, dataset.take(0), EvalTransform(32), find_labels(dataset.features, "label"), num_workers=2)
     assert (found.scores.shape, found.targets.shape) == ((0, 3), (0, 3))
 
 

@@ -1,0 +1,49 @@
+"""The labels of a run's images: what a script can be told about them, and how they are read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Features
+
+from ..data.targets import LabelReader, find_labels
+from .arguments import option
+from .images import ImageRecipe, open_images
+
+
+@dataclass(kw_only=True)
+class LabelRecipe(ImageRecipe):
+    """What a script needs to be told to train on the labels of images."""
+
+    label_column_name: str | None = option(
+        None, "Column of class indices or synset ids, or of lists of them; synsets, labels or label if unset."
+    )
+    vocabulary_file: str | None = option(
+        None, "Vocabulary of a column of synset ids; vocabulary.json in the folder of the data if unset."
+    )
+    num_labels: int | None = option(None, "Classes, where the labels are plain integers.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.num_labels is None or self.num_labels >= 1, "num_labels", "at least 1")
+
+
+def read_labels(recipe: LabelRecipe) -> tuple[LabelReader, Features]:
+    """How to read the labels of the training split, and the columns that it has.
+
+    Raises:
+        DataSourceError: there are none, or nothing says what their classes are.
+    """
+    dataset, _ = open_images(recipe, recipe.dataset_split, columns=None)
+    data = Path(recipe.dataset_name)  # a folder, one shard, or a glob of shards
+    places = [Path(recipe.vocabulary_file)] if recipe.vocabulary_file else [data, data.parent, data.parent.parent]
+    files = [place if recipe.vocabulary_file else place / "vocabulary.json" for place in places]
+    reader = find_labels(
+        dataset.features,
+        recipe.label_column_name,
+        vocabulary_file=next((file for file in files if file.is_file()), files[0]),
+        num_labels=recipe.num_labels,
+    )
+    return reader, dataset.features
+
+
+__all__ = ["LabelRecipe", "read_labels"]
