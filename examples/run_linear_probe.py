@@ -4,29 +4,46 @@ r"""Which encoder has the better features? Linear probes (paper section 4) and n
         --dataset_name FOLDER_OR_HUB_ID --train_split train --eval_split test --output_dir runs/probe
 
 Each encoder sees every image once; its features stay in `output_dir/features`, and another probe of the same encoder
-starts from there. `output_dir` ends up with `results.json` and `results.png`.
+starts from there. What was found about each stays in `output_dir/encoders`: the same command goes on where it was
+stopped. `output_dir` ends up with `results.json` and `results.png`.
+
+Of several encoders there is also the paper's Table 9, model sizes by kinds of pretraining: `table.md` and, with more
+than one size, `table.png`. Kinds are known for runs of this package and for converted weights of the paper; others are
+named with their encoder, `--model_name_or_path runs/mae DINOv2=facebook/dinov2-small`.
 """
 
+import hashlib
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from maws_hf.evaluation.encoders import load_encoder
 from maws_hf.evaluation.knn import knn_classify
 from maws_hf.evaluation.linear_heads import Protocol
 from maws_hf.evaluation.linear_probe import PROTOCOLS, linear_probe
+from maws_hf.evaluation.size_table import Entry, SizeTable, size_name, training_name
+from maws_hf.hub.released_models import RELEASED_MODELS
+from maws_hf.models.loading import refuse_missing_folder
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.labelled_images import LabelledImageOptions, build_transform, read_features
 from maws_hf.training.ledger import read_ledger
-from maws_hf.visualization import plot_bars
+from maws_hf.visualization import plot_bars, plot_scaling
+
+# What the paper's released weights went through, by their kind.
+RELEASED_STAGES = {
+    "mae": ["mae"],
+    "maws": ["mae", "wsp"],
+    "classifier": ["mae", "wsp", "fine-tuned"],
+    "clip": ["mae", "wsp", "lit"],
+}
 
 # ---------------------------------------------------------------- arguments
 
@@ -36,7 +53,10 @@ class ProbeOptions(LabelledImageOptions):
     """Encoders, labelled images and how to probe."""
 
     model_name_or_path: list[str] = field(
-        metadata={"help": "Encoders: folders with models of this package or of transformers, or ids on the Hub."}
+        metadata={
+            "help": "Encoders: folders with models of this package or of transformers, or ids on the Hub. "
+            "NAME=ENCODER says which row of the table one is in, where that is not known or should be another."
+        }
     )
     train_split: str = option("train", "Split to learn from; the learning rate is chosen on a part of it.")
     eval_split: str = option("test", "Split to score on.")
@@ -65,6 +85,15 @@ class ProbeOptions(LabelledImageOptions):
         epochs = self.num_train_epochs
         self._require(epochs is None or epochs >= 1, "num_train_epochs", "at least 1")
         self._require(self.seed >= 0, "seed", "0 or more")
+        names = [encoder for _, encoder in map(split_name, self.model_name_or_path)]
+        different = len(set(names)) == len(names) and all(names)
+        self._require(different, "model_name_or_path", "a list of different encoders, each as ENCODER or NAME=ENCODER")
+
+
+def split_name(argument: str) -> tuple[str | None, str]:
+    """`(None, "runs/mae")` of `runs/mae`, `("MAE", "runs/1")` of `MAE=runs/1`; a folder's name may hold a sign."""
+    name, sign, encoder = argument.partition("=")
+    return (None, argument) if not sign or Path(argument).is_dir() else (name, encoder)
 
 
 def build_protocol(options: ProbeOptions) -> Protocol:
@@ -78,19 +107,54 @@ def build_protocol(options: ProbeOptions) -> Protocol:
 # ---------------------------------------------------------------- probe
 
 
-def probe(options: ProbeOptions, name: str) -> dict[str, Any]:
-    """All results of one encoder. The classes are those of the training split."""
+def probe(options: ProbeOptions, argument: str) -> dict[str, Any]:
+    """All about one encoder: what it is, and what was found."""
+    row, name = split_name(argument)
     encoder = load_encoder(name)
+    parameters = sum(weight.numel() for weight in getattr(encoder, "vision_model", encoder).parameters())
+    return {
+        "encoder": name,
+        "row": row or training_name(stages_of(name)),
+        "size": size_name(encoder.config, parameters),
+        "parameters": parameters,
+        "training": [asdict(stage) for stage in read_ledger(name)],
+        "transform": asdict(build_transform(options, encoder)),
+        **score(options, name, encoder),
+    }
+
+
+def stages_of(name: str) -> list[str]:
+    """Names of what a model in a local folder went through; none if nobody tells."""
+    conversion = Path(name, "conversion.json")
+    if not (stages := [stage.name for stage in read_ledger(name)]) and conversion.is_file():
+        released = RELEASED_MODELS.get(json.loads(conversion.read_text(encoding="utf-8")).get("released_model"))
+        stages = [] if released is None else RELEASED_STAGES[released.kind]
+    return stages
+
+
+def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[str, Any]:
+    """Scores on frozen features; read, if the same features were probed in the same way before.
+
+    The classes are those of the training split.
+    """
     train_features, test_features = (
         read_features(options, name, encoder, split) for split in (options.train_split, options.eval_split)
     )
+    protocol = build_protocol(options)
+    same = [train_features.digest, test_features.digest, asdict(protocol)]
+    same += [options.learning_rates, options.validation_share, options.seed, options.k]
+    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+    file = Path(options.output_dir, "encoders", f"{digest[:16]}.json")
+    if file.is_file():
+        print(f"{name}: probed before, result in {file}")
+        return json.loads(file.read_text(encoding="utf-8"))
     classes = train_features.classes()
     train, test = train_features.with_classes(classes), test_features.with_classes(classes)
     start = time.perf_counter()
     linear = linear_probe(
         train,
         test,
-        build_protocol(options),
+        protocol,
         learning_rates=options.learning_rates,
         validation_share=options.validation_share,
         seed=options.seed,
@@ -99,10 +163,7 @@ def probe(options: ProbeOptions, name: str) -> dict[str, Any]:
     linear_seconds, start = time.perf_counter() - start, time.perf_counter()
     neighbours = knn_classify(train, test, options.k, device=encoder.device)
     print(f"{name}: linear probe in {linear_seconds:.1f} s, nearest neighbours in {time.perf_counter() - start:.1f} s")
-    return {
-        "encoder": name,
-        "training": [asdict(stage) for stage in read_ledger(name)],
-        "transform": asdict(build_transform(options, encoder)),
+    result = {
         "images": {"train": len(train.features), "test": len(test.features)},
         "classes": train.num_classes,
         "width": train.features.shape[1],
@@ -114,6 +175,8 @@ def probe(options: ProbeOptions, name: str) -> dict[str, Any]:
         "validation": linear.validation,
         "settings": linear.settings,
     }
+    write(json.dumps(result, indent=1, allow_nan=False) + "\n", file)
+    return result
 
 
 # ---------------------------------------------------------------- main
@@ -123,14 +186,35 @@ def main() -> int:
     options = parse_recipe(ProbeOptions, __doc__)
     logging.disable_progress_bar()  # one bar is enough
     logging.set_verbosity_error()  # of weights, load_encoder says what matters
-    results = [probe(options, name) for name in options.model_name_or_path]
+    for argument in options.model_name_or_path:  # the last one too, before the first costs an hour
+        refuse_missing_folder(split_name(argument)[1])
+    results = [probe(options, argument) for argument in options.model_name_or_path]
     output_dir = Path(options.output_dir)
-    write_results(options, results, output_dir / "results.json")
+    table = table_of(results)
+    write_results(options, results, table, output_dir / "results.json")
     columns = {result["encoder"]: scores_of(result) for result in results}
     ranked = dict(sorted(columns.items(), key=lambda item: -next(iter(item[1].values()))))
     plot_bars(ranked, output_dir / "results.png", xlabel=f"% on {options.eval_split} of {options.dataset_name}")
     report(options, results, ranked, output_dir)
+    if len(results) > 1:
+        report_table(options, table, next(iter(results[0]["linear"])), output_dir)
     return 0
+
+
+def table_of(results: list[dict[str, Any]]) -> SizeTable:
+    """Of the linear probes."""
+    return SizeTable.of(
+        [
+            Entry(
+                result["encoder"],
+                result["row"],
+                result["size"],
+                result["parameters"],
+                100 * next(iter(result["linear"].values())),
+            )
+            for result in results
+        ]
+    )
 
 
 def scores_of(result: dict[str, Any]) -> dict[str, float]:
@@ -141,18 +225,23 @@ def scores_of(result: dict[str, Any]) -> dict[str, float]:
     return scores
 
 
-def write_results(options: ProbeOptions, results: list[dict[str, Any]], file: Path) -> None:
+def write_results(options: ProbeOptions, results: list[dict[str, Any]], table: SizeTable, file: Path) -> None:
     """Everything that decided the numbers: options, seeds, digests of encoders and rows, versions."""
     packages = ("maws_hf", "torch", "transformers", "datasets", "numpy", "pillow")
     content = {
         "options": asdict(options),
         "versions": {package: version(package) for package in packages},
         "results": results,
+        "table": table.to_json(),
     }
+    write(json.dumps(content, indent=1, allow_nan=False) + "\n", file)
+
+
+def write(text: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
 
 
 def report(options: ProbeOptions, results: list[dict[str, Any]], ranked: dict[str, Any], output_dir: Path) -> None:
@@ -180,6 +269,21 @@ def report(options: ProbeOptions, results: list[dict[str, Any]], ranked: dict[st
         f"  numbers and settings  {output_dir / 'results.json'}\n"
         f"  bars                  {output_dir / 'results.png'}"
     )
+
+
+def report_table(options: ProbeOptions, table: SizeTable, metric: str, output_dir: Path) -> None:
+    """Sizes by pretrainings: on the screen, for a README, and as a picture."""
+    markdown = table.markdown(f"linear {metric} (%)")
+    notes = [f"{note}." for note in table.shared_cells()]
+    what = f"Linear probes (protocol {options.protocol}) on {options.eval_split} of {options.dataset_name}."
+    write("\n".join([markdown, " ".join([what, *notes])]) + "\n", output_dir / "table.md")
+    print("\n".join(["", markdown, *notes]))
+    print(f"  table                 {output_dir / 'table.md'}")
+    if len(table.sizes) > 1:
+        panels = {f"{options.eval_split} of {Path(options.dataset_name).name}": table.curves()}
+        picture = output_dir / "table.png"
+        plot_scaling(panels, picture, xlabel="parameters of the encoder", ylabel=f"linear {metric} (%)")
+        print(f"  curves over size      {picture}")
 
 
 if __name__ == "__main__":

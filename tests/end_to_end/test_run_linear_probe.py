@@ -138,6 +138,96 @@ def test_a_second_run_computes_no_feature_and_finds_the_same(
         run_here(arguments(corpus, tmp_path, encoders), monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def two_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs and a conversion in two widths; two of them MAWS of one size, one of nobody knows what."""
+    folder = tmp_path_factory.mktemp("sizes")
+    stages = {"mae": ["mae"], "wsp": ["wsp"], "maws": ["mae", "wsp"], "again": ["mae", "wsp"], "foreign": []}
+    for seed, (name, led) in enumerate(stages.items()):
+        for width in (16, 32) if name in ("mae", "maws") else (32,):
+            torch.manual_seed(seed)
+            MawsViTModel(tiny_config(hidden_size=width)).save_pretrained(folder / f"{name}-{width}")
+            if led:
+                write_ledger(folder / f"{name}-{width}", [Stage(stage, images=1, flops=1) for stage in led])
+    (folder / "maws-16" / "training.json").unlink()  # as a conversion has it
+    (folder / "maws-16" / "conversion.json").write_text('{"released_model": "maws-vit-b"}')
+    return folder
+
+
+def test_sizes_by_pretrainings_make_one_table(two_sizes, corpus, tmp_path, monkeypatch, capsys):
+    models = [f"SWAG={two_sizes / 'wsp-32'}", *sorted(two_sizes.glob("*-32"))[::-1], *sorted(two_sizes.glob("*-16"))]
+    models.remove(two_sizes / "wsp-32")
+    run_here(arguments(corpus, tmp_path, models), monkeypatch)
+    text, shown = (tmp_path / "table.md").read_text(), capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert lines[0] == ["linear top1 (%)", "16x2/8", "32x2/8"]
+    rows = {line[0]: line[1:] for line in lines[2:]}
+    assert list(rows) == ["MAE", "MAWS", "SWAG", "unknown"]
+    content = json.loads((tmp_path / "results.json").read_text())
+    places = {
+        training: [[Path(cell["encoder"]).name for cell in cells] for cells in row]
+        for training, row in content["table"]["rows"].items()
+    }
+    assert places == {
+        "MAE": [["mae-16"], ["mae-32"]],
+        "MAWS": [["maws-16"], ["maws-32", "again-32"]],
+        "SWAG": [[], ["wsp-32"]],
+        "unknown": [[], ["foreign-32"]],
+    }
+    top1 = {Path(r["encoder"]).name: f"{100 * r['linear']['top1']:.1f}" for r in content["results"]}
+    for training, cells in places.items():
+        assert rows[training] == [" / ".join(top1[name] for name in names) or "-" for names in cells]
+    both = f"MAWS, 32x2/8 is 2 encoders: {two_sizes / 'maws-32'} ({top1['maws-32']}), {two_sizes / 'again-32'}"
+    assert both in text
+    assert both in shown
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_finished_before_a_kill_is_not_probed_again(two_sizes, corpus, tmp_path, monkeypatch, capsys):
+    from maws_hf.evaluation import linear_probe
+
+    real, probed = linear_probe.linear_probe, []
+
+    def counted(*data: object, **options: object) -> object:
+        if len(probed) == 2:
+            raise ValueError("killed")
+        probed.append(data)
+        return real(*data, **options)
+
+    monkeypatch.setattr(linear_probe, "linear_probe", counted)
+    models = [two_sizes / name for name in ("mae-16", "mae-32", "foreign-32")]
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        run_here(arguments(corpus, tmp_path, models), monkeypatch)
+    assert not (tmp_path / "results.json").exists()
+    monkeypatch.setattr(linear_probe, "linear_probe", real)
+    fresh = arguments(corpus, tmp_path / "fresh", models, feature_cache=tmp_path / "features")
+    run_here(fresh, monkeypatch)
+    probed.pop()  # one more may be probed now
+    monkeypatch.setattr(linear_probe, "linear_probe", counted)
+    run_here(arguments(corpus, tmp_path, models), monkeypatch)
+    assert capsys.readouterr().out.count("probed before") == 2
+    assert len(probed) == 2
+    again, expected = (json.loads((f / "results.json").read_text())["results"] for f in (tmp_path, tmp_path / "fresh"))
+    assert again == expected
+    with pytest.raises(pytest.fail.Exception, match="killed"):  # another seed is another probe
+        run_here(arguments(corpus, tmp_path, models, seed=1), monkeypatch)
+
+
+def test_a_folder_that_is_missing_is_told_before_the_first_encoder_runs(two_sizes, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(MawsViTModel, "forward", lambda *_, **__: pytest.fail("the encoder ran"))
+    models = [two_sizes / "mae-16", two_sizes / "nothere"]
+    with pytest.raises(pytest.fail.Exception, match=r"there is no folder .*nothere"):
+        run_here(arguments(corpus, tmp_path, models), monkeypatch)
+
+
+@pytest.mark.parametrize("other", ["WSP={}", "{}"])
+def test_an_encoder_comes_once(other, two_sizes, corpus, tmp_path, monkeypatch, capsys):
+    models = [two_sizes / "mae-16", other.format(two_sizes / "mae-16")]
+    with pytest.raises(pytest.fail.Exception):
+        run_here(arguments(corpus, tmp_path, models), monkeypatch)
+    assert "a list of different encoders" in capsys.readouterr().err
+
+
 def test_label_lists_are_scored_by_mean_average_precision(corpus: Path, encoders: list[Path], tmp_path: Path):
     options = {"label_column_name": "tags", "objective": "binary", "protocol": "mae", "k": 3, "bf16": True}
     output = run(arguments(corpus, tmp_path, encoders[:1], **options))

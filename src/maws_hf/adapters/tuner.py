@@ -1,5 +1,7 @@
 """What VPT and AdaptFormer share: they wrap whole modules of the encoder, and nothing of them can be merged."""
 
+import copy
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +9,24 @@ import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
+
+from ..models.adapter_base import check_base, describe_base
+
+_OFF_SWITCH = "set base_record to null in adapter_config.json"
+
+
+class _Base:
+    """The model that a config belongs to, not kept alive by it; a copy of the model gets a config of its own."""
+
+    def __init__(self, model: nn.Module | None):
+        self.get = (lambda: None) if model is None else weakref.ref(model)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Base":
+        model = self.get()
+        return _Base(memo.get(id(model), model))
+
+    def __reduce__(self) -> tuple[type, tuple[None]]:
+        return _Base, (None,)
 
 
 @dataclass
@@ -18,11 +38,22 @@ class EncoderTunerConfig(PeftConfig):
             VisionTextDualEncoder.
         exclude_modules: regular expression of modules to leave out.
         modules_to_save: trained along with it, such as `["classifier"]`.
+        base_record: what the adapter was made on, written when it is saved; put on another base, it is an error. None
+            compares nothing.
     """
 
     target_modules: str | None = field(default=None, metadata={"help": "Regular expression of the modules to wrap."})
     exclude_modules: str | None = field(default=None, metadata={"help": "Regular expression of what to leave out."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained along, e.g. the head."})
+    base_record: dict[str, Any] | None = field(default=None, metadata={"help": "What the adapter was made on."})
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """With the record of the base, which is read only now: most adapters are never saved."""
+        told = copy.copy(self)
+        base = self._base.get() if hasattr(self, "_base") else None
+        if self.base_record is None and base is not None:
+            told.base_record = describe_base(base, self.modules_to_save)
+        super(EncoderTunerConfig, told).save_pretrained(save_directory, **kwargs)
 
 
 class EncoderTunerLayer(nn.Module, BaseTunerLayer):
@@ -68,6 +99,19 @@ class EncoderTuner(BaseTuner):
     """Base of both methods' models."""
 
     method = ""
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As every tuner's, after a look at what the adapter was made on.
+
+        Raises:
+            AdapterBaseError: on another base.
+        """
+        config = copy.copy(self.peft_config.pop(adapter_name))  # a copy: one config may serve several models
+        if config.base_record is not None:
+            check_base(model, config.base_record, config.base_model_name_or_path, _OFF_SWITCH)
+        config._base = _Base(model)
+        self.peft_config[adapter_name] = config
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         if peft_config.target_modules is None:

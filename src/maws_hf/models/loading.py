@@ -22,6 +22,7 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from .adapter_base import RECORD_NAME, AdapterBaseError, check_base, read_base_record
 from .foreign import (
     DUAL_ENCODER,
     TIMM,
@@ -141,6 +142,39 @@ class CheckedLoading:
             info = model.load_adapter(adapter.folder, **adapter.options).to_dict()
         return (model, info) if wants_info else model
 
+    def load_adapter(self, peft_model_id: Any = None, adapter_name: str | None = None, **kwargs: Any) -> Any:
+        """As everywhere in transformers, but an adapter that does not fit is an error, and DoRA comes back whole.
+
+        Raises:
+            AdapterBaseError: it was made on another base, as far as it tells, or its weights are of another shape, too
+                few or unknown here. The model is as it was before.
+        """
+        if peft_model_id is None:
+            return super().load_adapter(None, adapter_name, **kwargs)
+        hub_options = _hub_options({**kwargs, **(kwargs.get("adapter_kwargs") or {})})
+        file = find_adapter_config_file(peft_model_id, **hub_options)
+        fields = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+        made_on = fields.get("base_model_name_or_path") or "a base without a name"
+        record = read_base_record(peft_model_id, hub_options)
+        if record is not None:
+            check_base(self, record, made_on, f"delete {RECORD_NAME} beside the adapter")
+        if fields.get("use_dora"):
+            kwargs["adapter_state_dict"] = _dora_weights(peft_model_id, hub_options)
+        info = super().load_adapter(peft_model_id, adapter_name, **{**kwargs, "ignore_mismatched_sizes": True})
+        other_shapes = _other_shapes(info.mismatched_keys)
+        # AdaLoRA does not save its ranks, and RandLoRA saves matrices that it draws anew.
+        missing = [n for n in info.missing_keys if n not in other_shapes and ".ranknum." not in n]
+        unknown = [name for name in info.unexpected_keys if not name.startswith("base_model.")]
+        kinds = {"has another shape of": other_shapes.values(), "lacks": missing, "has unknown": unknown}
+        faults = [_fault(what, names, listed=2) for what, names in kinds.items() if names]
+        if faults:
+            self.delete_adapter(adapter_name or "default")
+            raise AdapterBaseError(
+                f"the adapter {peft_model_id}, made on {made_on}, does not fit this {type(self).__name__}, "
+                f"{self.name_or_path or 'which has no name'}: it {'; it '.join(faults)}"
+            )
+        return info
+
     @classmethod
     def _load(cls, where: Any, *model_args: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Model and report, whatever the report says."""
@@ -169,9 +203,7 @@ class CheckedLoading:
         return model, info
 
     def _refuse_half_a_model(self, where: Any, info: dict[str, Any], *, tolerant: bool, informed: bool) -> None:
-        other_shapes = {
-            name: f"{name} {tuple(found)}, not {tuple(due)}" for name, found, due in info["mismatched_keys"]
-        }
+        other_shapes = _other_shapes(info["mismatched_keys"])
         missing = [n for n in info["missing_keys"] if not n.startswith(self._may_be_new) and n not in other_shapes]
         faults = [] if tolerant else [_fault("has another shape of", other_shapes.values())]
         if not informed:
@@ -210,10 +242,25 @@ class _Adapter:
         return cls(where, json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"], options)
 
 
-def _fault(what: str, names: Iterable[str]) -> str:
+def _dora_weights(folder: Any, hub_options: dict[str, Any]) -> dict[str, Tensor]:
+    """As PEFT saves them, but for the magnitudes' names, which transformers would not recognise."""
+    from peft.utils import load_peft_weights
+
+    weights = load_peft_weights(str(folder), device="cpu", **hub_options)
+    return {
+        f"{name}.weight" if name.endswith(".lora_magnitude_vector") else name: tensor
+        for name, tensor in weights.items()
+    }
+
+
+def _other_shapes(mismatched: Iterable[tuple[str, Any, Any]]) -> dict[str, str]:
+    return {name: f"{name} {tuple(found)}, not {tuple(due)}" for name, found, due in mismatched}
+
+
+def _fault(what: str, names: Iterable[str], listed: int = _LISTED) -> str:
     names = sorted(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{what} {', '.join(names[:_LISTED])}{more}" if names else ""
+    more = f" and {len(names) - listed} more" if len(names) > listed else ""
+    return f"{what} {', '.join(names[:listed])}{more}" if names else ""
 
 
 def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
