@@ -41,7 +41,7 @@ from maws_hf.visualization import plot_bars, plot_scaling
 RELEASED_STAGES = {
     "mae": ["mae"],
     "maws": ["mae", "wsp"],
-    "classifier": ["mae", "wsp", "fine-tuned"],
+    "classifier": ["mae", "wsp", "finetune"],
     "clip": ["mae", "wsp", "lit"],
 }
 

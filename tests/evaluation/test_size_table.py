@@ -89,7 +89,7 @@ def test_sizes_have_the_paper_s_names_or_say_their_shape(config, name):
         (["mae", "mae", "wsp", "wsp"], "MAWS"),
         (["mae", "wsp", "lit"], "MAWS, then LiT"),
         (["wsp", "mae"], "WSP, then MAE"),
-        (["mae", "wsp", "fine-tuned"], "MAWS, then fine-tuned"),
+        (["mae", "wsp", "finetune"], "MAWS, then fine-tuned"),
     ],
 )
 def test_a_training_is_named_by_its_stages(stages, name):

@@ -10,7 +10,7 @@ from ..models.configuration_maws_vit import SIZES
 # Rows in the paper's order; what else there is follows as it comes, and what nobody knows is last.
 TRAININGS = ("MAE", "WSP", "MAWS")
 UNKNOWN = "unknown"
-_STAGES = {"mae": "MAE", "wsp": "WSP", "lit": "LiT"}
+_STAGES = {"mae": "MAE", "wsp": "WSP", "lit": "LiT", "finetune": "fine-tuned"}
 
 
 @dataclass(frozen=True)
