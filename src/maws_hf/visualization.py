@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .models.modeling_maws_mae import MawsMAEReconstruction
 
 
+MOST_TICKS = 6  # values of an axis that are all named
+
+
 def reconstruction_grid(
     reconstruction: "MawsMAEReconstruction", *, tile: int = 112, gap: int = 6, across: int = 2
 ) -> Image.Image:
@@ -179,8 +182,14 @@ def plot_scaling(
             dots = [(cost, score) for cost in costs for score in points[cost]]
             axis.scatter(*zip(*dots, strict=True), s=12, color=f"C{number}", alpha=0.6)
         axis.set(title=title, xscale="log", xlabel=xlabel)
+        ticks = sorted({cost for points in methods.values() for cost in points})
+        if len(ticks) <= MOST_TICKS:
+            axis.set_xticks(ticks, labels=[f"{cost:.3g}" for cost in ticks])
+            axis.set_xticks([], minor=True)
     axes[0, 0].set_ylabel(ylabel)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(methods))
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(methods), 2 * len(panels))
+    )
     save_picture(lambda path: figure.savefig(path, dpi=120, format="png"), picture_file)
     pyplot.close(figure)
 
