@@ -50,6 +50,8 @@ def test_the_grid_is_scored_and_goes_on_where_it_was_stopped(corpus, encoder, tm
     by_shots = {cell["shots"]: cell["images"] for cell in results["cells"]}
     assert by_shots == {1: 3, 2: 5}  # the third class has one image
     assert {cell["top1"] for cell in results["cells"] if cell["method"] == "linear"} == {1.0}
+    for cell in results["cells"]:  # with one image a class there is nothing to choose by
+        assert bool(cell["validation"]) == (cell["shots"] == 2)
     assert (tmp_path / "results.png").is_file()
 
     cells = sorted(tmp_path.glob("cells/*/*.json"))
