@@ -11,6 +11,7 @@ cross-validation over the labelled images of the cell; test images choose nothin
 """
 
 import hashlib
+import itertools
 import json
 import statistics
 from collections.abc import Iterator
@@ -27,13 +28,13 @@ from maws_hf import MawsViTModel
 from maws_hf.data.sources import open_stream
 from maws_hf.evaluation.feature_cache import CacheError, digest_of, load_entry, save_entry
 from maws_hf.evaluation.features import encode_images, find_label_column, model_digest
-from maws_hf.evaluation.few_shot import FewShotProbe, few_shot_probe, few_shot_split, scores
+from maws_hf.evaluation.few_shot import DECAYS, FewShotProbe, few_shot_probe, few_shot_split, scores
 from maws_hf.evaluation.metrics import top_k_accuracy
 from maws_hf.evaluation.pixels import Pixels, read_pixels
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.few_shot_adapters import RECIPES, Weights, predict
-from maws_hf.training.few_shot_selection import Adapted, Choice, adapt, choices_at_once
+from maws_hf.training.few_shot_selection import FOLDS, Adapted, Choice, adapt, choices_at_once
 from maws_hf.training.frozen_prefix import TokensBefore, adapted_tail, first_weights
 from maws_hf.training.labelled_images import LabelledImageOptions, build_transform
 from maws_hf.training.seeding import seed_for
@@ -176,16 +177,21 @@ class Grid:
         files = [self.file(method, *split) for method in self.options.methods for split in self.splits]
         return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
-    def linear(self) -> Iterator[Path]:
+    def linear(self) -> Iterator[int]:
+        """The seed of each cell that is done."""
         for split in self.splits:
             if not self.file("linear", *split).is_file():
                 probe = self.probe(*split)
                 chosen = {"decay": probe.decay, "validation": probe.validation}
                 self.write("linear", *split, chosen, scores(probe.head, self.task.test_features))
-            yield self.file("linear", *split)
+            yield split[1]
 
-    def adapters(self, method: str) -> Iterator[Path]:
-        """Groups of choices, as many as fit one batch; always the same ones, so that a rest gives the same numbers."""
+    def adapters(self, method: str) -> Iterator[int]:
+        """The seed of each cell that is done.
+
+        Choices are trained in groups, as many as fit one batch. What is left of a group is computed with all of it, so
+        that a run that was stopped ends up with the same numbers.
+        """
         recipe = RECIPES[method]
         config = recipe.config(len(self.model.layers))
         starts = {seed: first_weights(self.model, config, seed_for("weights", seed)) for seed in self.seeds}
@@ -196,18 +202,17 @@ class Grid:
             test = TokensBefore(self.model, tail.first, self.task.test_pixels, self.options.per_device_eval_batch_size)
             at_once = choices_at_once(tail, tokens, recipe)
             groups = [self.seeds[start : start + at_once] for start in range(0, len(self.seeds), at_once)]
-            for shots in self.options.shots:
-                for seeds in groups:
-                    files = [self.file(method, shots, seed) for seed in seeds]
-                    if not all(file.is_file() for file in files):
-                        choices = [self.choice(shots, seed, starts[seed]) for seed in seeds]
-                        labels = self.task.train_labels[self.labelled]
-                        found = adapt(tail, tokens, labels, len(self.task.classes), choices, recipe)
-                        logits = predict(tail, [adapted.weights for adapted in found], test)
-                        for seed, adapted, own in zip(seeds, found, logits, strict=True):
-                            if not self.file(method, shots, seed).is_file():
-                                self.write(method, shots, seed, chosen_by(adapted), own)
-                    yield from files
+            for shots, seeds in itertools.product(self.options.shots, groups):
+                missing = [seed for seed in seeds if not self.file(method, shots, seed).is_file()]
+                if missing:
+                    choices = [self.choice(shots, seed, starts[seed]) for seed in seeds]
+                    labels = self.task.train_labels[self.labelled]
+                    found = adapt(tail, tokens, labels, len(self.task.classes), choices, recipe)
+                    logits = predict(tail, [adapted.weights for adapted in found], test)
+                    for seed in missing:
+                        place = seeds.index(seed)
+                        self.write(method, shots, seed, chosen_by(found[place]), logits[place])
+                yield from seeds
 
     def choice(self, shots: int, seed: int, adapter: Weights) -> Choice:
         rows = torch.searchsorted(self.labelled, self.splits[shots, seed])
@@ -251,7 +256,7 @@ def settings_of(options: LowShotOptions, model: MawsViTModel, task: Task) -> dic
     for name, recipe in RECIPES.items():
         described = {**asdict(recipe), "config": recipe.config(len(model.layers)).to_dict()}
         recipes[name] = json.loads(json.dumps(described, default=sorted))  # of sets of module names
-    return {"images": images, "bf16": options.bf16, "recipes": recipes, "num_splits": options.num_splits}
+    return {"images": images, "bf16": options.bf16, "recipes": recipes, "folds": FOLDS, "decays": DECAYS}
 
 
 # ---------------------------------------------------------------- main

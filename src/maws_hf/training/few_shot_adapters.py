@@ -1,5 +1,9 @@
 """Small adapters and heads, trained on few labelled images with the encoder frozen (paper section 4, Table 5).
 
+The paper names LoRA, AdaptFormer and VPT and gives none of their settings. Ours: LoRA of rank 8 for queries and values
+and AdaptFormer's branches lie in the last two layers, VPT has a token in every layer; AdamW without weight decay, 60
+updates of 16 images, a random half of them mirrored. The learning rate is chosen (`few_shot_selection.py`).
+
 Many are trained at once, those of several choices of images, folds and learning rates: they are members of one batch
 that share the encoder, and each has weights, images and a learning rate of its own. Each ends up as if trained alone.
 
@@ -38,7 +42,7 @@ class AdapterRecipe:
     """How one method is trained.
 
     Attributes:
-        config: makes its PEFT config for an encoder of so many layers; without dropout, which members would share.
+        config: makes its PEFT config for an encoder of so many layers. Dropout is off, in it and in the encoder.
         learning_rates: of AdamW, at the peak, to choose from.
         updates: a tenth of them warm-up, then half a cosine.
         batch_size: images an update; all where there are fewer.

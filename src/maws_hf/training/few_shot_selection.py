@@ -134,4 +134,4 @@ def _predict(tail: AdaptedTail, weights: Weights, tokens: Tensor) -> Tensor:
     return member_logits(tail, stack([weights]), read)[0].argmax(dim=1).cpu()
 
 
-__all__ = ["Adapted", "Choice", "adapt", "best_rate", "choices_at_once"]
+__all__ = ["FOLDS", "Adapted", "Choice", "adapt", "best_rate", "choices_at_once"]
