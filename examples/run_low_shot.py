@@ -4,13 +4,17 @@ r"""How far do 1, 5 or 10 labelled images a class get? Linear classifiers and ad
         --train_split train --eval_split test --output_dir runs/low-shot
 
 For each number of images, each of `--num_splits` seeded choices of them, and each method there is a cell: a classifier
-trained on these images alone and scored on the test split. Every cell's result is kept in `output_dir/cells`; the same
-command goes on where it was stopped. `output_dir` ends up with `results.json` and `results.png`.
+trained on these images alone and scored on the test split. Weight decays and learning rates are chosen by
+cross-validation over the labelled images of the cell; test images choose nothing. Every cell's result is kept in
+`output_dir/cells`, with what was chosen; the same command goes on where it was stopped. `output_dir` ends up with
+`results.json` and `results.png`.
 """
 
 import hashlib
+import itertools
 import json
 import statistics
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,16 +24,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from maws_hf import MawsViTForImageClassification
+from maws_hf import MawsViTModel
 from maws_hf.data.sources import open_stream
+from maws_hf.evaluation.feature_cache import CacheError, digest_of, load_entry, save_entry
 from maws_hf.evaluation.features import encode_images, find_label_column, model_digest
-from maws_hf.evaluation.few_shot import few_shot_probe, few_shot_split, for_features_as_they_are, scores
+from maws_hf.evaluation.few_shot import DECAYS, FewShotProbe, few_shot_probe, few_shot_split, scores
 from maws_hf.evaluation.metrics import top_k_accuracy
 from maws_hf.evaluation.pixels import Pixels, read_pixels
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
-from maws_hf.training.few_shot_adapters import RECIPES, predict, train_adapter
+from maws_hf.training.few_shot_adapters import RECIPES, Weights, predict
+from maws_hf.training.few_shot_selection import FOLDS, Adapted, Choice, adapt, choices_at_once
+from maws_hf.training.frozen_prefix import TokensBefore, adapted_tail, first_weights
 from maws_hf.training.labelled_images import LabelledImageOptions, build_transform
+from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_scaling
 
 METHODS = ("linear", *RECIPES)
@@ -76,7 +84,7 @@ class Task:
     classes: list[str]
 
 
-def read_task(options: LowShotOptions, model: MawsViTForImageClassification) -> Task:
+def read_task(options: LowShotOptions, model: MawsViTModel) -> Task:
     splits = []
     for split in (options.train_split, options.eval_split):
         dataset = open_stream(
@@ -114,68 +122,141 @@ def as_indices(split: Pixels, classes: list[Any]) -> Tensor:
     return torch.tensor([index[label] for label in split.labels])
 
 
-def encode(options: LowShotOptions, model: MawsViTForImageClassification, pixels: Tensor) -> Tensor:
-    parts = pixels.split(options.per_device_eval_batch_size)
-    bar = tqdm(parts, desc="encoding", unit="batch", leave=False)
-    return torch.cat([encode_images(model.vit, part, bf16=options.bf16).cpu() for part in bar])
+def encode(options: LowShotOptions, model: MawsViTModel, pixels: Tensor) -> Tensor:
+    """Features, computed or as an earlier call left them in the cache."""
+    found = {"encoder": model_digest(model), "pixels": bytes_digest(pixels), "bf16": options.bf16}
+    entry = Path(options.feature_cache or Path(options.output_dir, "features"), digest_of(found))
+    try:
+        cached = load_entry(entry)
+    except CacheError as error:
+        print(f"{error}; computing the features again")
+        cached = None
+    if cached is not None:
+        return cached[0]
+    bar = tqdm(pixels.split(options.per_device_eval_batch_size), desc="encoding", unit="batch", leave=False)
+    features = torch.cat([encode_images(model, part, bf16=options.bf16).cpu() for part in bar])
+    save_entry(entry, features, found)
+    return features
+
+
+def bytes_digest(*tensors: Tensor) -> str:
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(tensor.numpy().tobytes())
+    return content.hexdigest()
 
 
 # ---------------------------------------------------------------- cells
 
 
-def run_cell(model: MawsViTForImageClassification, task: Task, method: str, shots: int, seed: int) -> dict[str, Any]:
-    """One classifier of the grid, scored."""
-    rows = few_shot_split(task.train_labels, shots, seed)
-    labels = task.train_labels[rows]
-    result: dict[str, Any] = {"method": method, "shots": shots, "seed": seed, "images": len(rows)}
-    features = task.train_features[rows]
-    probe = few_shot_probe(features, labels, len(task.classes))
-    if method == "linear":
-        logits = scores(probe.head, task.test_features)
-        result["decay"] = probe.decay
-    else:
-        start = for_features_as_they_are(probe.head, features)
-        adapted = train_adapter(model, start, task.train_pixels[rows], labels, RECIPES[method], seed)
-        logits = predict(adapted, task.test_pixels)
-        result["trained"] = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-        adapted.unload()
-    result["top1"] = top_k_accuracy(logits, task.test_labels)
-    return result
+class Grid:
+    """All cells, each trained and scored once; those that an earlier call with the same settings finished are read."""
+
+    def __init__(self, options: LowShotOptions, model: MawsViTModel, task: Task):
+        self.options, self.model, self.task = options, model, task
+        self.digest = model_digest(model)
+        same = digest_of([self.digest, settings_of(options, model, task)])
+        self.folder = Path(options.output_dir, "cells", same[:16])
+        self.seeds = [options.seed + split for split in range(options.num_splits)]
+        self.splits = {
+            (shots, seed): few_shot_split(task.train_labels, shots, seed)
+            for shots in options.shots
+            for seed in self.seeds
+        }
+        self.labelled = torch.cat(list(self.splits.values())).unique()
+        self.probes: dict[tuple[int, int], FewShotProbe] = {}
+
+    def run(self) -> list[dict[str, Any]]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tqdm(total=len(self.options.methods) * len(self.splits), unit="cell") as bar:
+            for method in self.options.methods:
+                for _ in self.linear() if method == "linear" else self.adapters(method):
+                    bar.update()
+                if model_digest(self.model) != self.digest:
+                    raise RuntimeError(f"{method} has changed the encoder, which must stay frozen")
+        files = [self.file(method, *split) for method in self.options.methods for split in self.splits]
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+    def linear(self) -> Iterator[int]:
+        """The seed of each cell that is done."""
+        for split in self.splits:
+            if not self.file("linear", *split).is_file():
+                probe = self.probe(*split)
+                chosen = {"decay": probe.decay, "validation": probe.validation}
+                self.write("linear", *split, chosen, scores(probe.head, self.task.test_features))
+            yield split[1]
+
+    def adapters(self, method: str) -> Iterator[int]:
+        """The seed of each cell that is done.
+
+        Choices are trained in groups, as many as fit one batch. What is left of a group is computed with all of it, so
+        that a run that was stopped ends up with the same numbers.
+        """
+        recipe = RECIPES[method]
+        config = recipe.config(len(self.model.layers))
+        starts = {seed: first_weights(self.model, config, seed_for("weights", seed)) for seed in self.seeds}
+        with adapted_tail(self.model, config) as tail:
+            images = self.task.train_pixels[self.labelled]
+            pairs = [TokensBefore(self.model, tail.first, pixels).all() for pixels in (images, images.flip(-1))]
+            tokens = torch.stack(pairs, dim=1)
+            test = TokensBefore(self.model, tail.first, self.task.test_pixels, self.options.per_device_eval_batch_size)
+            at_once = choices_at_once(tail, tokens, recipe)
+            groups = [self.seeds[start : start + at_once] for start in range(0, len(self.seeds), at_once)]
+            for shots, seeds in itertools.product(self.options.shots, groups):
+                missing = [seed for seed in seeds if not self.file(method, shots, seed).is_file()]
+                if missing:
+                    choices = [self.choice(shots, seed, starts[seed]) for seed in seeds]
+                    labels = self.task.train_labels[self.labelled]
+                    found = adapt(tail, tokens, labels, len(self.task.classes), choices, recipe)
+                    logits = predict(tail, [adapted.weights for adapted in found], test)
+                    for seed in missing:
+                        place = seeds.index(seed)
+                        self.write(method, shots, seed, chosen_by(found[place]), logits[place])
+                yield from seeds
+
+    def choice(self, shots: int, seed: int, adapter: Weights) -> Choice:
+        rows = torch.searchsorted(self.labelled, self.splits[shots, seed])
+        return Choice(rows, self.probe(shots, seed).decay, adapter, seed)
+
+    def probe(self, shots: int, seed: int) -> FewShotProbe:
+        """The linear classifier of these images: a cell of its own, and where the adapters' heads begin."""
+        if (shots, seed) not in self.probes:
+            rows = self.splits[shots, seed]
+            features, labels = self.task.train_features[rows], self.task.train_labels[rows]
+            self.probes[shots, seed] = few_shot_probe(features, labels, len(self.task.classes))
+        return self.probes[shots, seed]
+
+    def file(self, method: str, shots: int, seed: int) -> Path:
+        return self.folder / f"{method}-{shots}-{seed}.json"
+
+    def write(self, method: str, shots: int, seed: int, chosen: dict[str, Any], logits: Tensor) -> None:
+        result = {
+            "method": method,
+            "shots": shots,
+            "seed": seed,
+            "images": len(self.splits[shots, seed]),
+            **chosen,
+            "top1": top_k_accuracy(logits, self.task.test_labels),
+        }
+        write_json(result, self.file(method, shots, seed))
 
 
-def run_grid(options: LowShotOptions, model: MawsViTForImageClassification, task: Task) -> list[dict[str, Any]]:
-    """All cells; those that an earlier call with the same settings has finished are read."""
-    digest = model_digest(model.vit)
-    same = json.dumps([digest, settings_of(options, task)], sort_keys=True)
-    folder = Path(options.output_dir, "cells", hashlib.sha256(same.encode()).hexdigest()[:16])
-    folder.mkdir(parents=True, exist_ok=True)
-    grid = [
-        (method, shots, options.seed + split)
-        for shots in options.shots
-        for method in options.methods
-        for split in range(options.num_splits)
-    ]
-    results = []
-    for method, shots, seed in tqdm(grid, unit="cell"):
-        file = folder / f"{method}-{shots}-{seed}.json"
-        if not file.is_file():
-            write_json(run_cell(model, task, method, shots, seed), file)
-            if model_digest(model.vit) != digest:
-                raise RuntimeError(f"{method} has changed the encoder, which must stay frozen")
-        results.append(json.loads(file.read_text(encoding="utf-8")))
-    return results
+def chosen_by(adapted: Adapted) -> dict[str, Any]:
+    return {
+        "learning_rate": adapted.learning_rate,
+        "validation": adapted.validation,
+        "trained": sum(weight.numel() for weight in adapted.weights.values()),
+    }
 
 
-def settings_of(options: LowShotOptions, task: Task) -> dict[str, Any]:
+def settings_of(options: LowShotOptions, model: MawsViTModel, task: Task) -> dict[str, Any]:
     """What a cell's result depends on, besides the encoder and the cell."""
-    content = hashlib.sha256()
-    for tensor in (task.train_pixels, task.train_labels, task.test_pixels, task.test_labels):
-        content.update(tensor.numpy().tobytes())
+    images = bytes_digest(task.train_pixels, task.train_labels, task.test_pixels, task.test_labels)
     recipes = {}
     for name, recipe in RECIPES.items():
-        described = {**asdict(recipe), "config": recipe.config(["classifier"]).to_dict()}
+        described = {**asdict(recipe), "config": recipe.config(len(model.layers)).to_dict()}
         recipes[name] = json.loads(json.dumps(described, default=sorted))  # of sets of module names
-    return {"images": content.hexdigest(), "bf16": options.bf16, "recipes": recipes}
+    return {"images": images, "bf16": options.bf16, "recipes": recipes, "folds": FOLDS, "decays": DECAYS}
 
 
 # ---------------------------------------------------------------- main
@@ -184,15 +265,10 @@ def settings_of(options: LowShotOptions, task: Task) -> dict[str, Any]:
 def main() -> int:
     options = parse_recipe(LowShotOptions, __doc__)
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # the head is new on purpose
-    model = MawsViTForImageClassification.from_pretrained(
-        options.model_name_or_path, dtype=torch.float32, num_labels=2, ignore_mismatched_sizes=True
-    )
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = MawsViTModel.from_pretrained(options.model_name_or_path, dtype=torch.float32)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     task = read_task(options, model)
-    model.reset_classifier(task.classes)
-    results = run_grid(options, model, task)
-    report(options, task, results)
+    report(options, task, Grid(options, model, task).run())
     return 0
 
 

@@ -50,7 +50,11 @@ def test_the_grid_is_scored_and_goes_on_where_it_was_stopped(corpus, encoder, tm
     by_shots = {cell["shots"]: cell["images"] for cell in results["cells"]}
     assert by_shots == {1: 3, 2: 5}  # the third class has one image
     assert {cell["top1"] for cell in results["cells"] if cell["method"] == "linear"} == {1.0}
+    for cell in results["cells"]:  # with one image a class there is nothing to choose by
+        assert bool(cell["validation"]) == (cell["shots"] == 2)
     assert (tmp_path / "results.png").is_file()
+    features = {file: file.stat().st_mtime_ns for file in tmp_path.glob("features/*.safetensors")}
+    assert len(features) == 2
 
     cells = sorted(tmp_path.glob("cells/*/*.json"))
     assert len(cells) == 16
@@ -59,6 +63,7 @@ def test_the_grid_is_scored_and_goes_on_where_it_was_stopped(corpus, encoder, tm
     finish(start(command(corpus, encoder, tmp_path)))
     assert {cell: cell.stat().st_mtime_ns for cell in cells[1:]} == before
     assert json.loads((tmp_path / "results.json").read_text())["cells"] == results["cells"]
+    assert all(file.stat().st_mtime_ns == time for file, time in features.items())
 
 
 def test_wrong_options_are_one_sentence(corpus, encoder, tmp_path):

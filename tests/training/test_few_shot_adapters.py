@@ -1,65 +1,140 @@
-"""Adapters on few images: the encoder stays, the seed decides, and what can be learnt is learnt."""
+"""Adapters trained together: each is what it would be alone, and what can be learnt is learnt."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from peft import get_peft_model
 from tiny import tiny_config
 from torch import Tensor
 
-from maws_hf import MawsViTForImageClassification
+from maws_hf import MawsViTModel
 from maws_hf.evaluation.features import model_digest
 from maws_hf.evaluation.linear_heads import LinearHead
-from maws_hf.training.few_shot_adapters import RECIPES, predict, train_adapter
+from maws_hf.optim.schedules import warmup_cosine
+from maws_hf.training import few_shot_adapters
+from maws_hf.training.few_shot_adapters import HEAD, RECIPES, AdapterRecipe, Member, predict, train_members
+from maws_hf.training.frozen_prefix import TokensBefore, adapted_tail, first_weights
 
-HEAD = LinearHead(torch.zeros(2, 32), torch.zeros(2))
+LAYERS = 3
+# Members of unlike images, rates, decays and seeds; the last has fewer images than a batch.
+ROWS = [torch.arange(8), torch.arange(2, 11), torch.tensor([1, 5, 6])]
+RATES = [1e-3, 1e-2, 3e-3]
+DECAYS = [1e-3, 0.1, 0.0]
 
 
-def classifier() -> MawsViTForImageClassification:
+def encoder() -> MawsViTModel:
     torch.manual_seed(0)
-    return MawsViTForImageClassification(tiny_config(num_labels=2, drop_path_rate=0.5)).eval()
+    return MawsViTModel(tiny_config(num_hidden_layers=LAYERS, drop_path_rate=0.5)).eval()
 
 
-def stripes(count: int) -> tuple[Tensor, Tensor]:
+def pictures(count: int) -> tuple[Tensor, Tensor]:
     """Upright or lying stripes, which stay what they are when mirrored."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(count) % 2
     pattern = (torch.arange(32) // 4 % 2 * 200)[None, :].expand(32, 32)
-    pictures = torch.stack([pattern if label else pattern.T for label in labels])[:, None].expand(-1, 3, -1, -1)
-    return (pictures + torch.randint(0, 50, pictures.shape, generator=generator)).to(torch.uint8), labels
+    stripes = torch.stack([pattern if label else pattern.T for label in labels])[:, None].expand(-1, 3, -1, -1)
+    return (stripes + torch.randint(0, 50, stripes.shape, generator=generator)).to(torch.uint8), labels
+
+
+def members(model: MawsViTModel, recipe: AdapterRecipe) -> list[Member]:
+    generator = torch.Generator().manual_seed(2)
+    return [
+        Member(
+            rows,
+            rate,
+            decay,
+            LinearHead(torch.randn(2, 32, generator=generator), torch.randn(2, generator=generator)),
+            first_weights(model, recipe.config(LAYERS), seed),
+            seed,
+        )
+        for seed, (rows, rate, decay) in enumerate(zip(ROWS, RATES, DECAYS, strict=True))
+    ]
+
+
+def both_sides(model: MawsViTModel, first: int, pixels: Tensor) -> Tensor:
+    return torch.stack([TokensBefore(model, first, side).all() for side in (pixels, pixels.flip(-1))], dim=1)
+
+
+def trained_alone(
+    model: MawsViTModel, pixels: Tensor, labels: Tensor, member: Member, recipe: AdapterRecipe
+) -> Tensor:
+    """Logits of all images, after a plain loop over the whole encoder."""
+    torch.manual_seed(member.seed)
+    adapted = get_peft_model(model, recipe.config(LAYERS)).eval()
+    weight, bias = (p.to(model.dtype).requires_grad_() for p in (member.head.weight, member.head.bias))
+    optimizer = torch.optim.AdamW(
+        [*(p for p in adapted.parameters() if p.requires_grad), weight, bias], weight_decay=0.0
+    )
+
+    def logits(images: Tensor) -> Tensor:
+        return F.linear(F.normalize(adapted(images).pooler_output, dim=1), weight, bias)
+
+    rng = np.random.default_rng(member.seed)
+    size = min(recipe.batch_size, len(member.rows))
+    rounds = -(-recipe.updates * size // len(member.rows))
+    order = np.concatenate([rng.permutation(len(member.rows)) for _ in range(rounds)])
+    mirrored = rng.integers(2, size=(recipe.updates, size))
+    for step in range(recipe.updates):
+        rows = member.rows[order[step * size : (step + 1) * size]]
+        images = [
+            pixels[row].flip(-1) if turned else pixels[row] for row, turned in zip(rows, mirrored[step], strict=True)
+        ]
+        loss = F.cross_entropy(logits(torch.stack(images)), labels[rows]) + member.decay / 2 * weight.square().sum()
+        rate = warmup_cosine(
+            step, peak=member.learning_rate, warmup_steps=recipe.updates // 10, max_steps=recipe.updates
+        )
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = logits(pixels)
+    adapted.unload()
+    return found
+
+
+@pytest.mark.parametrize("at_once", [3, 2])  # all members together, or two and one
+@pytest.mark.parametrize("method", RECIPES)
+def test_members_are_what_they_would_be_alone(method, at_once, monkeypatch):
+    monkeypatch.setattr(few_shot_adapters, "members_at_once", lambda *_: at_once)
+    recipe = replace(RECIPES[method], updates=12, batch_size=4)
+    model = encoder().double()
+    pixels, labels = pictures(11)
+    all_members = members(model, recipe)
+    expected = [trained_alone(model, pixels, labels, member, recipe) for member in all_members]
+    with adapted_tail(model, recipe.config(LAYERS)) as tail:
+        weights = train_members(tail, both_sides(model, tail.first, pixels), labels, all_members, recipe)
+        found = predict(tail, weights, TokensBefore(model, tail.first, pixels, batch_size=4))
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-9)
+    assert (found[0] - found[1]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("method", RECIPES)
 def test_a_pattern_is_learnt_and_the_encoder_stays(method):
-    base = classifier()
-    digest = model_digest(base.vit)
-    pixels, labels = stripes(12)
-    recipe = replace(RECIPES[method], epochs=60)
-    adapted = train_adapter(base, HEAD, pixels, labels, recipe, seed=0)
-    new_pixels, new_labels = stripes(20)
-    assert (predict(adapted, new_pixels).argmax(dim=1) == new_labels).all()
-    assert not adapted.training
-    adapted.unload()
-    assert model_digest(base.vit) == digest
+    model = encoder()
+    digest = model_digest(model)
+    pixels, labels = pictures(12)
+    recipe = replace(RECIPES[method], updates=60)
+    head = LinearHead(torch.zeros(2, 32), torch.zeros(2))
+    start = first_weights(model, recipe.config(LAYERS), seed=0)
+    with adapted_tail(model, recipe.config(LAYERS)) as tail:
+        member = Member(torch.arange(12), 1e-2, 0.0, head, start, seed=0)
+        weights = train_members(tail, both_sides(model, tail.first, pixels), labels, [member], recipe)
+        new_pixels, new_labels = pictures(20)
+        logits = predict(tail, weights, TokensBefore(model, tail.first, new_pixels))
+    assert (logits[0].argmax(dim=1) == new_labels).all()
+    assert not torch.equal(weights[0][HEAD[0]], head.weight)
+    assert model_digest(model) == digest
 
 
 @pytest.mark.parametrize("method", RECIPES)
-def test_the_seed_decides_everything(method):
-    pixels, labels = stripes(6)
-    recipe = replace(RECIPES[method], epochs=2)
-    first, again, other = (
-        predict(train_adapter(classifier(), HEAD, pixels, labels, recipe, seed=seed), pixels) for seed in (3, 3, 4)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_training_starts_from_the_given_head():
-    pixels, labels = stripes(4)
-    head = LinearHead(torch.randn(2, 32), torch.randn(2))
-    base = classifier()
-    recipe = replace(RECIPES["adaptformer"], epochs=1, learning_rate=0.0)
-    adapted = train_adapter(base, head, pixels, labels, recipe, seed=0)
-    with torch.inference_mode():
-        expected = head.scores(classifier().vit(pixels).pooler_output)
-    torch.testing.assert_close(predict(adapted, pixels), expected, rtol=0, atol=1e-5)
+def test_the_seed_decides_the_first_weights_and_nothing_else_is_touched(method):
+    model, config = encoder(), RECIPES[method].config(LAYERS)
+    state = torch.get_rng_state()
+    first, again, other = (first_weights(model, config, seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)

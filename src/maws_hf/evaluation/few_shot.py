@@ -77,7 +77,7 @@ def few_shot_probe(
         features: `(N, D)` of the labelled images.
         labels: `(N,)` in `[0, classes)`.
     """
-    folds = _folds(labels)
+    folds = folds_of(labels)
     validation: dict[float, float] = {}
     if folds is None:
         decay = ONE_SHOT_DECAY
@@ -135,28 +135,26 @@ def scores(head: LinearHead, features: Tensor) -> Tensor:
     return head.scores(F.normalize(features.float(), dim=1))
 
 
-def for_features_as_they_are(head: LinearHead, features: Tensor) -> LinearHead:
-    """The head for features that are not scaled to length 1: exact for those of the mean length of `features`."""
-    return LinearHead(head.weight / features.norm(dim=1).mean(), head.bias)
+def folds_of(labels: Tensor, folds: int = MOST_FOLDS) -> Tensor | None:
+    """For cross-validation: `(N,)`, in which of at most `folds` parts each image is; None where no class has two.
 
-
-def _folds(labels: Tensor) -> Tensor | None:
-    """`(N,)` fold of each image: a class's images go round; None where no class has two."""
+    The images of a class go round, so that each part has its share of them; one image is in the first part.
+    """
     counts = torch.bincount(labels)
     if counts.max() < 2:
         return None
-    folds = torch.zeros_like(labels)
+    found = torch.zeros_like(labels)
     for label in counts.nonzero().flatten().tolist():
         rows = (labels == label).nonzero().flatten()
-        folds[rows] = torch.arange(len(rows)) % MOST_FOLDS
-    return folds
+        found[rows] = torch.arange(len(rows)) % folds
+    return found
 
 
 __all__ = [
     "FewShotProbe",
     "few_shot_probe",
     "few_shot_split",
-    "for_features_as_they_are",
+    "folds_of",
     "logistic_regression",
     "scores",
 ]
