@@ -9,7 +9,6 @@ up with the model (`from_pretrained` and pipelines read it), `results.json`, `pr
 `evaluation.jsonl`, `metrics.jsonl`, `training.json` and `checkpoints/`.
 """
 
-import json
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -24,7 +23,6 @@ from datasets import LargeList, List
 from transformers.utils import logging
 
 from maws_hf import MawsViTForImageClassification
-from maws_hf.data.corpus import write_atomically
 from maws_hf.data.resampling import RepeatFactors, RepeatRows
 from maws_hf.data.streaming import Sample
 from maws_hf.data.targets import LabelReader
@@ -43,7 +41,7 @@ from maws_hf.training.images import build_training_loader, open_images, read_eva
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
 from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
-from maws_hf.training.records import JsonLines
+from maws_hf.training.records import JsonLines, write_json
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_curve, prediction_grid, save_picture
 
@@ -282,7 +280,7 @@ def main() -> int:
         draw_predictions(output_dir / "predictions.png", labels, images, targets, watch.logits(model))
         plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
         content = {"results": results, "options": asdict(recipe), "classes": list(labels.names)}
-        write_atomically(output_dir / "results.json", (json.dumps(content, indent=1) + "\n").encode())
+        write_json(content, output_dir / "results.json")
         report(recipe, outcome.step, stages, results)
     accelerator.end_training()
     return 0

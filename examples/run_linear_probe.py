@@ -24,6 +24,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from maws_hf.data.corpus import write_atomically
 from maws_hf.evaluation.encoders import load_encoder
 from maws_hf.evaluation.knn import knn_classify
 from maws_hf.evaluation.linear_heads import Protocol
@@ -35,6 +36,7 @@ from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.labelled_images import LabelledImageOptions, build_transform, read_features
 from maws_hf.training.ledger import read_ledger
+from maws_hf.training.records import write_json
 from maws_hf.visualization import plot_bars, plot_scaling
 
 # What the paper's released weights went through, by their kind.
@@ -175,7 +177,7 @@ def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[st
         "validation": linear.validation,
         "settings": linear.settings,
     }
-    write(json.dumps(result, indent=1, allow_nan=False) + "\n", file)
+    write_json(result, file)
     return result
 
 
@@ -234,14 +236,7 @@ def write_results(options: ProbeOptions, results: list[dict[str, Any]], table: S
         "results": results,
         "table": table.to_json(),
     }
-    write(json.dumps(content, indent=1, allow_nan=False) + "\n", file)
-
-
-def write(text: str, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    write_json(content, file)
 
 
 def report(options: ProbeOptions, results: list[dict[str, Any]], ranked: dict[str, Any], output_dir: Path) -> None:
@@ -276,7 +271,7 @@ def report_table(options: ProbeOptions, table: SizeTable, metric: str, output_di
     markdown = table.markdown(f"linear {metric} (%)")
     notes = [f"{note}." for note in table.shared_cells()]
     what = f"Linear probes (protocol {options.protocol}) on {options.eval_split} of {options.dataset_name}."
-    write("\n".join([markdown, " ".join([what, *notes])]) + "\n", output_dir / "table.md")
+    write_atomically(output_dir / "table.md", ("\n".join([markdown, " ".join([what, *notes])]) + "\n").encode())
     print("\n".join(["", markdown, *notes]))
     print(f"  table                 {output_dir / 'table.md'}")
     if len(table.sizes) > 1:

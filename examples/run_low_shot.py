@@ -37,6 +37,7 @@ from maws_hf.training.few_shot_adapters import RECIPES, Weights, predict
 from maws_hf.training.few_shot_selection import FOLDS, Adapted, Choice, adapt, choices_at_once
 from maws_hf.training.frozen_prefix import TokensBefore, adapted_tail, first_weights
 from maws_hf.training.labelled_images import LabelledImageOptions, build_transform
+from maws_hf.training.records import write_json
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_scaling
 
@@ -291,8 +292,13 @@ def report(options: LowShotOptions, task: Task, results: list[dict[str, Any]]) -
     )
     print("\n" + "  ".join(["top-1 (%)".ljust(12), *(f"{shots} a class".rjust(14) for shots in options.shots)]))
     for method, rows in table.items():
-        cells = (f"{statistics.mean(rows[k]):.1f} ± {spread(rows[k]):.1f}".rjust(14) for k in options.shots)
-        print("  ".join([method.ljust(12), *cells]))
+        print("  ".join([method.ljust(12), *(mean_and_spread(rows[k]).rjust(14) for k in options.shots)]))
+    if "linear" in table and len(table) > 1:
+        print("\nmore than linear, with the same images")
+    for method, rows in table.items() if "linear" in table else ():
+        more = [[a - b for a, b in zip(rows[k], table["linear"][k], strict=True)] for k in options.shots]
+        if method != "linear":
+            print("  ".join([method.ljust(12), *(mean_and_spread(values, sign="+").rjust(14) for values in more)]))
     print(
         f"\nmean ± standard deviation of {options.num_splits} choices of the labelled images; "
         f"{len(task.test_labels)} test images\n"
@@ -301,15 +307,9 @@ def report(options: LowShotOptions, task: Task, results: list[dict[str, Any]]) -
     )
 
 
-def spread(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def write_json(content: Any, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(file)
+def mean_and_spread(values: list[float], sign: str = "") -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):{sign}.1f} ± {spread:.1f}"
 
 
 if __name__ == "__main__":

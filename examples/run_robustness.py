@@ -30,7 +30,6 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from maws_hf.data.corpus import write_atomically
 from maws_hf.evaluation.benchmark_images import BenchmarkImages, Outputs, classify_images, fingerprint, open_benchmark
 from maws_hf.evaluation.classifiers import RESIZES, Preprocessing, load_classifier, logits_of, preprocessing_of
 from maws_hf.evaluation.features import model_digest
@@ -39,6 +38,7 @@ from maws_hf.evaluation.real_labels import REAL_SHA256, fetch_real_labels, load_
 from maws_hf.evaluation.robustness import IMAGENET_V2_FOLDERS, Benchmark, benchmark_of, score_real
 from maws_hf.training.arguments import Options, option, parse_recipe
 from maws_hf.training.entry_point import run_script
+from maws_hf.training.records import write_json
 from maws_hf.visualization import plot_bars
 
 SETS = ("imagenet_val", "imagenet_v2", "objectnet", "imagenet_a", "imagenet_r", "imagenet_sketch")
@@ -276,11 +276,6 @@ def report(options: RobustnessOptions, results: list[dict[str, Any]], output_dir
     print(
         f"  numbers and settings  {output_dir / 'results.json'}\n  bars                  {output_dir / 'results.png'}"
     )
-
-
-def write_json(content: Any, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,14 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..data.corpus import write_atomically
+
+
+def write_json(content: Any, file: Path) -> None:
+    """In one step, in a folder that is made if it is not there; NaN is refused, which JSON does not have."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
 
 class JsonLines:
     """An append-only `.jsonl` file whose lines carry a `step` and that can be cut back to a checkpoint."""
