@@ -94,6 +94,10 @@ class CheckedConfig:
                 return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (ValueError, StrictDataclassError) as error:
             raise ModelLoadingError(f"{pretrained_model_name_or_path}: config.json: {error}") from error
+        except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+            # transformers takes the file's shape for granted.
+            reason = f"config.json is not what a model's is ({type(error).__name__}: {error})"
+            raise ModelLoadingError(f"{pretrained_model_name_or_path}: {reason}") from error
 
 
 class CheckedLoading:
