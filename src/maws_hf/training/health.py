@@ -78,9 +78,7 @@ def examine(plan: Plan) -> Iterator[Finding]:
 
 def check_versions() -> Iterator[Finding]:
     """Of the packages that ours stands on, against what it was tested with."""
-    from .. import __version__
-
-    yield Finding("maws_hf", "ok", __version__)
+    yield Finding("maws_hf", "ok", _our_version())
     for name, (oldest, newest) in TESTED.items():
         extra = EXTRAS.get(name)
         install = f'pip install "maws_hf[{extra}]"' if extra else f'pip install "{name}>={oldest}"'
@@ -98,6 +96,13 @@ def check_versions() -> Iterator[Finding]:
             yield Finding(name, "warning", f"{found} is newer than {newest}, the newest tested", advice)
         else:
             yield Finding(name, "ok", str(found))
+
+
+def _our_version() -> str:
+    try:
+        return metadata.version("maws_hf")
+    except metadata.PackageNotFoundError:
+        return "not installed, but on the path"
 
 
 def check_pillow() -> Iterator[Finding]:

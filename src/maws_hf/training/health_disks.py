@@ -32,7 +32,8 @@ def parameters_of(size: str) -> int:
     """Of MAE's encoder and decoder together, which is the most that any run of that size trains."""
     import torch
 
-    from .. import MawsMAEForPreTraining, MawsViTConfig
+    from ..models.configuration_maws_vit import MawsViTConfig
+    from ..models.modeling_maws_mae import MawsMAEForPreTraining
 
     with torch.device("meta"):
         model = MawsMAEForPreTraining(MawsViTConfig.from_size(size))

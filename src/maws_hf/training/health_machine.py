@@ -117,7 +117,8 @@ def _kernel_runs(kernel: SDPBackend, device: torch.device, dtype: torch.dtype) -
 
 
 def _why_attention_fails(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    from .. import MawsViTConfig, MawsViTModel
+    from ..models.configuration_maws_vit import MawsViTConfig
+    from ..models.modeling_maws_vit import MawsViTModel
 
     try:
         model = MawsViTModel._from_config(MawsViTConfig(**_MODEL), attn_implementation=name).to(device, dtype)
