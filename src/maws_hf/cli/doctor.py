@@ -38,7 +38,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         findings.append(finding)
         if not arguments.json:
             advice = f" -> {finding.advice}" if finding.advice else ""
-            print(f"{finding.status:8} {finding.what:22} {finding.found}{advice}", flush=True)
+            print(f"{finding.status:8} {finding.what:27} {finding.found}{advice}", flush=True)
     counts = {status: sum(each.status == status for each in findings) for status in ("warning", "fails")}
     if arguments.json:
         print(json.dumps(as_json(findings), indent=1))

@@ -33,7 +33,7 @@ def check_data_path(size: str, seconds: float = 0.5) -> Iterator[Finding]:
     )
     workers, cores = math.ceil(taken / rate), usable_cores()
     found = (
-        f"{rate:.0f} pictures of 500 x 375 a second and worker; MAE of {size} takes up to {taken:.0f} here, "
+        f"{rate:.0f} pictures of 500 x 375 a second and worker; MAE of {size} takes up to {taken:.3g} here, "
         f"{workers} worker{'s' if workers != 1 else ''}"
     )
     if workers > cores:

@@ -1,6 +1,7 @@
 """Devices, threads, speed and attention backends of this machine, by trying them."""
 
 import os
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -61,7 +62,7 @@ def check_threads() -> Iterator[Finding]:
     """Threads of this process against the cores it may use: more of them than cores wait for each other."""
     threads, cores = torch.get_num_threads(), usable_cores()
     setting = os.environ.get("OMP_NUM_THREADS", "not set")
-    found = f"{threads} threads on {cores} cores, OMP_NUM_THREADS {setting}"
+    found = f"{threads} of this process on {cores} cores, OMP_NUM_THREADS {setting}"
     if threads > cores:
         yield Finding("threads", "warning", found, f"type export OMP_NUM_THREADS={cores} first")
     else:
@@ -72,19 +73,19 @@ def check_matmul(seconds: float = 0.3) -> Iterator[Finding]:
     """The best rate of matrix products, and whether bfloat16 is worth `--bf16`."""
     device = the_device()
     peaks = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for name, advice in (("float32", "see the driver's messages"), ("bfloat16", "leave --bf16 out")):
+        what, dtype = f"products in {name}", getattr(torch, name)
         try:
-            peaks[dtype] = measure_matmul_peak(device, dtype, seconds)
+            peaks[name] = measure_matmul_peak(device, dtype, seconds)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            status = "fails" if dtype == torch.float32 else "warning"
-            advice = "leave --bf16 out" if dtype == torch.bfloat16 else "see the driver's messages"
-            yield Finding(f"products in {str(dtype).removeprefix('torch.')}", status, f"fail ({reason})", advice)
+            status = "fails" if name == "float32" else "warning"
+            yield Finding(what, status, f"fail ({str(error).splitlines()[0]})", advice)
             continue
-        found = f"{peaks[dtype] / 1e12:.3g} trillion operations a second on {device.type}"
-        slower = dtype == torch.bfloat16 and peaks[dtype] < peaks.get(torch.float32, 0)
-        advice = "leave --bf16 out on this machine: float32 is faster" if slower else ""
-        yield Finding(f"products in {str(dtype).removeprefix('torch.')}", "warning" if slower else "ok", found, advice)
+        found = f"{peaks[name] / 1e12:.3g} trillion operations a second on {device.type}"
+        if name == "bfloat16" and peaks[name] < peaks.get("float32", 0):
+            yield Finding(what, "warning", f"{found}, fewer than in float32", advice)
+        else:
+            yield Finding(what, "ok", found)
 
 
 def check_attention() -> Iterator[Finding]:
@@ -104,8 +105,6 @@ def check_attention() -> Iterator[Finding]:
 
 
 def _kernel_runs(kernel: SDPBackend, device: torch.device, dtype: torch.dtype) -> bool:
-    import warnings
-
     query = torch.ones(1, 2, 16, 32, device=device, dtype=dtype)
     try:
         with sdpa_kernel([kernel]), warnings.catch_warnings():
