@@ -53,11 +53,38 @@ def test_the_import_check_sees_both_spellings():
     assert {"models", "masking", "losses", "processing", "data", "optim", "training"} <= rooms
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(PACKAGE)))
+ROOT = PACKAGE.parents[1]
+CODE = [*SOURCES, *sorted((ROOT / "examples").rglob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
+UNSAFE = (
+    r"import pickle\b|pickle\.loads?\b|(?:import|from) (?:dill|cloudpickle|joblib|shelve|marshal)\b"
+    r"|(?<![.\w])(eval|exec|__import__)\(|shell\s*=\s*True|os\.(system|popen)\(|trust_remote_code\s*=\s*True"
+    r"|weights_only\s*=\s*False|allow_pickle\s*=\s*True|LOAD_TRUNCATED_IMAGES\s*=|MAX_IMAGE_PIXELS\s*="
+    r"|yaml\.(unsafe_load|full_load|load)\b|verify\s*=\s*False|extractall\("
+)
+
+
+@pytest.mark.parametrize("file", CODE, ids=lambda file: str(file.relative_to(ROOT)))
 def test_nothing_unsafe_is_called(file: Path):
-    unsafe = (
-        r"import pickle|pickle\.load|(?<![.\w])(eval|exec)\(|shell\s*=\s*True|trust_remote_code\s*=\s*True"
-        r"|weights_only\s*=\s*False|allow_pickle\s*=\s*True|LOAD_TRUNCATED_IMAGES\s*=|MAX_IMAGE_PIXELS\s*="
-    )
-    lines = file.read_text(encoding="utf-8").splitlines()
-    assert not [line for line in lines if re.search(unsafe, line)]
+    text = file.read_text(encoding="utf-8")
+    assert not [line for line in text.splitlines() if re.search(UNSAFE, line)]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert "weights_only=True" in map(ast.unparse, node.keywords), f"line {node.lineno} of {file}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "import pickle",
+            "from dill import loads",
+            "x = eval(text)",
+            "run(command, shell=True)",
+            "os.system(command)",
+        ),
+        *("AutoModel.from_pretrained(x, trust_remote_code=True)", "torch.load(f, weights_only=False)", "yaml.load(f)"),
+        *("np.load(f, allow_pickle=True)", "get(url, verify=False)", "ImageFile.LOAD_TRUNCATED_IMAGES = True"),
+    ],
+)
+def test_the_check_for_unsafe_calls_sees_them(line: str):
+    assert re.search(UNSAFE, line)

@@ -355,3 +355,34 @@ def test_an_image_tower_with_a_pooler_is_refused():
 def test_a_missing_folder_is_no_repository(name):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         MawsViTModel.from_pretrained(name)
+
+
+def test_weights_in_a_pickle_are_not_read_however_restricted(tmp_path):
+    MawsViTModel(tiny_config()).save_pretrained(tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        MawsViTModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="use_safetensors=False"):
+        MawsViTModel.from_pretrained(tmp_path, use_safetensors=False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"metadata": {}, "weight_map": {"layernorm.bias": "../outside.safetensors"}}',
+        '{"metadata": {}, "weight_map": {"layernorm.bias": "pytorch_model.bin"}}',
+        '{"metadata": {}, "weight_map": {"layernorm.bias": 3}}',
+        '{"weight_map": {}}',
+        '{"metadata": {}, "weight_map": []}',
+        "[]",
+        "{",
+    ],
+)
+def test_an_index_that_is_none_or_leads_out_of_its_folder_is_refused_by_name(tmp_path, content: str):
+    model = MawsViTModel(tiny_config())
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelLoadingError, match=r"model\.safetensors\.index\.json"):
+        MawsViTModel.from_pretrained(tmp_path / "model")

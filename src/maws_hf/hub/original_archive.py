@@ -91,7 +91,7 @@ def archive_entries(path: Path) -> list[Entry]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
         raise ConversionError(f"{path} is no intact zip archive ({error}): download it again") from error
     if len(infos) > MOST_ENTRIES:
         raise ConversionError(f"{path} has {len(infos):,} entries; {MOST_ENTRIES:,} are the most that is read")
@@ -104,7 +104,8 @@ def archive_entries(path: Path) -> list[Entry]:
                 raise ConversionError(
                     f"{path} has a compressed or encrypted entry {info.filename!r}; torch writes none"
                 )
-            start = _start_of(file, info, path)
+            # zipfile counts back from where the directory lies; one that lies too early gives a place below 0.
+            start = _start_of(file, info, path) if info.header_offset >= 0 else 0
             if info.header_offset < end or start + info.file_size > size:
                 raise ConversionError(
                     f"{path} says that {info.filename!r} has {info.file_size:,} bytes from byte {start:,} on, which "

@@ -42,6 +42,12 @@ def weight_problems(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem
         yield from ((WEIGHT_INDEX, problem) for problem in _index_problems(index, tensors))
 
 
+def tensor_problems(path: Path) -> Iterator[str]:
+    """What is wrong with one safetensors file, of whatever dtype: it does not open, or holds a number that is none."""
+    with tqdm(disable=True) as progress:
+        yield from _file_problems(path, "", [], progress)
+
+
 def _file_problems(path: Path, dtype: str, found: list[str], progress: tqdm) -> Iterator[str]:
     broken, others, right = [], Counter(), 0
     try:
@@ -107,4 +113,4 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-__all__ = ["weight_problems"]
+__all__ = ["Problem", "tensor_problems", "weight_problems"]

@@ -1,11 +1,13 @@
 """Configuration of MAWS-LiT: a locked image tower and a text tower that learns to describe what it sees."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .configuration_limits import refuse_odd_labels, refuse_vast_sizes
 from .configuration_maws_vit import MawsViTConfig, refuse_unknown_fields
 from .foreign import lit_fields
 from .loading import CheckedConfig
@@ -87,6 +89,7 @@ class MawsLiTConfig(CheckedConfig, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_unknown_fields(self, kwargs)
+        refuse_odd_labels(self, kwargs)
         if self.vision_config is None:
             self.vision_config = MawsViTConfig()
         elif isinstance(self.vision_config, dict):
@@ -130,6 +133,7 @@ class MawsLiTConfig(CheckedConfig, PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuses what no model can have."""
+        refuse_vast_sizes(self)
         if self.projection_dim < 1:
             raise ValueError(f"projection_dim={self.projection_dim!r} is not possible: it must be at least 1")
         if self.max_text_length < 3:
@@ -155,7 +159,14 @@ def _text_config_from(fields: dict[str, Any]) -> PreTrainedConfig:
     model_type = fields.get("model_type", "xlm-roberta")
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"text_config has model_type={model_type!r}, which transformers does not know")
-    return CONFIG_MAPPING[model_type](**{name: value for name, value in fields.items() if name != "model_type"})
+    text_fields = {name: value for name, value in fields.items() if name != "model_type"}
+    given = SimpleNamespace(**{"id2label": None, **text_fields})
+    refuse_vast_sizes(given)
+    refuse_odd_labels(given, text_fields)
+    try:
+        return CONFIG_MAPPING[model_type](**text_fields)
+    except (TypeError, AttributeError, LookupError, OverflowError) as error:  # of whichever field it stumbled over
+        raise ValueError(f"text_config is no {model_type} config ({type(error).__name__}: {error})") from error
 
 
 __all__ = ["LIT_SIZES", "MAX_LOGIT_SCALE", "MawsLiTConfig"]

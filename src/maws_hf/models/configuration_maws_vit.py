@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .configuration_limits import MOST_PATCHES, MOST_PIXELS_A_SIDE, refuse_odd_labels, refuse_vast_sizes
 from .foreign import format_of, vit_fields
 from .loading import CheckedConfig
 
@@ -169,11 +170,13 @@ class MawsViTConfig(CheckedConfig, BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_unknown_fields(self, kwargs)
+        refuse_odd_labels(self, kwargs)
         self.validate_architecture()
         for name in ("image_size", "patch_size", "image_mean", "image_std"):
             if isinstance(getattr(self, name), list):  # as JSON has it
                 setattr(self, name, tuple(getattr(self, name)))
         kwargs.pop("stage_names", None)
+        self._validate_stages(kwargs.get("out_indices"))
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
@@ -217,6 +220,7 @@ class MawsViTConfig(CheckedConfig, BackboneConfigMixin, PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuses what no model can have; `@strict` also calls this from `validate()` and on saving."""
+        refuse_vast_sizes(self)
         for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels"):
             self._require(getattr(self, name) >= 1, name, "a whole number >= 1")
             if name != "num_channels":
@@ -254,6 +258,9 @@ class MawsViTConfig(CheckedConfig, BackboneConfigMixin, PreTrainedConfig):
             pair_like = isinstance(value, int) or len(value) == 2
             self._require(pair_like, name, "a number of pixels or a pair (height, width)")
             self._require(min(as_pair(value)) >= 1, name, "at least one pixel a side")
+            self._require(
+                max(as_pair(value)) <= MOST_PIXELS_A_SIDE, name, f"at most {MOST_PIXELS_A_SIDE} pixels a side"
+            )
         for image_side, patch_side in zip(as_pair(self.image_size), as_pair(self.patch_size), strict=True):
             below, above = image_side // patch_side * patch_side, -(-image_side // patch_side) * patch_side
             choices = " or ".join(str(side) for side in (below, above) if side > 0)
@@ -262,6 +269,8 @@ class MawsViTConfig(CheckedConfig, BackboneConfigMixin, PreTrainedConfig):
                 "image_size",
                 f"a multiple of patch_size={self.patch_size!r}, for example {choices}",
             )
+        rows, columns = self.grid_size
+        self._require(rows * columns <= MOST_PATCHES, "image_size", f"of at most {MOST_PATCHES} patches")
         for name in ("image_mean", "image_std"):
             self._require(
                 len(getattr(self, name)) == self.num_channels,
@@ -269,6 +278,12 @@ class MawsViTConfig(CheckedConfig, BackboneConfigMixin, PreTrainedConfig):
                 f"num_channels={self.num_channels} numbers",
             )
         self._require(min(self.image_std) > 0, "image_std", "numbers > 0")
+
+    def _validate_stages(self, indices: Any) -> None:
+        stages = self.num_hidden_layers + 1
+        for index in indices if isinstance(indices, list | tuple) else ():
+            if type(index) is not int or not -stages <= index < stages:
+                raise ValueError(f"out_indices={indices!r} is not possible: the stages are numbered 0 to {stages - 1}")
 
     def _require(self, holds: bool, field: str, wanted: str) -> None:
         if not holds:

@@ -94,6 +94,10 @@ class CheckedConfig:
                 return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (ValueError, StrictDataclassError) as error:
             raise ModelLoadingError(f"{pretrained_model_name_or_path}: config.json: {error}") from error
+        except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+            # transformers takes the file's shape for granted.
+            reason = f"config.json is not what a model's is ({type(error).__name__}: {error})"
+            raise ModelLoadingError(f"{pretrained_model_name_or_path}: {reason}") from error
 
 
 class CheckedLoading:
@@ -182,6 +186,7 @@ class CheckedLoading:
         source_format = _source_format(cls.config_class, where, hub_options)
         try:
             if source_format is None:
+                _refuse_other_than_safetensors(where, kwargs)
                 return super().from_pretrained(where, *model_args, config=config, **_DEMANDING, **kwargs)
             if not isinstance(config, cls.config_class):
                 if config is not None:
@@ -306,7 +311,7 @@ def _read_weights(where: Any, hub_options: dict[str, Any], variant: str | None) 
                 f"{where} has neither {names[0]} nor {names[1]}; other files of weights are not read (`maws-hf "
                 "convert` reads .pt and .pth)"
             )
-        _refuse_paths(index)
+        _check_index(index)
         files, _ = get_checkpoint_shard_files(where, index, **hub_options)
     weights = {}
     for file in files:
@@ -318,9 +323,23 @@ def _read_weights(where: Any, hub_options: dict[str, Any], variant: str | None) 
     return weights
 
 
-def _refuse_paths(index: str) -> None:
+def _refuse_other_than_safetensors(where: Any, kwargs: dict[str, Any]) -> None:
+    """Weights are read from safetensors alone: transformers would fall back to a pickle, however restricted."""
+    if kwargs.setdefault("use_safetensors", True) is False:
+        raise ValueError("use_safetensors=False: weights are read from .safetensors files only; leave the option out")
+    folder = Path(where, kwargs.get("subfolder") or "")
+    for index in folder.glob("*.safetensors.index*.json") if folder.is_dir() else ():
+        _check_index(index)
+
+
+def _check_index(index: str | Path) -> None:
     """Shards lie beside their index, whatever it says."""
-    shards = json.loads(Path(index).read_text(encoding="utf-8")).get("weight_map", {}).values()
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise ModelLoadingError(f"{index} names {shard!r}, which is no file beside it")
+    try:
+        content = json.loads(Path(index).read_text(encoding="utf-8"))
+        shards = {str(shard) for shard in content["weight_map"].values()}
+        content["metadata"].keys()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelLoadingError(f"{index} is no index of shards ({type(error).__name__}: {error})") from error
+    for shard in sorted(shards):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ModelLoadingError(f"{index} names {shard!r}, which is no .safetensors file beside it")
