@@ -24,16 +24,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data.loader import loader_state, restore_loader
+from ..data.loader import loader_state
 from ..optim.ema import WeightAverage
 from ..optim.groups import parameter_groups
-from ..optim.schedules import scaled_learning_rate, warmup_cosine
+from ..optim.schedules import warmup_cosine
 from . import checkpoint as ckpt
 from .arguments import TrainingArguments
 from .distributed import launcher_process
 from .interruption import GracefulStop
 from .output_lock import lock_output
-from .records import JsonLines, Progress
+from .records import JsonLines, Progress, cut_back_ranks
+from .resumption import compare_recipes, images_per_step, peak_learning_rate, restore_position
 from .seeding import seed_step
 
 BatchLoss = Callable[[torch.nn.Module, dict[str, Any]], Tensor]
@@ -144,12 +145,8 @@ class _Run:
     ):
         self.recipe, self.accelerator, self.loader = recipe, accelerator, loader
         self.root = Path(recipe.output_dir) / "checkpoints"
-        self.images_per_step = (
-            recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * accelerator.num_processes
-        )
-        self.peak_learning_rate = recipe.learning_rate
-        if recipe.learning_rate is None:
-            self.peak_learning_rate = scaled_learning_rate(recipe.base_learning_rate, self.images_per_step)
+        self.images_per_step = images_per_step(asdict(recipe), accelerator.num_processes)
+        self.peak_learning_rate = peak_learning_rate(asdict(recipe), accelerator.num_processes)
         if accelerator.is_main_process:
             self.lock = lock_output(Path(recipe.output_dir))
         self.state = State()
@@ -176,6 +173,8 @@ class _Run:
         self.refused = JsonLines(Path(recipe.output_dir) / f"refused{suffix}.jsonl")
         for lines in (self.skipped, self.refused):
             lines.cut_back(self.state.step)
+        if accelerator.is_main_process:
+            cut_back_ranks(Path(recipe.output_dir), accelerator.num_processes, self.state.step)
         self.progress = Progress(accelerator, Path(recipe.output_dir), self.state.step, recipe.max_steps)
         if resumed is not None:
             self.progress.say(f"resuming after step {self.state.step} from {resumed.path}")
@@ -321,13 +320,13 @@ class _Run:
         return own or chosen
 
     def _restore(self, checkpoint: ckpt.Checkpoint) -> None:
-        self._compare_recipes(checkpoint)
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        compare_recipes(checkpoint, self.recipe, world_size, self.accelerator.print)
         ckpt.load_optimizer(self.optimizer, checkpoint.path / "optimizer.safetensors")
         if self.average is not None:
             self._restore_average(checkpoint.path / AVERAGE)
-        position = checkpoint.read_json(f"rank-{self.accelerator.process_index:05d}.json")
-        self.state = State(**position["state"])
-        restore_loader(self.loader, position["stream"])
+        say = self.accelerator.print
+        self.state = State(**restore_position(self.loader, checkpoint, self.recipe, rank, world_size, say))
 
     def _restore_average(self, file: Path) -> None:
         if not file.exists():
@@ -339,25 +338,6 @@ class _Run:
             self.average.load_state_dict(load_file(file))
         except ValueError as error:
             raise ckpt.CheckpointError(f"{file}: {error}") from error
-
-    def _compare_recipes(self, checkpoint: ckpt.Checkpoint) -> None:
-        """Names every option that differs; stops where the stream could not continue."""
-        before, now = checkpoint.manifest["recipe"], asdict(self.recipe)
-        world_size = checkpoint.manifest["world_size"]
-        if world_size != self.accelerator.num_processes:
-            raise ckpt.CheckpointError(
-                f"{checkpoint.path} was written by {world_size} processes, this run has "
-                f"{self.accelerator.num_processes}; start it with --num_processes {world_size}"
-            )
-        for name in ("seed", "dataloader_num_workers"):
-            if before.get(name) != now[name]:
-                raise ckpt.CheckpointError(
-                    f"{checkpoint.path} was written with --{name} {before.get(name)}, this run has {now[name]}; the "
-                    f"data stream can only be continued with the same: pass --{name} {before.get(name)}"
-                )
-        for name in sorted(set(before) & set(now) - {"output_dir", "resume_from_checkpoint"}):
-            if before[name] != now[name]:
-                self.accelerator.print(f"warning: --{name} was {before[name]} in the checkpoint, now {now[name]}")
 
     def _note_skipped(self, window: list[dict[str, Any]]) -> tuple[int, bool]:
         """This step's skipped images, and whether the last `SKIP_WINDOW` hold more than the recipe allows."""

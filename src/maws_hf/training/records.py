@@ -45,6 +45,14 @@ class JsonLines:
         return lines
 
 
+def cut_back_ranks(output_dir: Path, world_size: int, step: int) -> None:
+    """Cuts back the lines of ranks from `world_size` on: those of an earlier run on more processes."""
+    for file in output_dir.glob("*-rank*.jsonl"):
+        rank = file.stem.rpartition("-rank")[2]
+        if rank.isdecimal() and int(rank) >= world_size:
+            JsonLines(file).cut_back(step)
+
+
 class Progress:
     """The bar, `metrics.jsonl` and Accelerate's trackers; only the main process shows and writes."""
 
