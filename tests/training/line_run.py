@@ -1,8 +1,10 @@
 """The smallest run of the training loop: one weight that learns the mean pixel."""
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -46,8 +48,17 @@ def objective(model: nn.Module, batch: dict) -> torch.Tensor:
 
 
 def run(
-    corpus: Path, output_dir: Path, batch_loss=objective, max_consecutive_skips: int = 1000, after_step=None, **options
+    corpus: Path,
+    output_dir: Path,
+    batch_loss=objective,
+    *,
+    max_consecutive_skips: int = 1000,
+    after_step=None,
+    batches: int | None = None,
+    bad_batch: int | None = None,
+    **options,
 ) -> tuple[Outcome, Line]:
+    """Trains on this rank's share; `batches` is where its data end, `bad_batch` the one that cannot be read."""
     defaults = {
         "max_steps": 6,
         "per_device_train_batch_size": 4,
@@ -56,18 +67,45 @@ def run(
         "save_steps": 3,
         "dataloader_num_workers": 0,
     }
-    output_dir.mkdir(exist_ok=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
     recipe = TrainingArguments(output_dir=str(output_dir), **{**defaults, **options})
+    accelerator = Accelerator(cpu=True)
     stream = ImageStream(
         open_stream(corpus),
         partial(prepare_image, image_column="image", transform=TrainTransform(16)),
         seed=recipe.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
         num_workers=recipe.dataloader_num_workers,
         max_consecutive_skips=max_consecutive_skips,
     )
     model = Line(LineConfig())
     loader = build_loader(stream, batch_size=recipe.per_device_train_batch_size)
-    return train(model, batch_loss, loader, recipe, Accelerator(cpu=True), after_step=after_step), model
+    if batches is not None or bad_batch is not None:
+        loader = Limited(loader, batches, bad_batch)
+    return train(model, batch_loss, loader, recipe, accelerator, after_step=after_step), model
+
+
+class Limited:
+    """A loader whose data end, or fail, at a batch."""
+
+    def __init__(self, loader: Any, batches: int | None, bad_batch: int | None):
+        self.loader, self.batches, self.bad_batch = loader, batches, bad_batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[dict]:
+        iterator = iter(self.loader)  # now, and not with the first batch: a state may be asked for before
+        return self._batches(iterator)
+
+    def _batches(self, iterator: Iterator[dict]) -> Iterator[dict]:
+        for number, batch in enumerate(iterator):
+            if number == self.batches:
+                return
+            if number == self.bad_batch:
+                raise OSError("the disk is gone")
+            yield batch
 
 
 def lines(file: Path) -> list[dict]:

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+from accelerate import Accelerator
 
 from ..data.loader import begin_next_epoch, restore_loader
 from ..optim.schedules import scaled_learning_rate
@@ -21,6 +24,30 @@ def peak_learning_rate(recipe: dict[str, Any], world_size: int) -> float:
     if recipe["learning_rate"] is not None:
         return recipe["learning_rate"]
     return scaled_learning_rate(recipe["base_learning_rate"], images_per_step(recipe, world_size))
+
+
+def find_checkpoint(root: Path, chosen: str, accelerator: Accelerator) -> ckpt.Checkpoint | None:
+    """The run's own newest checkpoint; before its first one, the one it was told to start from.
+
+    Args:
+        chosen: "auto", or the folder of a checkpoint.
+
+    Raises:
+        CheckpointError: the chosen one is damaged, or is not the newest of this very run.
+    """
+    own = ckpt.find_latest(root, warn=accelerator.print)
+    accelerator.wait_for_everyone()
+    if own is not None and accelerator.is_main_process:
+        ckpt.set_aside_newer(root, own.step)
+    if chosen == "auto":
+        return own
+    start = ckpt.verify(Path(chosen))
+    if own is not None and start.path.resolve().parent == root.resolve() and start.step != own.step:
+        raise ckpt.CheckpointError(
+            f"{root} already holds step {own.step}: leave out --resume_from_checkpoint to continue from it, "
+            f"or branch off from step {start.step} with another --output_dir"
+        )
+    return own or start
 
 
 def compare_recipes(checkpoint: ckpt.Checkpoint, recipe: TrainingArguments, world_size: int, say: Say) -> None:
@@ -75,4 +102,4 @@ def restore_position(
     return {**positions[0]["state"], "recent_skips": []}
 
 
-__all__ = ["compare_recipes", "images_per_step", "peak_learning_rate", "restore_position"]
+__all__ = ["compare_recipes", "find_checkpoint", "images_per_step", "peak_learning_rate", "restore_position"]
