@@ -30,6 +30,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import get_worker_info
 
 from maws_hf.data.samples import KEY, KEY_COLUMNS, Sample, content_key, prepare_image, random_rows, sample_key
+from maws_hf.data.tolerance import Loss, take_losses
 from maws_hf.processing.decode import ImageDecodeError
 
 __all__ = [
@@ -96,6 +97,8 @@ class ImageStream(torch.utils.data.IterableDataset):
             meet in one batch, more rarely so in larger blocks. The attribute `fingerprint`, a string, tells one rule
             from another when a position is resumed.
         max_consecutive_skips: so many bad samples in a row end the stream.
+        max_lost_shards: share of a consumer's shards; more damaged ones in an epoch than that, and than one, end the
+            stream. Each is recorded in "skipped" under its path, and read up to its damage.
         source: what the rows were computed from, if they were; a position is of no use with another one.
 
     Raises:
@@ -115,6 +118,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         block_size: int = 1024,
         shuffle: bool = True,
         max_consecutive_skips: int = 1000,
+        max_lost_shards: float = 0.01,
         repeats: Callable[[Sample], float] | None = None,
         source: str | None = None,
     ):
@@ -128,6 +132,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         self.dataset, self.transform = dataset, transform
         self.seed, self.rank, self.world_size, self.num_workers = seed, rank, world_size, num_workers
         self.block_size, self.shuffle, self.max_consecutive_skips = block_size, shuffle, max_consecutive_skips
+        self.max_lost_shards = max_lost_shards
         self.repeats, self.source = repeats, source
         self.consumers = world_size * max(1, num_workers)
         self.strategy = self._choose_strategy()
@@ -165,7 +170,14 @@ class ImageStream(torch.utils.data.IterableDataset):
         epoch, consumer = start.epoch, self._consumer()
         index, offset, found_good = start.index, start.offset, start.index > 0
         rows_read, wanted_any = 0, False
-        for block, state, rows in self._blocks(start):
+        lost_shards: list[str] = []
+        for block, state, rows, losses in self._blocks(start):
+            if offset == 0:  # else they were told before the stream was left in this block
+                skipped += [
+                    {"key": loss.shard, "reason": loss.reason} | {"epoch": epoch, "consumer": consumer}
+                    for loss in losses
+                ]
+            self._judge(lost_shards, losses, epoch)
             wanted = self._wanted_copies(rows, f"epoch {epoch} consumer {consumer} block {block}")
             rows_read, wanted_any = rows_read + len(rows), wanted_any or bool(wanted.any())
             order = self._order(wanted, epoch, consumer, block)
@@ -191,6 +203,10 @@ class ImageStream(torch.utils.data.IterableDataset):
                 yield {**prepared, "skipped": list(skipped)}
                 skipped.clear()
             offset = 0  # only the first block was entered in its middle
+        if rows_read == 0 and lost_shards:
+            raise StreamError(
+                f"{self._name(consumer)} finds nothing but damage: {lost_shards[0]} ({losses[-1].reason})"
+            )
         if rows_read == 0:
             raise StreamError(
                 f"{self._name(consumer)} finds no sample in epoch {epoch}: the data set has fewer samples than the "
@@ -203,6 +219,16 @@ class ImageStream(torch.utils.data.IterableDataset):
             )
         if not found_good and index > 0:  # without samples, all fractions were rounded down, and the next epoch draws
             raise StreamError(self._about_skips(f"no good sample among {index}", epoch, skipped))
+
+    def _judge(self, lost: list[str], losses: list[Loss], epoch: int) -> None:
+        """Notes damaged shards of an epoch in `lost`; raises StreamError if they are too many."""
+        lost += [loss.shard for loss in losses if loss.shard not in lost]
+        shards = self.dataset.num_shards // (self.consumers if self.strategy == "shards" else 1)
+        if len(lost) > max(1, self.max_lost_shards * shards):
+            raise StreamError(
+                f"{self._name(self._consumer())} meets {len(lost)} damaged shards in epoch {epoch}, the last "
+                f"{losses[-1].shard} ({losses[-1].reason}): repair them, or allow more with --max_skip_rate"
+            )
 
     def _wanted_copies(self, rows: list[Sample], where: str) -> np.ndarray:
         """(rows,) what `repeats` says of each."""
@@ -229,8 +255,11 @@ class ImageStream(torch.utils.data.IterableDataset):
             return order
         return order[self._generator(_BLOCK_ORDER, epoch, consumer, block).permutation(len(order))]
 
-    def _blocks(self, start: Position) -> Iterator[tuple[int, dict | None, list[Sample]]]:
-        """(number, state of the data set before it, rows) of each block from `start` to the end of the epoch."""
+    def _blocks(self, start: Position) -> Iterator[tuple[int, dict | None, list[Sample], list[Loss]]]:
+        """(number, state of the data set before it, rows, damaged shards met) of each block from `start` on.
+
+        The last one has no rows if shards at the end of the epoch are damaged.
+        """
         consumer, consumers = self._consumer(), self.consumers
         dataset = split_dataset_by_node(self.dataset, rank=consumer, world_size=consumers, strategy=self.strategy)
         # The data set orders its shards by what it takes for an epoch, and ignores a state of another epoch silently.
@@ -244,15 +273,19 @@ class ImageStream(torch.utils.data.IterableDataset):
         # iter(dataset) would split once more by DataLoader worker; dataset.iter() does not.
         batches = dataset.iter(batch_size=self.block_size)
         while True:
+            take_losses()  # not ours
             try:
                 columns = next(batches, None)
             except Exception as error:
                 where = f"{self._name(consumer)} cannot read block {block} of epoch {start.epoch}"
                 raise StreamError(f"{where}: {type(error).__name__}: {error}") from error
+            losses = take_losses()
             if columns is None:
+                if losses:
+                    yield block, state, [], losses
                 return
             count = len(next(iter(columns.values())))
-            yield block, state, [{name: column[i] for name, column in columns.items()} for i in range(count)]
+            yield block, state, [{name: column[i] for name, column in columns.items()} for i in range(count)], losses
             block, state = block + 1, dataset.state_dict()
 
     def _generator(self, purpose: int, *counters: int) -> np.random.Generator:
