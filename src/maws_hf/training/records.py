@@ -17,8 +17,11 @@ class JsonLines:
         self.path = path
 
     def append(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error  # a full disk does not say which file
 
     def cut_back(self, step: int) -> None:
         """Drops lines after `step`: updates that a killed run did but could not save will be done again."""
