@@ -15,7 +15,7 @@ import pytest
 from maws_hf.data import streaming, tolerance
 from maws_hf.data.sources import open_stream
 from maws_hf.data.streaming import ImageStream, StreamError
-from maws_hf.data.tolerance import PAUSES, ReadError, TolerantReader, take_losses
+from maws_hf.data.tolerance import PAUSES, ReadError, TolerantReader, collect_losses
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*shards cannot be dealt evenly")
 ROWS = 12
@@ -174,20 +174,29 @@ class Flaky:
 def test_an_outage_is_waited_for_and_nothing_is_lost_or_read_twice():
     waits: list[float] = []
     reader = TolerantReader(Flaky(3, at=4), pause=waits.append)
-    assert list(reader(files=["far/0.tar"])) == list(range(6))
+    with collect_losses() as losses:
+        assert list(reader(files=["far/0.tar"])) == list(range(6))
     assert len(waits) == 3
     assert all(0.5 * pause <= wait <= 1.5 * pause for pause, wait in zip(PAUSES, waits, strict=False))
-    assert not take_losses()
+    assert not losses
 
 
 @pytest.mark.parametrize("error", [TimeoutError, FileNotFoundError, PermissionError])
 def test_an_outage_that_lasts_ends_with_shard_row_and_tries(error):
     waits: list[float] = []
     reader = TolerantReader(Flaky(99, at=4, error=error), pause=waits.append)
-    with pytest.raises(ReadError, match=r"far/0\.tar cannot be read after 4 parts, tried 6 times: .*server is away"):
+    message = r"far/0\.tar cannot be read after 4 parts, tried 6 times: .*server is away"
+    with collect_losses() as losses, pytest.raises(ReadError, match=message):
         list(reader(files=["far/0.tar"]))
     assert len(waits) == len(PAUSES)
-    assert not take_losses(), "an outage is no damage"
+    assert not losses, "an outage is no damage"
+
+
+def test_damage_is_an_error_where_nobody_counts_losses(tmp_path: Path):
+    tar_shards(tmp_path, 3)
+    cut(tmp_path / "1.tar", 0.5)
+    with pytest.raises(ReadError, match=r"1\.tar is damaged after 6 parts \(ReadError: unexpected end of data\)"):
+        list(open_stream(tmp_path))
 
 
 def test_a_mistake_in_the_program_is_neither_waited_for_nor_passed_over():

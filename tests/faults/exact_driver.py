@@ -1,6 +1,7 @@
 """Driven by test_ranks_are_exact.py: one update of the same eight images, divided in several ways."""
 
 import json
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification
 from maws_hf.training.arguments import TrainingArguments
 from maws_hf.training.loop import train
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 IMAGES, PATCHES, CLASSES = 8, 16, 5
 TINY = {"image_size": 16, "patch_size": 4, "drop_path_rate": 0.0}
 
@@ -98,8 +100,21 @@ def update(rank: int, kind: str, batch_size: int, accumulation: int, folder: Pat
     return {"gradients": found, "loss": metrics["loss"], "grad_norm": metrics["grad_norm"]}
 
 
+def gathered(rank: int) -> dict[str, Any]:
+    """Scores of seven images, four on one rank and three on the other, as fine-tuning collects them."""
+    gather_rows = runpy.run_path(str(EXAMPLES / "run_finetune.py"))["gather_rows"]
+    scores = torch.arange(14.0).reshape(7, 2) + 0.5
+    own = scores[:4] if rank == 0 else scores[4:]
+    accelerator = Accelerator(cpu=True)
+    return {
+        "scores": gather_rows(own, accelerator).tolist(),
+        "targets": gather_rows(own > 5, accelerator).int().tolist(),
+    }
+
+
 def main(folder: str) -> None:
     root, results = Path(folder), {}
+    results["gathered"] = scene(2, gathered, root / "answers" / "gathered")
     divisions = {"1 x 8": (1, 8, 1), "1 x 2 x 4": (1, 4, 2), "2 x 4": (2, 4, 1), "2 x 2 x 2": (2, 2, 2)}
     for kind, unlabelled in (("mae", 0), ("wsp", 0), ("wsp", 3)):
         for name, (world_size, batch_size, accumulation) in divisions.items():

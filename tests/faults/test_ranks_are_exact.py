@@ -40,3 +40,10 @@ def test_images_without_labels_would_weigh_the_others_unevenly(division: str, up
     `test_rows_without_labels_are_left_out_at_ratio_one` in tests/data/test_resampling.py."""
     (whole,), parts = updates["wsp 1 x 8 unlabelled"], updates[f"wsp {division} unlabelled"]
     assert (gradients(parts[0]) - gradients(whole)).abs().max() > 0.05 * gradients(whole).abs().max()
+
+
+def test_seven_images_on_two_ranks_are_seven_rows(updates: dict[str, Any]):
+    expected = [[2 * row + 0.5, 2 * row + 1.5] for row in range(7)]
+    for rank in updates["gathered"]:
+        assert rank["answer"]["scores"] == expected
+        assert rank["answer"]["targets"] == [[int(value > 5) for value in row] for row in expected]

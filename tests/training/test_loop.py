@@ -1,9 +1,11 @@
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from line_run import lines, objective, run
+from safetensors.torch import load_file
 from tiny import draw_image
 from torch import nn
 
@@ -226,3 +228,55 @@ def test_metrics_after_the_checkpoint_are_cut_back_on_resume(image_shards: Path,
     (tmp_path / "skipped.jsonl").write_bytes(b"\xff\xfe garbage\n[1]\n{}\n")
     run(image_shards, tmp_path)
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_evaluator_that_raises_finds_live_weights_and_leaves_a_run_that_continues(
+    image_shards: Path, tmp_path: Path
+):
+    options = {"ema_decay": 0.9, "save_steps": 2}
+    live: dict[str, list[float]] = {"straight": [], "raising": []}
+
+    def note(step: int, model: nn.Module) -> None:
+        live["straight"].append(model.line.weight.item())
+
+    def evaluate(step: int, model: nn.Module) -> None:
+        live["raising"].append(model.line.weight.item())
+        if step == 5 and len(live["raising"]) == 5:
+            raise ValueError("no such metric")
+
+    _, straight = run(image_shards, tmp_path / "straight", after_step=note, **options)
+    with pytest.raises(ValueError, match="no such metric"):
+        run(image_shards, tmp_path / "raising", after_step=evaluate, **options)
+    outcome, resumed = run(image_shards, tmp_path / "raising", after_step=evaluate, **options)
+    assert outcome.step == 6
+    assert live["raising"] == live["straight"][:5] + live["straight"][4:]
+    for name in ("model", "average", "optimizer"):
+        first, second = (
+            load_file(tmp_path / folder / "checkpoints" / "step-00000006" / f"{name}.safetensors")
+            for folder in ("straight", "raising")
+        )
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+    assert torch.equal(straight.line.weight, resumed.line.weight)
+
+
+def test_a_run_that_cannot_read_on_is_saved_before_the_images_it_could_not_read(image_shards: Path, tmp_path: Path):
+    _, straight = run(image_shards, tmp_path / "straight")
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(image_shards, tmp_path / "run", bad_batch=4)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())[-1] == "step-00000004"
+    _, resumed = run(image_shards, tmp_path / "run")
+    assert torch.equal(straight.line.weight, resumed.line.weight)
+
+
+def test_a_damaged_shard_among_good_ones_is_written_down_and_the_run_goes_on(image_shards: Path, tmp_path: Path):
+    folder = tmp_path / "shards"
+    shutil.copytree(image_shards, folder)
+    broken = sorted(folder.iterdir())[2]
+    broken.write_bytes(broken.read_bytes()[:-100])
+    outcome, _ = run(folder, tmp_path / "run", max_steps=36)  # two epochs of the 72 images that are left
+    assert outcome.step == 36
+    skipped = lines(tmp_path / "run" / "skipped.jsonl")
+    assert [Path(record["key"]).name for record in skipped] == [broken.name] * 2
+    assert [record["epoch"] for record in skipped] == [0, 1]
+    assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["images_skipped"] == 2

@@ -30,7 +30,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import get_worker_info
 
 from maws_hf.data.samples import KEY, KEY_COLUMNS, Sample, content_key, prepare_image, random_rows, sample_key
-from maws_hf.data.tolerance import Loss, take_losses
+from maws_hf.data.tolerance import Loss, collect_losses
 from maws_hf.processing.decode import ImageDecodeError
 
 __all__ = [
@@ -273,13 +273,12 @@ class ImageStream(torch.utils.data.IterableDataset):
         # iter(dataset) would split once more by DataLoader worker; dataset.iter() does not.
         batches = dataset.iter(batch_size=self.block_size)
         while True:
-            take_losses()  # not ours
             try:
-                columns = next(batches, None)
+                with collect_losses() as losses:
+                    columns = next(batches, None)
             except Exception as error:
                 where = f"{self._name(consumer)} cannot read block {block} of epoch {start.epoch}"
                 raise StreamError(f"{where}: {type(error).__name__}: {error}") from error
-            losses = take_losses()
             if columns is None:
                 if losses:
                     yield block, state, [], losses

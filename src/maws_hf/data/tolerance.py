@@ -16,13 +16,15 @@ import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 from datasets import IterableDataset
 
-__all__ = ["Loss", "ReadError", "TolerantReader", "take_losses", "tolerate"]
+__all__ = ["Loss", "ReadError", "TolerantReader", "collect_losses", "tolerate"]
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try; datasets' own retries of a request come on top
 _CLIENTS = {"aiohttp", "fsspec", "httpx", "huggingface_hub", "requests", "urllib3"}
@@ -30,7 +32,7 @@ _DAMAGE = (pa.ArrowInvalid, tarfile.TarError, EOFError, zlib.error, lzma.LZMAErr
 
 
 class ReadError(RuntimeError):
-    """A shard cannot be reached; the message names it and the row."""
+    """A shard cannot be read; the message names it and the row."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,20 @@ class Loss:
     reason: str
 
 
-_losses: list[Loss] = []  # of this process, since they were last taken: the reader is called deep inside datasets
+# Where losses go; without such a place the first damage is an error, for silence would be worse. The reader is called
+# deep inside datasets, in the context of whoever asks for the next row.
+_losses: ContextVar[list[Loss] | None] = ContextVar("losses", default=None)
 
 
-def take_losses() -> list[Loss]:
-    """The losses met since the last call."""
-    taken = list(_losses)
-    _losses.clear()
-    return taken
+@contextmanager
+def collect_losses() -> Iterator[list[Loss]]:
+    """While active, damaged shards end where they break, and are found in the list."""
+    losses: list[Loss] = []
+    before = _losses.set(losses)
+    try:
+        yield losses
+    finally:
+        _losses.reset(before)
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,10 @@ class TolerantReader:
     pause: Callable[[float], None] = time.sleep  # for so many seconds
 
     def __call__(self, **shard: Any) -> Iterator[Any]:
-        """What `read` yields, as if it had never failed; up to where the shard is damaged.
+        """What `read` yields, as if it had never been out of reach; within `collect_losses` up to a damage.
 
         Raises:
-            ReadError: the shard cannot be reached after all tries.
+            ReadError: the shard cannot be reached after all tries, or is damaged and nobody collects losses.
         """
         done, pauses = 0, iter(PAUSES)
         while True:
@@ -75,7 +83,10 @@ class TolerantReader:
                 return
             except Exception as error:
                 if _is_damage(error):
-                    _losses.append(Loss(_name_of(shard), f"damaged after {done} parts ({_describe(error)})"))
+                    loss = Loss(_name_of(shard), f"damaged after {done} parts ({_describe(error)})")
+                    if (losses := _losses.get()) is None:
+                        raise ReadError(f"{loss.shard} is {loss.reason}") from error
+                    losses.append(loss)
                     return
                 if not _is_outage(error):
                     raise

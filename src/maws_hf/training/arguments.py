@@ -58,7 +58,9 @@ class TrainingArguments(Options):
         3.0, "A loss so many times above the median of the last 100 is told with its images in spikes.jsonl; 0: none."
     )
     skip_loss_spikes: bool = option(False, "Leave such an update out, at most 3 in a row.")
-    max_skip_rate: float = option(0.01, "Share of bad images among the last 10,000 above which the run ends.")
+    max_skip_rate: float = option(
+        0.01, "Share of bad images among the last 10,000, or of damaged shards, above which the run ends."
+    )
     seed: int = option(0, "Decides initial weights, data order, crops and masks.")
     bf16: bool = option(False, "bfloat16 autocast; weights, losses and optimizer stay in float32.")
     attn_implementation: str = option("sdpa", "Attention backend: eager, sdpa, flash_attention_2, flex_attention, ...")

@@ -21,7 +21,9 @@ class JsonLines:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error  # a full disk does not say which file
+            raise OSError(
+                error.errno, error.strerror, str(self.path)
+            ) from error  # a full disk does not say which file
 
     def cut_back(self, step: int) -> None:
         """Drops lines after `step`: updates that a killed run did but could not save will be done again."""
