@@ -19,7 +19,7 @@ def checkpoints(output_dir: Path) -> list[str]:
 def test_a_full_disk_is_one_line_with_the_last_checkpoint_intact_and_room_continues(
     image_shards: Path, tmp_path: Path, prepare
 ):
-    options = {"max_steps": 300, "logging_steps": 300, "save_steps": 20, "picture_steps": 10_000}
+    options = {"max_steps": 100, "logging_steps": 100, "save_steps": 20, "picture_steps": 10_000}
     finish(prepare(command(image_shards, tmp_path / "straight", **options)))
     full = tmp_path / "full"
     run = prepare(command(image_shards, full, **options))

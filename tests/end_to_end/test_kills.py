@@ -15,7 +15,7 @@ from test_run_mae import command
 
 from maws_hf.training.checkpoint import find_latest
 
-KILLS = int(os.environ.get("MAWS_HF_KILLS", "5"))
+KILLS = int(os.environ.get("MAWS_HF_KILLS", "4"))
 STEPS_A_LIFE = 25
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60 * max(KILLS, 5))]
 

@@ -17,7 +17,8 @@ OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 2, "save_steps": 3
 
 def train(rank: int, corpus: Path, folder: Path, batch_loss: Any = objective, **options: Any) -> dict[str, Any]:
     outcome, model = run(corpus, folder, batch_loss, **{**OPTIONS, **options})
-    return {"step": outcome.step, "weights": [p.item() for p in model.parameters()]}
+    weights = [p.item() for p in model.parameters()]
+    return {"step": outcome.step, "images_seen": outcome.images_seen, "weights": weights}
 
 
 class Fault:
@@ -57,9 +58,16 @@ def broken_reader(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
     return train(rank, corpus, folder, bad_batch=5 if rank == 1 else None)
 
 
+def half(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    return train(rank, corpus, folder, max_steps=STEPS // 2)
+
+
 def main(corpus: str, folder: str) -> None:
     root = Path(folder)
     results = {}
+    for name, before, now in (("fewer", 2, 1), ("more", 1, 2)):
+        scene(before, half, root / "answers" / f"{name} before", Path(corpus), root / name)
+        results[name] = scene(now, train, root / "answers" / name, Path(corpus), root / name)
     for act in (train, killed, raising, uneven, broken_reader):
         name = act.__name__
         results[name] = scene(2, act, root / "answers" / name, Path(corpus), root / name)

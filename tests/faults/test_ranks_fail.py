@@ -58,3 +58,17 @@ def test_an_unreadable_shard_of_one_rank_is_the_same_text_on_both_and_the_place_
 def test_a_restart_ends_in_the_weights_of_an_untroubled_run(name: str, scenes: dict[str, Any]):
     straight = scenes["train"][0]["answer"]
     assert [rank["answer"] for rank in scenes[f"{name} again"]] == [straight, straight]
+
+
+@pytest.mark.parametrize(("name", "before", "now"), [("fewer", 2, 1), ("more", 1, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(name: str, before: int, now: int, scenes: dict[str, Any]):
+    ranks = scenes[name]
+    assert len(ranks) == now
+    for rank in ranks:
+        assert rank["answer"]["step"] == 8
+        assert rank["answer"]["images_seen"] == 4 * 2 * before + 4 * 2 * now
+        assert rank["answer"]["weights"] == ranks[0]["answer"]["weights"]
+    said = ranks[0]["printed"]
+    assert f"was written by {before} processes, this run has {now}" in said
+    assert f"an update had {2 * before} images (batch x accumulation x processes), now {2 * now}" in said
+    assert f"{before} processes x 0 data workers, now {now} x 0: reading goes on with epoch 1" in said
