@@ -2,20 +2,17 @@
 
 import json
 import math
-import multiprocessing
 import os
 import random
 import re
-import runpy
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from runs import ROOT, assert_same_run, finish, kill_after, script, start, steps_logged
+from runs import assert_same_run, finish, kill_after, script, start, steps_logged
 from safetensors.torch import load_file
 from tiny import draw_image, tiny_config
 from tiny_two_towers import BEGIN, END, PAD, tiny_tokenizer
@@ -25,6 +22,7 @@ from maws_hf import MawsLiTModel, MawsViTModel
 from maws_hf.training.ledger import Stage, write_ledger
 
 STEPS, BATCH = 80, 16
+KILLS = int(os.environ.get("MAWS_HF_KILLS", "2"))
 WORDS = ["red", "blue", "green", "small", "large", "disc", "bar", "on", "under", "bright", "dark", "field"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -110,49 +108,6 @@ def command(pairs: Path, towers: Path, output_dir: Path, *flags: str, **options:
     }
     options = {name: value for name, value in {**defaults, **options}.items() if value is not None}
     return [*script("run_lit.py", **options), *flags]
-
-
-# --------------------------------------------------------------------------------------- processes with imports done
-
-
-def _run_script(arguments: list[str], output: Path) -> None:
-    os.setsid()
-    file = os.open(output, os.O_WRONLY | os.O_CREAT)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.chdir(ROOT)
-    sys.argv = arguments
-    runpy.run_path(arguments[0], run_name="__main__")
-
-
-class Prepared:
-    """A run in a process that is forked from one that has imported everything; to `runs.py` it is a `Popen`."""
-
-    def __init__(self, arguments: list[str], output: Path):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["maws_hf.training.loop", "maws_hf.training.pairs", "maws_hf.visualization"])
-        self.output = output
-        self.process = context.Process(target=_run_script, args=(arguments[1:], output))
-        self.process.start()
-        self.pid = self.process.pid
-
-    @property
-    def returncode(self) -> int | None:
-        return self.process.exitcode
-
-    poll = returncode.fget
-
-    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        self.process.join(timeout)
-        return self.output.read_text(encoding="utf-8"), None
-
-
-@pytest.fixture
-def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    for name, value in {**environment, "HF_HUB_OFFLINE": "1"}.items():
-        monkeypatch.setenv(name, value)  # before the first fork, which hands them on
-    return lambda arguments: Prepared(arguments, tmp_path / f"{time.monotonic_ns()}.txt")
 
 
 # ----------------------------------------------------------------------------------------------------------- tests
@@ -250,7 +205,7 @@ def test_kills_change_nothing(views: int, straight_run: Path, pairs: Path, tower
         reference = tmp_path / "straight"
         finish(prepare(command(pairs, towers, reference, **options)))
     arguments = command(pairs, towers, killed, **options)
-    kills = 2 if views == 3 else 1
+    kills = KILLS if views == 3 else 1
     for step in sorted(random.SystemRandom().sample(range(2, options["max_steps"] - 4), kills)):
         print(f"killing after step {step}")
         kill_after(prepare(arguments), killed, step)

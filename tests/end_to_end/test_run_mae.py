@@ -195,8 +195,13 @@ def test_two_processes_finish_and_save_one_model(image_shards: Path, tmp_path: P
     finish(start(launch + shorter[1:]))
     assert_same_run_weights(tmp_path, again)
 
-    output = finish(start(command(image_shards, tmp_path, max_steps=9, dataloader_num_workers=1)), expected=1)
-    assert "was written by 2 processes" in output.splitlines()[-1]
+    alone = {"max_steps": 11, "per_device_train_batch_size": 10, "dataloader_num_workers": 0}
+    output = finish(start(command(image_shards, tmp_path, **alone)))
+    assert "2 processes x 1 data workers, now 1 x 0: reading goes on with epoch" in output
+    metrics = comparable_metrics(tmp_path)
+    assert [line["step"] for line in metrics] == list(range(1, 12))
+    assert [line["images_seen"] for line in metrics] == list(range(20, 240, 20))
+    assert "peak learning rate" not in output, "10 images x 2 are as many as 5 x 2 x 2 processes"
 
 
 def test_bf16_checkpointing_and_a_tracker_train_alike(straight_run: Path, image_shards: Path, tmp_path: Path):

@@ -1,6 +1,7 @@
 """`examples/run_wsp.py` as a user runs it."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from maws_hf import MawsViTForImageClassification
 from maws_hf.data.vocabulary import LabelClass, Vocabulary
 
 STEPS = 30
+KILLS = int(os.environ.get("MAWS_HF_KILLS", "2"))
 TINY = (
     "image_size=16,patch_size=4,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,"
     "drop_path_rate=0.1"
@@ -114,7 +116,7 @@ def test_kills_change_nothing_with_resampling_and_average(
         finish(start(command(labelled, reference, dataloader_num_workers=workers)))
     killed = tmp_path / "killed"
     arguments = command(labelled, killed, dataloader_num_workers=workers)
-    for step in sorted(random.SystemRandom().sample(range(2, STEPS - 4), 2)):
+    for step in sorted(random.SystemRandom().sample(range(2, STEPS - 4), min(KILLS, 20))):
         print(f"killing after step {step}")
         kill_after(start(arguments, start_new_session=True), killed, step)
     finish(start(arguments))

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from maws_hf.data.streaming import ImageStream, Sample, StreamStateError
 if TYPE_CHECKING:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-__all__ = ["build_loader", "collate", "loader_state", "restore_loader"]
+__all__ = ["begin_next_epoch", "build_loader", "collate", "loader_state", "restore_loader"]
 
+PARTITION = ("rank", "world_size", "num_workers")  # of a stream's identity: who reads which share
 _FORMAT = 1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -142,11 +143,50 @@ def restore_loader(loader: StatefulDataLoader, state: Mapping[str, Any]) -> None
         StreamStateError: the state is of another format, or its stream had another seed, rank, number of ranks or
             workers, block size, number of shards or rule of repeats.
     """
-    if state.get("format") != _FORMAT:
-        raise StreamStateError(f"the saved position has format {state.get('format')}, this version reads {_FORMAT}")
+    _check_format(state)
     stream: ImageStream = loader.dataset
     stream.check_identity(state["stream"])
     loader.load_state_dict(_json_copy(state["loader"], "loader"))
+
+
+def begin_next_epoch(loader: StatefulDataLoader, states: Sequence[Mapping[str, Any]]) -> int:
+    """Make `iter(loader)` begin the epoch after the one that other ranks or workers were stopped in.
+
+    For a run that goes on with another number of them: each consumer's share is another one, so the interrupted epoch
+    cannot be finished exactly. What is left of it is not read; every epoch from the next on is shared exactly.
+
+    Args:
+        states: the `loader_state` of every rank there was.
+
+    Returns:
+        The epoch, counted from 0.
+
+    Raises:
+        StreamStateError: a state is of another format, or its stream differs in more than ranks and workers.
+    """
+    stream: ImageStream = loader.dataset
+    for state in states:
+        _check_format(state)
+        stream.check_identity(state["stream"], but=PARTITION)
+    stream.first_epoch = 1 + max(epoch for state in states for epoch in _epochs(state["loader"]))
+    return stream.first_epoch
+
+
+def _epochs(value: Any) -> Iterator[int]:
+    """Those of all stream positions in a loader's state, one for each worker."""
+    if isinstance(value, dict):
+        if "identity" in value:
+            yield value["epoch"]
+        for item in value.values():
+            yield from _epochs(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _epochs(item)
+
+
+def _check_format(state: Mapping[str, Any]) -> None:
+    if state.get("format") != _FORMAT:
+        raise StreamStateError(f"the saved position has format {state.get('format')}, this version reads {_FORMAT}")
 
 
 def _json_copy(value: Any, where: str) -> Any:

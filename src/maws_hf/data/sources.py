@@ -15,6 +15,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Features, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
 
+from maws_hf.data.tolerance import tolerate
 from maws_hf.processing.decode import DEFAULT_LIMITS
 
 __all__ = ["DataSourceError", "find_image_column", "list_files", "open_stream"]
@@ -145,7 +146,7 @@ def _load(builder: str, *, name_or_path: str, split: str, **options) -> Iterable
     assert isinstance(splits, IterableDatasetDict)
     if split not in splits:
         raise DataSourceError(f"{name_or_path} has no split {split!r}, there are {', '.join(splits)}")
-    return splits[split]
+    return tolerate(splits[split])
 
 
 def _open_local(source: str, split: str, data_files: str | Sequence[str] | None) -> IterableDataset:

@@ -15,13 +15,10 @@ The position is the data set's own state at the start of a block and an offset i
 
 from __future__ import annotations
 
-import hashlib
-import heapq
-import itertools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,11 +29,15 @@ from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import get_worker_info
 
-from maws_hf.processing.decode import ImageDecodeError, decode_image
+from maws_hf.data.samples import KEY, KEY_COLUMNS, Sample, content_key, prepare_image, random_rows, sample_key
+from maws_hf.data.tolerance import Loss, collect_losses
+from maws_hf.processing.decode import ImageDecodeError
 
 __all__ = [
+    "KEY",
     "KEY_COLUMNS",
     "ImageStream",
+    "Sample",
     "StreamError",
     "StreamStateError",
     "prepare_image",
@@ -44,11 +45,7 @@ __all__ = [
     "sample_key",
 ]
 
-Sample = dict[str, Any]
 Transform = Callable[[Sample, np.random.Generator], Sample]
-
-KEY = "__key__"  # WebDataset's name for it; the stream gives every sample one
-KEY_COLUMNS = (KEY, "key", "id")
 
 # With so many shards for each consumer their counts differ by 3 % at most, which is better than reading all the data
 # C times; consumers then begin their epochs at slightly different times, but each epoch is still shared exactly.
@@ -100,6 +97,8 @@ class ImageStream(torch.utils.data.IterableDataset):
             meet in one batch, more rarely so in larger blocks. The attribute `fingerprint`, a string, tells one rule
             from another when a position is resumed.
         max_consecutive_skips: so many bad samples in a row end the stream.
+        max_lost_shards: share of a consumer's shards; more damaged ones in an epoch than that, and than one, end the
+            stream. Each is recorded in "skipped" under its path, and read up to its damage.
         source: what the rows were computed from, if they were; a position is of no use with another one.
 
     Raises:
@@ -119,6 +118,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         block_size: int = 1024,
         shuffle: bool = True,
         max_consecutive_skips: int = 1000,
+        max_lost_shards: float = 0.01,
         repeats: Callable[[Sample], float] | None = None,
         source: str | None = None,
     ):
@@ -132,9 +132,11 @@ class ImageStream(torch.utils.data.IterableDataset):
         self.dataset, self.transform = dataset, transform
         self.seed, self.rank, self.world_size, self.num_workers = seed, rank, world_size, num_workers
         self.block_size, self.shuffle, self.max_consecutive_skips = block_size, shuffle, max_consecutive_skips
+        self.max_lost_shards = max_lost_shards
         self.repeats, self.source = repeats, source
         self.consumers = world_size * max(1, num_workers)
         self.strategy = self._choose_strategy()
+        self.first_epoch = 0  # where a stream without a loaded position begins
         self._position = Position()
         self._loaded: Position | None = None
 
@@ -153,7 +155,7 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[Sample]:
         # Set here and not in the generator, which starts with the first sample: the loader asks for the state before.
-        self._position, self._loaded = self._loaded or Position(), None
+        self._position, self._loaded = self._loaded or Position(epoch=self.first_epoch), None
         return self._samples(self._position)
 
     def _samples(self, position: Position) -> Iterator[Sample]:
@@ -168,7 +170,14 @@ class ImageStream(torch.utils.data.IterableDataset):
         epoch, consumer = start.epoch, self._consumer()
         index, offset, found_good = start.index, start.offset, start.index > 0
         rows_read, wanted_any = 0, False
-        for block, state, rows in self._blocks(start):
+        lost_shards: list[str] = []
+        for block, state, rows, losses in self._blocks(start):
+            if offset == 0:  # else they were told before the stream was left in this block
+                skipped += [
+                    {"key": loss.shard, "reason": loss.reason} | {"epoch": epoch, "consumer": consumer}
+                    for loss in losses
+                ]
+            self._judge(lost_shards, losses, epoch)
             wanted = self._wanted_copies(rows, f"epoch {epoch} consumer {consumer} block {block}")
             rows_read, wanted_any = rows_read + len(rows), wanted_any or bool(wanted.any())
             order = self._order(wanted, epoch, consumer, block)
@@ -181,7 +190,7 @@ class ImageStream(torch.utils.data.IterableDataset):
                 try:
                     prepared = self.transform(sample, rng)
                 except ImageDecodeError as error:
-                    key = error.key if name else _content_key(sample) or error.key
+                    key = error.key if name else content_key(sample) or error.key
                     skipped.append({"key": key, "reason": error.reason, "epoch": epoch, "consumer": consumer})
                     if len(skipped) >= self.max_consecutive_skips:
                         message = self._about_skips(f"{len(skipped)} bad samples in a row", epoch, skipped)
@@ -194,6 +203,10 @@ class ImageStream(torch.utils.data.IterableDataset):
                 yield {**prepared, "skipped": list(skipped)}
                 skipped.clear()
             offset = 0  # only the first block was entered in its middle
+        if rows_read == 0 and lost_shards:
+            raise StreamError(
+                f"{self._name(consumer)} finds nothing but damage: {lost_shards[0]} ({losses[-1].reason})"
+            )
         if rows_read == 0:
             raise StreamError(
                 f"{self._name(consumer)} finds no sample in epoch {epoch}: the data set has fewer samples than the "
@@ -206,6 +219,16 @@ class ImageStream(torch.utils.data.IterableDataset):
             )
         if not found_good and index > 0:  # without samples, all fractions were rounded down, and the next epoch draws
             raise StreamError(self._about_skips(f"no good sample among {index}", epoch, skipped))
+
+    def _judge(self, lost: list[str], losses: list[Loss], epoch: int) -> None:
+        """Notes damaged shards of an epoch in `lost`; raises StreamError if they are too many."""
+        lost += [loss.shard for loss in losses if loss.shard not in lost]
+        shards = self.dataset.num_shards // (self.consumers if self.strategy == "shards" else 1)
+        if len(lost) > max(1, self.max_lost_shards * shards):
+            raise StreamError(
+                f"{self._name(self._consumer())} meets {len(lost)} damaged shards in epoch {epoch}, the last "
+                f"{losses[-1].shard} ({losses[-1].reason}): repair them, or allow more with --max_skip_rate"
+            )
 
     def _wanted_copies(self, rows: list[Sample], where: str) -> np.ndarray:
         """(rows,) what `repeats` says of each."""
@@ -232,8 +255,11 @@ class ImageStream(torch.utils.data.IterableDataset):
             return order
         return order[self._generator(_BLOCK_ORDER, epoch, consumer, block).permutation(len(order))]
 
-    def _blocks(self, start: Position) -> Iterator[tuple[int, dict | None, list[Sample]]]:
-        """(number, state of the data set before it, rows) of each block from `start` to the end of the epoch."""
+    def _blocks(self, start: Position) -> Iterator[tuple[int, dict | None, list[Sample], list[Loss]]]:
+        """(number, state of the data set before it, rows, damaged shards met) of each block from `start` on.
+
+        The last one has no rows if shards at the end of the epoch are damaged.
+        """
         consumer, consumers = self._consumer(), self.consumers
         dataset = split_dataset_by_node(self.dataset, rank=consumer, world_size=consumers, strategy=self.strategy)
         # The data set orders its shards by what it takes for an epoch, and ignores a state of another epoch silently.
@@ -248,14 +274,17 @@ class ImageStream(torch.utils.data.IterableDataset):
         batches = dataset.iter(batch_size=self.block_size)
         while True:
             try:
-                columns = next(batches, None)
+                with collect_losses() as losses:
+                    columns = next(batches, None)
             except Exception as error:
                 where = f"{self._name(consumer)} cannot read block {block} of epoch {start.epoch}"
                 raise StreamError(f"{where}: {type(error).__name__}: {error}") from error
             if columns is None:
+                if losses:
+                    yield block, state, [], losses
                 return
             count = len(next(iter(columns.values())))
-            yield block, state, [{name: column[i] for name, column in columns.items()} for i in range(count)]
+            yield block, state, [{name: column[i] for name, column in columns.items()} for i in range(count)], losses
             block, state = block + 1, dataset.state_dict()
 
     def _generator(self, purpose: int, *counters: int) -> np.random.Generator:
@@ -293,9 +322,13 @@ class ImageStream(torch.utils.data.IterableDataset):
         identity = {name: getattr(self, name) for name in names}
         return identity | {"num_shards": self.dataset.num_shards, "repeats": repeats}
 
-    def check_identity(self, saved: dict[str, Any]) -> None:
-        """Raises StreamStateError listing every difference between `saved` and this stream's `identity()`."""
-        now = self.identity()
+    def check_identity(self, saved: dict[str, Any], but: Collection[str] = ()) -> None:
+        """Raises StreamStateError listing every difference between `saved` and this stream's `identity()`.
+
+        Args:
+            but: names that may differ.
+        """
+        now = {name: value for name, value in self.identity().items() if name not in but}
         differences = [f"{name} {saved.get(name)} (now {now[name]})" for name in now if saved.get(name) != now[name]]
         if differences:
             raise StreamStateError(
@@ -317,85 +350,3 @@ class ImageStream(torch.utils.data.IterableDataset):
             raise StreamStateError(f"the position of worker {state['worker']} was given to worker {self._worker()}")
         self._loaded = Position(**{name: state[name] for name in asdict(Position())})
         self._position = self._loaded
-
-
-def random_rows(
-    dataset: IterableDataset,
-    count: int,
-    *,
-    seed: int,
-    among: int,
-    keep: Callable[[Sample], bool] | None = None,
-) -> list[Sample]:
-    """A random choice of rows that depends on the data and the seed alone; only the chosen are held in memory.
-
-    Args:
-        count: of rows, or fewer if there are not so many.
-        among: rows to choose from; where there are more, the first of them with the shards in random order.
-        keep: which rows count; all if None.
-
-    Returns:
-        The rows in random order, each with its name under "__key__".
-    """
-    rng = np.random.default_rng(seed)
-    # A sorted data set begins with a single class. `dataset.shuffle` would do, but waits 5 seconds for its threads.
-    shards = (dataset.shard(dataset.num_shards, int(shard)) for shard in rng.permutation(dataset.num_shards))
-    shuffled = itertools.chain.from_iterable(shards)
-    chosen: list[tuple[float, int, Sample]] = []
-    for number, row in enumerate(itertools.islice(shuffled, among)):
-        row = {**row, KEY: sample_key(row) or f"row {number}"}
-        if keep is None or keep(row):
-            heapq.heappush(chosen, (rng.random(), number, row))
-            if len(chosen) > count:
-                heapq.heappop(chosen)
-    return [row for _, _, row in sorted(chosen, key=lambda item: item[:2])]
-
-
-def prepare_image(
-    sample: Sample,
-    rng: np.random.Generator,
-    *,
-    image_column: str,
-    transform: Callable[[np.ndarray, np.random.Generator], torch.Tensor],
-    extra: Callable[[Sample, np.random.Generator], Sample] | None = None,
-) -> Sample:
-    """A row to a training sample; bind the keywords with `functools.partial` to get a stream's `transform`.
-
-    Args:
-        sample: a row with the image under `image_column`, as `{"bytes", "path"}` or bare bytes, and "__key__".
-        rng: the sample's generator, handed to `transform` and then to `extra`.
-        image_column: see `maws_hf.data.sources.find_image_column`.
-        transform: uint8 (H, W, 3) to a uint8 tensor (3, h, w).
-        extra: further fields of the same row, such as labels or a caption.
-
-    Returns:
-        {"pixel_values": uint8 (3, h, w), "key": str, **extra}.
-
-    Raises:
-        ImageDecodeError: there are no bytes or they are no image. A path without bytes is never opened.
-    """
-    key, image = sample[KEY], sample[image_column]
-    data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
-    if isinstance(data, str):
-        data, path = None, data
-    if data is None:
-        reason = "it holds a path but no bytes, and paths in data are never opened" if path else "it holds no image"
-        raise ImageDecodeError(key, reason)
-    prepared = {"pixel_values": transform(decode_image(data, key=key), rng), "key": key}
-    return prepared if extra is None else {**prepared, **extra(sample, rng)}
-
-
-def sample_key(sample: Sample) -> str | None:
-    """The sample's own name: a key column, else the path that came with its image."""
-    for column in KEY_COLUMNS:
-        if sample.get(column) is not None:
-            return str(sample[column])
-    paths = (value.get("path") for value in sample.values() if isinstance(value, dict))
-    return next((path for path in paths if isinstance(path, str) and path), None)
-
-
-def _content_key(sample: Sample) -> str | None:
-    """What to call a nameless bad image: the same in every epoch, unlike its place in a shuffled stream."""
-    values = (value.get("bytes") if isinstance(value, dict) else value for value in sample.values())
-    data = next((value for value in values if isinstance(value, bytes)), None)
-    return None if data is None else f"sha256:{hashlib.sha256(data).hexdigest()[:16]}"

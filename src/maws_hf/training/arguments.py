@@ -54,7 +54,13 @@ class TrainingArguments(Options):
     max_nonfinite_steps: int = option(
         3, "Updates with a NaN or infinite loss or gradient are refused; so many in a row end the run."
     )
-    max_skip_rate: float = option(0.01, "Share of bad images among the last 10,000 above which the run ends.")
+    loss_spike_factor: float = option(
+        3.0, "A loss so many times above the median of the last 100 is told with its images in spikes.jsonl; 0: none."
+    )
+    skip_loss_spikes: bool = option(False, "Leave such an update out, at most 3 in a row.")
+    max_skip_rate: float = option(
+        0.01, "Share of bad images among the last 10,000, or of damaged shards, above which the run ends."
+    )
     seed: int = option(0, "Decides initial weights, data order, crops and masks.")
     bf16: bool = option(False, "bfloat16 autocast; weights, losses and optimizer stay in float32.")
     attn_implementation: str = option("sdpa", "Attention backend: eager, sdpa, flash_attention_2, flex_attention, ...")
@@ -79,7 +85,7 @@ class TrainingArguments(Options):
         for name in ("warmup_steps", "dataloader_num_workers", "seed"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
         rates = ("base_learning_rate", "learning_rate", "min_learning_rate")
-        for name in (*rates, "weight_decay", "max_grad_norm", "adam_epsilon"):
+        for name in (*rates, "weight_decay", "max_grad_norm", "adam_epsilon", "loss_spike_factor"):
             value = getattr(self, name)
             self._require(value is None or 0 <= value < math.inf, name, "a finite number, 0 or more")
         for name in ("adam_beta1", "adam_beta2", "ema_decay", "max_skip_rate"):

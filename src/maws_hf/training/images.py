@@ -98,6 +98,7 @@ def build_training_loader(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         num_workers=recipe.dataloader_num_workers,
+        max_lost_shards=recipe.max_skip_rate,
         repeats=repeats,
     )
     return build_loader(stream, batch_size=recipe.per_device_train_batch_size)

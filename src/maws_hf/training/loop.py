@@ -9,8 +9,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,26 +24,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data.loader import loader_state, restore_loader
+from ..data.loader import loader_state
 from ..optim.ema import WeightAverage
 from ..optim.groups import parameter_groups
-from ..optim.schedules import scaled_learning_rate, warmup_cosine
+from ..optim.schedules import warmup_cosine
 from . import checkpoint as ckpt
+from .agreement import TrainingError, named_failures, reasons_of_ranks
 from .arguments import TrainingArguments
 from .distributed import launcher_process
 from .interruption import GracefulStop
 from .output_lock import lock_output
-from .records import JsonLines, Progress
+from .records import JsonLines, Progress, cut_back_ranks
+from .resumption import compare_recipes, find_checkpoint, images_per_step, peak_learning_rate, restore_position
 from .seeding import seed_step
+from .skips import note_skipped, too_many_bad_images
+from .spikes import MOST_SKIPPED, is_spike, remember
 
 BatchLoss = Callable[[torch.nn.Module, dict[str, Any]], Tensor]
-SKIP_WINDOW = 10_000  # images over which the rate of bad ones is judged
 AVERAGE = "average.safetensors"
-TOLERATED_BAD_IMAGES = 10  # so many different ones never end a run: in a small folder a single one is a high rate
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; its last checkpoint is intact."""
 
 
 @dataclass
@@ -56,6 +54,8 @@ class State:
     refused_in_a_row: int = 0
     loss_sum: float = 0.0  # since the last line of metrics
     loss_count: int = 0
+    spikes_in_a_row: int = 0
+    recent_losses: list[float] = field(default_factory=list)  # of updates that were made
     recent_skips: list[list] = field(default_factory=list)  # this rank's [images, keys of skipped ones] a step
 
 
@@ -101,18 +101,18 @@ def train(
         run.utilization_of_image_rate = flops_per_image / (matmul_peak * accelerator.num_processes)
     batches = iter(loader)
     exit_code = 0
-    with GracefulStop(launcher_process()) as stop:
+    with run.named_failures(), GracefulStop(launcher_process()) as stop:
         while run.state.step < recipe.max_steps:
             learning_rate = run.set_learning_rate()
-            window = [next(batches) for _ in range(recipe.gradient_accumulation_steps)]
+            window = run.read_window(batches)
             loss = run.accumulate_gradients(window, batch_loss)
             gradient_norm = run.clip()
             loss, anyone_stops = run.agree(loss, stop.requested, window)
-            if math.isfinite(loss) and math.isfinite(gradient_norm):
+            if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+                run.refuse(window, loss, gradient_norm)
+            elif not run.skips_spike(window, loss, gradient_norm):
                 run.optimizer.step()
                 run.accept(loss)
-            else:
-                run.refuse(window, loss, gradient_norm)
             run.optimizer.zero_grad(set_to_none=True)
             run.finish_step(gradient_norm, learning_rate)
             if after_step is not None and accelerator.is_main_process:
@@ -144,19 +144,16 @@ class _Run:
     ):
         self.recipe, self.accelerator, self.loader = recipe, accelerator, loader
         self.root = Path(recipe.output_dir) / "checkpoints"
-        self.images_per_step = (
-            recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * accelerator.num_processes
-        )
-        self.peak_learning_rate = recipe.learning_rate
-        if recipe.learning_rate is None:
-            self.peak_learning_rate = scaled_learning_rate(recipe.base_learning_rate, self.images_per_step)
+        self.images_per_step = images_per_step(asdict(recipe), accelerator.num_processes)
+        self.peak_learning_rate = peak_learning_rate(asdict(recipe), accelerator.num_processes)
         if accelerator.is_main_process:
             self.lock = lock_output(Path(recipe.output_dir))
         self.state = State()
+        self.saved_step: int | None = None
         self.flops_per_image: int | None = None
         self.utilization_of_image_rate: float | None = None
         self.give_up: str | None = None  # why the run cannot go on after this step
-        resumed = self._find_checkpoint()
+        resumed = find_checkpoint(self.root, recipe.resume_from_checkpoint, accelerator)
         if resumed is not None:
             ckpt.load_weights(model, resumed.path)
         optimizer = torch.optim.AdamW(
@@ -170,16 +167,44 @@ class _Run:
         self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
         if resumed is not None:
             self._restore(resumed)
+            self.saved_step = self.state.step
         rank = accelerator.process_index
         suffix = f"-rank{rank}" if rank else ""
         self.skipped = JsonLines(Path(recipe.output_dir) / f"skipped{suffix}.jsonl")
         self.refused = JsonLines(Path(recipe.output_dir) / f"refused{suffix}.jsonl")
-        for lines in (self.skipped, self.refused):
+        self.spikes = JsonLines(Path(recipe.output_dir) / f"spikes{suffix}.jsonl")
+        for lines in (self.skipped, self.refused, self.spikes):
             lines.cut_back(self.state.step)
+        if accelerator.is_main_process:
+            cut_back_ranks(Path(recipe.output_dir), accelerator.num_processes, self.state.step)
         self.progress = Progress(accelerator, Path(recipe.output_dir), self.state.step, recipe.max_steps)
         if resumed is not None:
             self.progress.say(f"resuming after step {self.state.step} from {resumed.path}")
         self._tick = (time.perf_counter(), self.state.step)
+
+    def named_failures(self) -> AbstractContextManager[None]:
+        accelerator = self.accelerator
+        return named_failures(accelerator.process_index, accelerator.num_processes, lambda: self.state.step + 1)
+
+    def read_window(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The batches of one update. If a rank has none, all ranks save where they were before, and stop."""
+        before = loader_state(self.loader)
+        window, error = [], None
+        try:
+            for _ in range(self.recipe.gradient_accumulation_steps):
+                window.append(next(batches))
+        except StopIteration:
+            error = TrainingError("the data of this process have ended")
+        except Exception as raised:
+            error = raised
+        reasons = reasons_of_ranks(self.accelerator, error)
+        if not reasons:
+            return window
+        if self.state.step and self.state.step != self.saved_step:
+            self.save(before)
+        if error is not None and self.accelerator.num_processes == 1:
+            raise error
+        raise TrainingError(f"step {self.state.step + 1} has no images on {'; '.join(reasons)}") from error
 
     def set_learning_rate(self) -> float:
         learning_rate = warmup_cosine(
@@ -217,17 +242,40 @@ class _Run:
 
     def agree(self, loss: Tensor, stop: bool, window: list[dict[str, Any]]) -> tuple[float, bool]:
         """Mean loss of all ranks, and whether any wants to stop: a signal came, or bad images are too many."""
-        skipped, too_many = self._note_skipped(window)
+        recent, limit = self.state.recent_skips, self.recipe.max_skip_rate
+        skipped, too_many = note_skipped(window, self.state.step + 1, recent, self.skipped, limit)
         votes = torch.tensor([0.0, stop, skipped, too_many], device=loss.device)
         votes[0] = loss
         loss_sum, stops, all_skipped, any_too_many = self.accelerator.reduce(votes, reduction="sum").tolist()
         self.state.images_skipped += int(all_skipped)
         if any_too_many:
-            self.give_up = self._too_many_bad_images(too_many)
+            self.give_up = too_many_bad_images(recent, self.skipped, limit, here=too_many)
         return loss_sum / self.accelerator.num_processes, stops + any_too_many > 0
+
+    def skips_spike(self, window: list[dict[str, Any]], loss: float, gradient_norm: float) -> bool:
+        """Tells of a loss that jumps; whether the update is left out for it. All ranks have the same loss."""
+        if not is_spike(loss, self.state.recent_losses, self.recipe.loss_spike_factor):
+            self.state.spikes_in_a_row = 0
+            return False
+        self.state.spikes_in_a_row += 1
+        skip = self.recipe.skip_loss_spikes and self.state.spikes_in_a_row <= MOST_SKIPPED
+        self._note_update(self.spikes, window, loss, gradient_norm, skipped=skip)
+        self.progress.say(
+            f"step {self.state.step + 1}: the loss jumps to {loss:.4g}{', the update is left out' if skip else ''}; "
+            f"its images are in {self.spikes.path}"
+        )
+        return skip
+
+    def _note_update(
+        self, file: JsonLines, window: list[dict[str, Any]], loss: float, gradient_norm: float, **more: bool
+    ) -> None:
+        keys = [key for batch in window for key in batch["keys"]]
+        step = self.state.step + 1
+        file.append({"step": step, "loss": str(loss), "grad_norm": str(gradient_norm), **more, "keys": keys})
 
     def accept(self, loss: float) -> None:
         self.state.refused_in_a_row = 0
+        remember(loss, self.state.recent_losses)
         self.state.loss_sum += loss
         self.state.loss_count += 1
         if self.average is not None:
@@ -235,9 +283,8 @@ class _Run:
 
     def refuse(self, window: list[dict[str, Any]], loss: float, gradient_norm: float) -> None:
         self.state.refused_in_a_row += 1
-        keys = [key for batch in window for key in batch["keys"]]
         step = self.state.step + 1
-        self.refused.append({"step": step, "loss": str(loss), "grad_norm": str(gradient_norm), "keys": keys})
+        self._note_update(self.refused, window, loss, gradient_norm)
         message = (
             f"step {step} refused: loss {loss}, gradient norm {gradient_norm}; its images are in {self.refused.path}"
         )
@@ -274,8 +321,10 @@ class _Run:
         state.loss_sum, state.loss_count = 0.0, 0
         self._tick = (now, state.step)
 
-    def save(self) -> None:
+    def save(self, position: dict[str, Any] | None = None) -> None:
+        """Writes a checkpoint; `position` is that of the stream if it has read on since the last update."""
         rank = self.accelerator.process_index
+        position = position or loader_state(self.loader)
 
         def write_files(directory: Path) -> None:
             if self.accelerator.is_main_process:
@@ -283,8 +332,8 @@ class _Run:
                 ckpt.save_optimizer(self.optimizer, directory / "optimizer.safetensors")
                 if self.average is not None:
                     save_file(self.average.state_dict(), directory / AVERAGE)
-            position = {"state": asdict(self.state), "stream": loader_state(self.loader)}
-            (directory / f"rank-{rank:05d}.json").write_text(json.dumps(position), encoding="utf-8")
+            own = {"state": asdict(self.state), "stream": position}
+            (directory / f"rank-{rank:05d}.json").write_text(json.dumps(own), encoding="utf-8")
 
         ckpt.save_checkpoint(
             self.root,
@@ -295,6 +344,7 @@ class _Run:
             is_main=self.accelerator.is_main_process,
             barrier=self.accelerator.wait_for_everyone,
         )
+        self.saved_step = self.state.step
 
     def _facts(self) -> dict[str, Any]:
         """What a later run is compared with before it continues."""
@@ -304,30 +354,14 @@ class _Run:
             "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate)},
         }
 
-    def _find_checkpoint(self) -> ckpt.Checkpoint | None:
-        """The run's own newest checkpoint; before its first one, the one it was told to start from."""
-        own = ckpt.find_latest(self.root, warn=self.accelerator.print)
-        self.accelerator.wait_for_everyone()
-        if own is not None and self.accelerator.is_main_process:
-            ckpt.set_aside_newer(self.root, own.step)
-        if self.recipe.resume_from_checkpoint == "auto":
-            return own
-        chosen = ckpt.verify(Path(self.recipe.resume_from_checkpoint))
-        if own is not None and chosen.path.resolve().parent == self.root.resolve() and chosen.step != own.step:
-            raise ckpt.CheckpointError(
-                f"{self.root} already holds step {own.step}: leave out --resume_from_checkpoint to continue from it, "
-                f"or branch off from step {chosen.step} with another --output_dir"
-            )
-        return own or chosen
-
     def _restore(self, checkpoint: ckpt.Checkpoint) -> None:
-        self._compare_recipes(checkpoint)
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        compare_recipes(checkpoint, self.recipe, world_size, self.accelerator.print)
         ckpt.load_optimizer(self.optimizer, checkpoint.path / "optimizer.safetensors")
         if self.average is not None:
             self._restore_average(checkpoint.path / AVERAGE)
-        position = checkpoint.read_json(f"rank-{self.accelerator.process_index:05d}.json")
-        self.state = State(**position["state"])
-        restore_loader(self.loader, position["stream"])
+        say = self.accelerator.print
+        self.state = State(**restore_position(self.loader, checkpoint, self.recipe, rank, world_size, say))
 
     def _restore_average(self, file: Path) -> None:
         if not file.exists():
@@ -339,44 +373,3 @@ class _Run:
             self.average.load_state_dict(load_file(file))
         except ValueError as error:
             raise ckpt.CheckpointError(f"{file}: {error}") from error
-
-    def _compare_recipes(self, checkpoint: ckpt.Checkpoint) -> None:
-        """Names every option that differs; stops where the stream could not continue."""
-        before, now = checkpoint.manifest["recipe"], asdict(self.recipe)
-        world_size = checkpoint.manifest["world_size"]
-        if world_size != self.accelerator.num_processes:
-            raise ckpt.CheckpointError(
-                f"{checkpoint.path} was written by {world_size} processes, this run has "
-                f"{self.accelerator.num_processes}; start it with --num_processes {world_size}"
-            )
-        for name in ("seed", "dataloader_num_workers"):
-            if before.get(name) != now[name]:
-                raise ckpt.CheckpointError(
-                    f"{checkpoint.path} was written with --{name} {before.get(name)}, this run has {now[name]}; the "
-                    f"data stream can only be continued with the same: pass --{name} {before.get(name)}"
-                )
-        for name in sorted(set(before) & set(now) - {"output_dir", "resume_from_checkpoint"}):
-            if before[name] != now[name]:
-                self.accelerator.print(f"warning: --{name} was {before[name]} in the checkpoint, now {now[name]}")
-
-    def _note_skipped(self, window: list[dict[str, Any]]) -> tuple[int, bool]:
-        """This step's skipped images, and whether the last `SKIP_WINDOW` hold more than the recipe allows."""
-        skipped = [record for batch in window for record in batch["skipped"]]
-        for record in skipped:
-            self.skipped.append({"step": self.state.step + 1, **record})
-        recent = self.state.recent_skips
-        recent.append([sum(len(batch["keys"]) for batch in window), [record["key"] for record in skipped]])
-        while sum(images for images, _ in recent[1:]) >= SKIP_WINDOW:
-            recent.pop(0)
-        bad = [key for _, keys in recent for key in keys]
-        too_many = len(bad) > self.recipe.max_skip_rate * SKIP_WINDOW and len(set(bad)) >= TOLERATED_BAD_IMAGES
-        return len(skipped), too_many
-
-    def _too_many_bad_images(self, here: bool) -> str:
-        images = sum(images for images, _ in self.state.recent_skips)
-        bad = sum(len(keys) for _, keys in self.state.recent_skips)
-        what = f"{bad} of the last {images + bad} images could not be read (each with its reason: {self.skipped.path})"
-        return (
-            f"{what if here else 'another process could not read too many of its images'}. Repair the data, or allow "
-            f"more than {self.recipe.max_skip_rate:.1%} with --max_skip_rate"
-        )

@@ -25,8 +25,13 @@ class JsonLines:
         self.path = path
 
     def append(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise OSError(
+                error.errno, error.strerror, str(self.path)
+            ) from error  # a full disk does not say which file
 
     def cut_back(self, step: int) -> None:
         """Drops lines after `step`: updates that a killed run did but could not save will be done again."""
@@ -51,6 +56,14 @@ class JsonLines:
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 lines.append(line)
         return lines
+
+
+def cut_back_ranks(output_dir: Path, world_size: int, step: int) -> None:
+    """Cuts back the lines of ranks from `world_size` on: those of an earlier run on more processes."""
+    for file in output_dir.glob("*-rank*.jsonl"):
+        rank = file.stem.rpartition("-rank")[2]
+        if rank.isdecimal() and int(rank) >= world_size:
+            JsonLines(file).cut_back(step)
 
 
 class Progress:

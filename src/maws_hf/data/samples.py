@@ -1,0 +1,104 @@
+"""A row of a data set: what it is called, how it becomes a training sample, and a random choice of rows."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import IterableDataset
+
+from maws_hf.processing.decode import ImageDecodeError, decode_image
+
+__all__ = ["KEY", "KEY_COLUMNS", "Sample", "content_key", "prepare_image", "random_rows", "sample_key"]
+
+Sample = dict[str, Any]
+
+KEY = "__key__"  # WebDataset's name for it; the stream gives every sample one
+KEY_COLUMNS = (KEY, "key", "id")
+
+
+def random_rows(
+    dataset: IterableDataset,
+    count: int,
+    *,
+    seed: int,
+    among: int,
+    keep: Callable[[Sample], bool] | None = None,
+) -> list[Sample]:
+    """A random choice of rows that depends on the data and the seed alone; only the chosen are held in memory.
+
+    Args:
+        count: of rows, or fewer if there are not so many.
+        among: rows to choose from; where there are more, the first of them with the shards in random order.
+        keep: which rows count; all if None.
+
+    Returns:
+        The rows in random order, each with its name under "__key__".
+    """
+    rng = np.random.default_rng(seed)
+    # A sorted data set begins with a single class. `dataset.shuffle` would do, but waits 5 seconds for its threads.
+    shards = (dataset.shard(dataset.num_shards, int(shard)) for shard in rng.permutation(dataset.num_shards))
+    shuffled = itertools.chain.from_iterable(shards)
+    chosen: list[tuple[float, int, Sample]] = []
+    for number, row in enumerate(itertools.islice(shuffled, among)):
+        row = {**row, KEY: sample_key(row) or f"row {number}"}
+        if keep is None or keep(row):
+            heapq.heappush(chosen, (rng.random(), number, row))
+            if len(chosen) > count:
+                heapq.heappop(chosen)
+    return [row for _, _, row in sorted(chosen, key=lambda item: item[:2])]
+
+
+def prepare_image(
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    image_column: str,
+    transform: Callable[[np.ndarray, np.random.Generator], torch.Tensor],
+    extra: Callable[[Sample, np.random.Generator], Sample] | None = None,
+) -> Sample:
+    """A row to a training sample; bind the keywords with `functools.partial` to get a stream's `transform`.
+
+    Args:
+        sample: a row with the image under `image_column`, as `{"bytes", "path"}` or bare bytes, and "__key__".
+        rng: the sample's generator, handed to `transform` and then to `extra`.
+        image_column: see `maws_hf.data.sources.find_image_column`.
+        transform: uint8 (H, W, 3) to a uint8 tensor (3, h, w).
+        extra: further fields of the same row, such as labels or a caption.
+
+    Returns:
+        {"pixel_values": uint8 (3, h, w), "key": str, **extra}.
+
+    Raises:
+        ImageDecodeError: there are no bytes or they are no image. A path without bytes is never opened.
+    """
+    key, image = sample[KEY], sample[image_column]
+    data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
+    if isinstance(data, str):
+        data, path = None, data
+    if data is None:
+        reason = "it holds a path but no bytes, and paths in data are never opened" if path else "it holds no image"
+        raise ImageDecodeError(key, reason)
+    prepared = {"pixel_values": transform(decode_image(data, key=key), rng), "key": key}
+    return prepared if extra is None else {**prepared, **extra(sample, rng)}
+
+
+def sample_key(sample: Sample) -> str | None:
+    """The sample's own name: a key column, else the path that came with its image."""
+    for column in KEY_COLUMNS:
+        if sample.get(column) is not None:
+            return str(sample[column])
+    paths = (value.get("path") for value in sample.values() if isinstance(value, dict))
+    return next((path for path in paths if isinstance(path, str) and path), None)
+
+
+def content_key(sample: Sample) -> str | None:
+    """What to call a nameless bad image: the same in every epoch, unlike its place in a shuffled stream."""
+    values = (value.get("bytes") if isinstance(value, dict) else value for value in sample.values())
+    data = next((value for value in values if isinstance(value, bytes)), None)
+    return None if data is None else f"sha256:{hashlib.sha256(data).hexdigest()[:16]}"

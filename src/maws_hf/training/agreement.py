@@ -1,0 +1,67 @@
+"""Failures of one process that all processes of a run hear of, so that none waits for another that is gone."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; its last checkpoint is intact."""
+
+
+def reasons_of_ranks(accelerator: Accelerator, error: Exception | None) -> list[str]:
+    """What keeps ranks from going on, "rank 1: ..." each; empty if nothing does. Called by all ranks at once.
+
+    A run on one process is asked nothing. Otherwise it costs a sum of one number, where the device waits for data
+    anyway; what the reasons are is only exchanged if there are any.
+    """
+    reason = f"rank {accelerator.process_index}: {_name(error)}" if error is not None else None
+    if accelerator.num_processes > 1:
+        failed = torch.tensor(float(error is not None), device=accelerator.device)
+        if not accelerator.reduce(failed, reduction="sum").item():
+            return []
+        return [text for text in gather_object([reason]) if text is not None]
+    return [] if reason is None else [reason]
+
+
+@contextmanager
+def named_failures(rank: int, world_size: int, step: Callable[[], int]) -> Iterator[None]:
+    """Says on which rank and in which step something fails, if there are several.
+
+    A process that ends takes the others along: their next exchange with it fails, in seconds on gloo. That becomes a
+    sentence; the backend's own error is its cause.
+
+    Raises:
+        TrainingError: another process is gone.
+    """
+    try:
+        yield
+    except TrainingError:
+        raise
+    except Exception as error:
+        if world_size > 1 and _is_of_lost_process(error):
+            raise TrainingError(
+                f"rank {rank} cannot go on in step {step()}: another process of the run has ended (its own message, "
+                "or the launcher's, says why); checkpoints are intact, the same command continues"
+            ) from error
+        if world_size > 1:
+            print(f"rank {rank} fails in step {step()}: {_name(error)}", file=sys.stderr)
+        raise
+
+
+def _is_of_lost_process(error: Exception) -> bool:
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "by peer", "nccl"))
+
+
+def _name(error: Exception) -> str:
+    """Class and message; of an error from a data worker, what is left of it below the worker's traceback."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

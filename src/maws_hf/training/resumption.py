@@ -1,0 +1,105 @@
+"""What a run that continues from a checkpoint has in common with the one that wrote it, and what it has not."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..data.loader import begin_next_epoch, restore_loader
+from ..optim.schedules import scaled_learning_rate
+from . import checkpoint as ckpt
+from .arguments import TrainingArguments
+
+Say = Callable[[str], None]
+
+
+def images_per_step(recipe: dict[str, Any], world_size: int) -> int:
+    return recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"] * world_size
+
+
+def peak_learning_rate(recipe: dict[str, Any], world_size: int) -> float:
+    """The one that was asked for, or the base rate scaled by the images of an update."""
+    if recipe["learning_rate"] is not None:
+        return recipe["learning_rate"]
+    return scaled_learning_rate(recipe["base_learning_rate"], images_per_step(recipe, world_size))
+
+
+def find_checkpoint(root: Path, chosen: str, accelerator: Accelerator) -> ckpt.Checkpoint | None:
+    """The run's own newest checkpoint; before its first one, the one it was told to start from.
+
+    Args:
+        chosen: "auto", or the folder of a checkpoint.
+
+    Raises:
+        CheckpointError: the chosen one is damaged, or is not the newest of this very run.
+    """
+    own = ckpt.find_latest(root, warn=accelerator.print)
+    accelerator.wait_for_everyone()
+    if own is not None and accelerator.is_main_process:
+        ckpt.set_aside_newer(root, own.step)
+    if chosen == "auto":
+        return own
+    start = ckpt.verify(Path(chosen))
+    if own is not None and start.path.resolve().parent == root.resolve() and start.step != own.step:
+        raise ckpt.CheckpointError(
+            f"{root} already holds step {own.step}: leave out --resume_from_checkpoint to continue from it, "
+            f"or branch off from step {start.step} with another --output_dir"
+        )
+    return own or start
+
+
+def compare_recipes(checkpoint: ckpt.Checkpoint, recipe: TrainingArguments, world_size: int, say: Say) -> None:
+    """Names every option that differs, and what follows for the learning rate where the images of an update do.
+
+    Raises:
+        CheckpointError: for another seed; nothing of the data's order would be left.
+    """
+    before, now = checkpoint.manifest["recipe"], asdict(recipe)
+    if before["seed"] != now["seed"]:
+        raise ckpt.CheckpointError(
+            f"{checkpoint.path} was written with --seed {before['seed']}, this run has {now['seed']}; the data stream "
+            f"can only be continued with the same: pass --seed {before['seed']}"
+        )
+    for name in sorted(set(before) & set(now) - {"output_dir", "resume_from_checkpoint"}):
+        if before[name] != now[name]:
+            say(f"warning: --{name} was {before[name]} in the checkpoint, now {now[name]}")
+    world_size_before = checkpoint.manifest["world_size"]
+    if world_size_before != world_size:
+        say(f"warning: {checkpoint.path} was written by {world_size_before} processes, this run has {world_size}")
+    images = images_per_step(before, world_size_before), images_per_step(now, world_size)
+    peaks = peak_learning_rate(before, world_size_before), peak_learning_rate(now, world_size)
+    if images[0] != images[1]:
+        same = "" if peaks[0] == peaks[1] else f"; --learning_rate {peaks[0]:g} keeps it"
+        say(
+            f"warning: an update had {images[0]} images (batch x accumulation x processes), now {images[1]}; the peak "
+            f"learning rate was {peaks[0]:g}, now {peaks[1]:g}{same}"
+        )
+
+
+def restore_position(
+    loader: Any, checkpoint: ckpt.Checkpoint, recipe: TrainingArguments, rank: int, world_size: int, say: Say
+) -> dict[str, Any]:
+    """Puts `loader` where the checkpoint's run stopped reading; returns this rank's saved state.
+
+    With another number of processes or data workers there is no such place: the next epoch begins, and a warning says
+    so. What a rank remembers for itself (the bad images that it met lately) then begins anew.
+    """
+    before = checkpoint.manifest["world_size"], checkpoint.manifest["recipe"]["dataloader_num_workers"]
+    now = world_size, recipe.dataloader_num_workers
+    if before == now:
+        position = checkpoint.read_json(f"rank-{rank:05d}.json")
+        restore_loader(loader, position["stream"])
+        return position["state"]
+    positions = [checkpoint.read_json(f"rank-{other:05d}.json") for other in range(before[0])]
+    epoch = begin_next_epoch(loader, [position["stream"] for position in positions])
+    say(
+        f"warning: the data were shared by {before[0]} processes x {before[1]} data workers, now {now[0]} x {now[1]}: "
+        f"reading goes on with epoch {epoch}, what is left of epoch {epoch - 1} is not read (the same numbers would "
+        "continue exactly)"
+    )
+    return {**positions[0]["state"], "recent_skips": []}
+
+
+__all__ = ["compare_recipes", "find_checkpoint", "images_per_step", "peak_learning_rate", "restore_position"]

@@ -1,0 +1,41 @@
+"""Runs of the example scripts in processes that need not import anything, for tests that start many."""
+
+import multiprocessing
+import os
+import runpy
+import sys
+from pathlib import Path
+
+from runs import ROOT
+
+
+def _run_script(arguments: list[str], output: Path) -> None:
+    os.setsid()
+    file = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(ROOT)
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+class Prepared:
+    """A run in a process that is forked from one that has imported everything; to `runs.py` it is a `Popen`."""
+
+    def __init__(self, arguments: list[str], output: Path):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["maws_hf.training.loop", "maws_hf.training.pairs", "maws_hf.visualization"])
+        self.output = output
+        self.process = context.Process(target=_run_script, args=(arguments[1:], output))
+        self.process.start()
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    poll = returncode.fget
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.process.join(timeout)
+        return self.output.read_text(encoding="utf-8"), None

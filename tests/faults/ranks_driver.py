@@ -1,0 +1,82 @@
+"""Driven by test_ranks_fail.py: two ranks train the smallest model, and something happens to one of them."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from line_run import objective, run
+from ranks import scene
+
+STEPS = 8
+OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 2, "save_steps": 3}
+
+
+def train(rank: int, corpus: Path, folder: Path, batch_loss: Any = objective, **options: Any) -> dict[str, Any]:
+    outcome, model = run(corpus, folder, batch_loss, **{**OPTIONS, **options})
+    weights = [p.item() for p in model.parameters()]
+    return {"step": outcome.step, "images_seen": outcome.images_seen, "weights": weights}
+
+
+class Fault:
+    """The objective, until this rank has computed it `calls` times."""
+
+    def __init__(self, rank: int, calls: int, happens: Any):
+        self.left, self.happens = calls if rank == 1 else 1_000_000, happens
+
+    def __call__(self, model: torch.nn.Module, batch: dict) -> torch.Tensor:
+        self.left -= 1
+        if self.left < 0:
+            self.happens()
+        return objective(model, batch)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail() -> None:
+    raise MemoryError("no room for a batch")
+
+
+def killed(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    return train(rank, corpus, folder, Fault(rank, 4, die))
+
+
+def raising(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    return train(rank, corpus, folder, Fault(rank, 4, fail))
+
+
+def uneven(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    return train(rank, corpus, folder, batches=(8, 5)[rank], gradient_accumulation_steps=1)
+
+
+def broken_reader(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    return train(rank, corpus, folder, bad_batch=5 if rank == 1 else None)
+
+
+def half(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    return train(rank, corpus, folder, max_steps=STEPS // 2)
+
+
+def main(corpus: str, folder: str) -> None:
+    root = Path(folder)
+    results = {}
+    for name, before, now in (("fewer", 2, 1), ("more", 1, 2)):
+        scene(before, half, root / "answers" / f"{name} before", Path(corpus), root / name)
+        results[name] = scene(now, train, root / "answers" / name, Path(corpus), root / name)
+    for act in (train, killed, raising, uneven, broken_reader):
+        name = act.__name__
+        results[name] = scene(2, act, root / "answers" / name, Path(corpus), root / name)
+        results[f"{name} checkpoints"] = sorted(path.name for path in (root / name / "checkpoints").iterdir())
+        if act is not train:
+            again = scene(2, train, root / "answers" / f"{name} again", Path(corpus), root / name)
+            results[f"{name} again"] = again
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

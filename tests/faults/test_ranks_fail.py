@@ -1,0 +1,74 @@
+"""What happens to one of two ranks: the other ends in seconds and says so, and a restart loses nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import drive
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+SECONDS = 15  # of a whole scene: start, a few steps, failure
+
+
+@pytest.fixture(scope="module")
+def scenes(image_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return drive(Path(__file__).with_name("ranks_driver.py"), image_shards, tmp_path_factory.mktemp("scenes"))
+
+
+def test_nothing_happens_to_two_ranks_left_alone(scenes: dict[str, Any]):
+    first, second = scenes["train"]
+    assert first["answer"] == second["answer"]
+    assert first["answer"]["step"] == 8
+
+
+def test_a_killed_rank_ends_the_other_in_seconds_with_a_sentence(scenes: dict[str, Any]):
+    survivor, victim = scenes["killed"]
+    assert victim["exit_code"] == -9
+    assert survivor["exit_code"] == 1
+    assert survivor["seconds"] < SECONDS
+    assert "TrainingError: rank 0 cannot go on in step 5: another process of the run has ended" in survivor["error"]
+    assert scenes["killed checkpoints"] == ["step-00000003"]
+
+
+def test_an_exception_on_one_rank_is_named_and_ends_the_other(scenes: dict[str, Any]):
+    survivor, raising = scenes["raising"]
+    assert raising["error"] == "MemoryError: no room for a batch"
+    assert "rank 1 fails in step 5: MemoryError: no room for a batch" in raising["printed"]
+    assert "rank 0 cannot go on in step 5" in survivor["error"]
+    assert survivor["seconds"] < SECONDS
+    assert scenes["raising checkpoints"] == ["step-00000003"]
+
+
+def test_uneven_data_stop_both_ranks_at_the_same_step_with_that_step_saved(scenes: dict[str, Any]):
+    for rank in scenes["uneven"]:
+        assert rank["error"].startswith("TrainingError: step 6 has no images on rank 1: TrainingError: the data of")
+        assert rank["seconds"] < SECONDS
+    assert scenes["uneven checkpoints"] == ["step-00000003", "step-00000005"]
+
+
+def test_an_unreadable_shard_of_one_rank_is_the_same_text_on_both_and_the_place_is_saved(scenes: dict[str, Any]):
+    first, second = scenes["broken_reader"]
+    assert (
+        first["error"] == second["error"] == "TrainingError: step 6 has no images on rank 1: OSError: the disk is gone"
+    )
+    assert scenes["broken_reader checkpoints"] == ["step-00000003", "step-00000005"]
+
+
+@pytest.mark.parametrize("name", ["killed", "raising", "uneven", "broken_reader"])
+def test_a_restart_ends_in_the_weights_of_an_untroubled_run(name: str, scenes: dict[str, Any]):
+    straight = scenes["train"][0]["answer"]
+    assert [rank["answer"] for rank in scenes[f"{name} again"]] == [straight, straight]
+
+
+@pytest.mark.parametrize(("name", "before", "now"), [("fewer", 2, 1), ("more", 1, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(name: str, before: int, now: int, scenes: dict[str, Any]):
+    ranks = scenes[name]
+    assert len(ranks) == now
+    for rank in ranks:
+        assert rank["answer"]["step"] == 8
+        assert rank["answer"]["images_seen"] == 4 * 2 * before + 4 * 2 * now
+        assert rank["answer"]["weights"] == ranks[0]["answer"]["weights"]
+    said = ranks[0]["printed"]
+    assert f"was written by {before} processes, this run has {now}" in said
+    assert f"an update had {2 * before} images (batch x accumulation x processes), now {2 * now}" in said
+    assert f"{before} processes x 0 data workers, now {now} x 0: reading goes on with epoch 1" in said

@@ -1,0 +1,109 @@
+"""A run goes on with other numbers of processes, data workers and images an update."""
+
+import itertools
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from line_run import lines, run
+
+from maws_hf.data.loader import begin_next_epoch, build_loader, loader_state, restore_loader
+from maws_hf.data.sources import open_stream
+from maws_hf.data.streaming import ImageStream, StreamStateError, prepare_image
+from maws_hf.processing.transforms import TrainTransform
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*shards cannot be dealt evenly")
+IMAGES = 96
+
+
+def loader_of(corpus: Path, rank: int = 0, world_size: int = 1, workers: int = 0, seed: int = 0):
+    transform = partial(prepare_image, image_column="image", transform=TrainTransform(16))
+    options = {"rank": rank, "world_size": world_size, "num_workers": workers, "block_size": 7}
+    return build_loader(ImageStream(open_stream(corpus), transform, seed=seed, **options), batch_size=4)
+
+
+def read(loader, batches: int) -> list[str]:
+    return [key for batch in itertools.islice(loader, batches) for key in batch["keys"]]
+
+
+@pytest.mark.parametrize(
+    ("before", "now"), [((2, 0), (1, 0)), ((1, 0), (2, 0)), ((3, 0), (2, 0)), ((1, 2), (1, 0)), ((1, 0), (1, 2))]
+)
+def test_the_next_epoch_is_shared_exactly_by_the_new_processes_and_workers(before, now, image_shards: Path):
+    states = []
+    for rank in range(before[0]):
+        loader = loader_of(image_shards, rank, *before)
+        read(loader, IMAGES // 4 // before[0] + 2)  # some batches into the second epoch
+        states.append(json.loads(json.dumps(loader_state(loader))))
+    found = []
+    for rank in range(now[0]):
+        loader = loader_of(image_shards, rank, *now)
+        assert begin_next_epoch(loader, states) == 2
+        found += read(loader, IMAGES // 4 // now[0])
+    assert len(found) == len(set(found)) == IMAGES
+
+
+def test_a_position_of_the_new_share_continues_exactly(image_shards: Path):
+    old, new, again = (loader_of(image_shards, 0, size) for size in (2, 1, 1))
+    read(old, 2)
+    begin_next_epoch(new, [loader_state(old)])
+    batches = iter(new)
+    read(batches, 3)
+    saved = loader_state(new)
+    restore_loader(again, saved)
+    assert read(batches, 30) == read(again, 30)
+
+
+def test_another_seed_is_no_other_share(image_shards: Path):
+    old = loader_of(image_shards, 0, 2)
+    read(old, 2)
+    with pytest.raises(StreamStateError, match=r"seed 0 \(now 1\): "):
+        begin_next_epoch(loader_of(image_shards, seed=1), [loader_state(old)])
+
+
+def test_other_workers_change_nothing_but_the_order_of_the_images(image_shards: Path, tmp_path: Path, capsys):
+    options = {"ema_decay": 0.9, "warmup_steps": 2}
+    run(image_shards, tmp_path / "straight", **options)
+    run(image_shards, tmp_path, max_steps=3, **options)
+    capsys.readouterr()
+    states = []
+
+    def note(step: int, model: torch.nn.Module) -> None:
+        states.append((step, model.line.weight.item()))
+
+    outcome, _ = run(image_shards, tmp_path, dataloader_num_workers=1, after_step=note, **options)
+    said = capsys.readouterr().out
+    assert "--dataloader_num_workers was 0 in the checkpoint, now 1" in said
+    assert "1 processes x 0 data workers, now 1 x 1: reading goes on with epoch 1, what is left of epoch 0" in said
+    assert outcome.images_seen == 24
+    assert [step for step, _ in states] == [4, 5, 6]
+    straight, resumed = (lines(folder / "metrics.jsonl") for folder in (tmp_path / "straight", tmp_path))
+    assert [line["learning_rate"] for line in resumed][3:] == [line["learning_rate"] for line in straight][3:]
+    assert [line["images_seen"] for line in resumed] == [line["images_seen"] for line in straight]
+
+
+def test_another_batch_continues_the_stream_and_tells_both_learning_rates(image_shards: Path, tmp_path: Path, capsys):
+    scaled = {"learning_rate": None, "base_learning_rate": 1.0}
+    run(image_shards, tmp_path, max_steps=3, **scaled)
+    capsys.readouterr()
+    keys = []
+
+    def objective(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+        keys.extend(batch["keys"])
+        return model(batch["pixel_values"])
+
+    outcome, _ = run(image_shards, tmp_path, objective, per_device_train_batch_size=8, **scaled)
+    said = capsys.readouterr().out
+    assert "an update had 4 images (batch x accumulation x processes), now 8; the peak" in said
+    assert "the peak learning rate was 0.015625, now 0.03125; --learning_rate 0.015625 keeps it" in said
+    assert outcome.images_seen == 3 * 4 + 3 * 8
+    whole = []
+
+    def note(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+        whole.extend(batch["keys"])
+        return model(batch["pixel_values"])
+
+    run(image_shards, tmp_path / "straight", note, max_steps=9)
+    assert keys == whole[12:36]
