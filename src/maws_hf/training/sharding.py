@@ -51,9 +51,9 @@ def shard_model(model: PreTrainedModel, accelerator: Accelerator, seed: int, *, 
     """Splits the model over all processes, in place, on the accelerator's device. Called by every process.
 
     Weights without memory (of a model under construction) are drawn as `draw_weights` draws them for a whole model;
-    others keep their values. With `bf16`, blocks are gathered in bfloat16 and compute under autocast; what is stored,
-    what the gradients are reduced in and the optimizer's moments are float32 either way, as are embeddings, final norm
-    and head.
+    others keep their values. With `bf16`, the matrices of blocks are gathered in bfloat16 and everything computes under
+    autocast, with the numbers of a data-parallel run; weights, the sum of gradients over processes, and moments are
+    float32 either way.
 
     Raises:
         ValueError: the model has no blocks to split, or is compiled.
@@ -66,16 +66,15 @@ def shard_model(model: PreTrainedModel, accelerator: Accelerator, seed: int, *, 
     device = accelerator.device
     given = _take_values(model)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    compute = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    whole = MixedPrecisionPolicy(cast_forward_inputs=False)
+    halved = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=compute)
+        if bf16:  # autocast would round the weights of linear layers as well, but leaves those of norms as they are
+            fully_shard([block.layernorm_before, block.layernorm_after], mesh=mesh, mp_policy=whole)
+        fully_shard(block, mesh=mesh, mp_policy=halved if bf16 else whole)
     # The root too gives its weights back after a forward pass without a backward one: a picture drawn between two
     # updates must not leave plain tensors behind where the optimizer and the checkpoint expect their own rows.
-    fully_shard(
-        model, mesh=mesh, reshard_after_forward=True, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False)
-    )
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=whole)
     # Of the predictions, which nobody changes in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     if given is not None:
