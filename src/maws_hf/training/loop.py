@@ -162,7 +162,7 @@ class _Run:
         resumed = self._find_checkpoint()
         self.sharded = sharding_wanted()
         if self.sharded:
-            shard_model(model, accelerator, recipe.seed, bf16=recipe.bf16)
+            shard_model(model, accelerator.device, recipe.seed, bf16=recipe.bf16)
             groups = groups and rebind_groups(groups, model)
         if resumed is not None:
             self._load_weights(model, resumed.path)

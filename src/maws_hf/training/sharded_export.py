@@ -25,7 +25,7 @@ def newest_checkpoint(root: Path) -> Path:
 def assemble_model(checkpoint: Path, output_dir: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes config and weights; the average of the weights where the run kept one, as the end of a run does.
 
-    The files are those of `save_pretrained`, byte for byte. They are written beside and moved in when all are whole.
+    The files are written beside and moved in when all are whole.
 
     Args:
         checkpoint: a `step-00000123` folder, sharded or not.

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -47,13 +46,13 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def shard_model(model: PreTrainedModel, accelerator: Accelerator, seed: int, *, bf16: bool = False) -> None:
-    """Splits the model over all processes, in place, on the accelerator's device. Called by every process.
+def shard_model(model: PreTrainedModel, device: torch.device, seed: int, *, bf16: bool = False) -> None:
+    """Splits the model over all processes, in place, on this one's `device`. Called by every process.
 
     Weights without memory (of a model under construction) are drawn as `draw_weights` draws them for a whole model;
-    others keep their values. With `bf16`, the matrices of blocks are gathered in bfloat16 and everything computes under
-    autocast, with the numbers of a data-parallel run; weights, the sum of gradients over processes, and moments are
-    float32 either way.
+    others keep their values. With `bf16`, the matrices of blocks are gathered in bfloat16, and everything computes
+    under autocast with the numbers of a data-parallel run; weights, the sum of gradients over processes, and moments
+    are float32 either way.
 
     Raises:
         ValueError: the model has no blocks to split, or is compiled.
@@ -63,7 +62,6 @@ def shard_model(model: PreTrainedModel, accelerator: Accelerator, seed: int, *, 
         raise ValueError(f"{type(model).__name__} has no MawsViTLayer to shard; train it data parallel")
     if getattr(model, "_compiled_call_impl", None) is not None:
         raise ValueError("--torch_compile does not go with sharded parameters (FSDP); leave it out")
-    device = accelerator.device
     given = _take_values(model)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
