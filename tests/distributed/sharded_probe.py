@@ -14,9 +14,10 @@ from torch.distributed.tensor import DTensor
 
 from maws_hf import MawsViTModel
 from maws_hf.optim.ema import WeightAverage
+from maws_hf.optim.groups import parameter_groups
 from maws_hf.training.initial_weights import meta_model
 from maws_hf.training.sharded_files import load_moments, load_weights, save_training, training_tensors, write_shard
-from maws_hf.training.sharding import own_part, shard_model
+from maws_hf.training.sharding import own_part, rebind_groups, shard_model
 
 CPU = torch.device("cpu")
 
@@ -38,10 +39,11 @@ def take_steps(folder: Path, task: str) -> dict:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     own = slice(rank * IMAGES // world_size, (rank + 1) * IMAGES // world_size)
     model = meta_model(MODELS[task], CONFIG)
+    groups = parameter_groups(model, 0.05)  # as a script may make them before the model is sharded
     shard_model(model, CPU, SEED)
     all_sharded = all(isinstance(parameter, DTensor) for parameter in model.parameters())
     write_to(folder / f"{task}-new", lambda path: write_shard(training_tensors(model, empty(), None), path, rank, 2))
-    optimizer, average = make_optimizer(model), WeightAverage(model, 0.9)
+    optimizer, average = make_optimizer(model, rebind_groups(groups, model)), WeightAverage(model, 0.9)
     first = update(model, optimizer, average, batch(task, 1, own), 1)
     with torch.no_grad():  # as the pictures between two updates
         model(**{**batch(task, 9, own), **({"skip_logits": False} if task == "wsp" else {})})

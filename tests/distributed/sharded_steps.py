@@ -27,8 +27,9 @@ def batch(task: str, step: int, images: slice = slice(None)) -> dict[str, Tensor
     return {"pixel_values": pixels, "labels": labels[images], "skip_logits": True}
 
 
-def make_optimizer(model: PreTrainedModel) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-2, eps=1e-3, fused=True)
+def make_optimizer(model: PreTrainedModel, groups: list[dict] | None = None) -> torch.optim.AdamW:
+    groups = groups or parameter_groups(model, 0.05)
+    return torch.optim.AdamW(groups, lr=1e-2, eps=1e-3, fused=True)
 
 
 def update(

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..training.entry_point import run_script
-from . import convert, demo, export, push, text_tower
+from . import convert, demo, export, plan, push, text_tower
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_command(commands)
     export.add_command(commands)
     push.add_command(commands)
+    plan.add_command(commands)
     return parser
 
 

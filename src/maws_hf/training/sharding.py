@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from ..models.modeling_maws_vit import MawsViTLayer
+from ..models.modeling_maws_vit import MawsViTLayer, MawsViTPreTrainedModel
 from .initial_weights import draw_weights
 
 
@@ -30,7 +30,8 @@ def sharding_wanted() -> bool:
     """Whether this run's launcher asks for sharded parameters, and there are processes to share them.
 
     Raises:
-        ValueError: it asks for the first FSDP, which this package does not use.
+        ValueError: it asks for what would end in other weights: the first FSDP, or models that transformers loads on
+            the first process only.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
@@ -38,6 +39,11 @@ def sharding_wanted() -> bool:
         raise ValueError(
             "the accelerate config asks for FSDP version 1; put `fsdp_version: 2` into its fsdp_config, or use "
             "examples/accelerate/fsdp2.yaml"
+        )
+    if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true":
+        raise ValueError(
+            "the accelerate config lets only the first process load weights; put `fsdp_cpu_ram_efficient_loading: "
+            "false` into its fsdp_config, or use examples/accelerate/fsdp2.yaml"
         )
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
@@ -55,18 +61,20 @@ def shard_model(model: PreTrainedModel, device: torch.device, seed: int, *, bf16
     are float32 either way.
 
     Raises:
-        ValueError: the model has no blocks to split, or is compiled.
+        ValueError: the model is no MAWS vision model, or compiled.
     """
-    blocks = [module for module in model.modules() if isinstance(module, MawsViTLayer)]
-    if not blocks:
-        raise ValueError(f"{type(model).__name__} has no MawsViTLayer to shard; train it data parallel")
+    if not isinstance(model, MawsViTPreTrainedModel):
+        raise ValueError(
+            f"{type(model).__name__} is not trained with sharded parameters (FSDP): use "
+            "examples/accelerate/multi_gpu.yaml"
+        )
     if getattr(model, "_compiled_call_impl", None) is not None:
         raise ValueError("--torch_compile does not go with sharded parameters (FSDP); leave it out")
     given = _take_values(model)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     halved = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in blocks:
+    for block in [module for module in model.modules() if isinstance(module, MawsViTLayer)]:
         if bf16:  # autocast would round the weights of linear layers as well, but leaves those of norms as they are
             fully_shard([block.layernorm_before, block.layernorm_after], mesh=mesh, mp_policy=whole)
         fully_shard(block, mesh=mesh, mp_policy=halved if bf16 else whole)
