@@ -40,12 +40,11 @@ def bench():
 @pytest.mark.parametrize("task", ["mae", "wsp", "finetune"])
 def test_the_peak_is_that_of_tensors_counted_one_by_one(bench, task: str, bf16: bool, checkpointing: bool):
     config = tiny_config(**SMALL)
-    for batch in (16, 48):
-        setting = Setting(task, batch, labels=50, bf16=bf16, checkpointing=checkpointing)
-        counted = bench.measure_tensors(tiny_config(**SMALL), setting, fake=False)
-        plan = plan_memory(config, setting)
-        assert plan.peak == pytest.approx(counted, rel=0.1)
-        assert plan.peak - plan.standing > 0.5 * plan.peak, "mostly parameters: says little"
+    setting = Setting(task, 32, labels=50, bf16=bf16, checkpointing=checkpointing)
+    counted = bench.measure_tensors(tiny_config(**SMALL), setting, fake=False)
+    plan = plan_memory(config, setting)
+    assert plan.peak == pytest.approx(counted, rel=0.1)
+    assert plan.peak - plan.standing > 0.5 * plan.peak, "mostly parameters: says little"
 
 
 def test_states_are_sixteen_bytes_a_trained_parameter_and_divided_by_the_devices():

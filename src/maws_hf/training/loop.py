@@ -165,7 +165,7 @@ class _Run:
             shard_model(model, accelerator.device, recipe.seed, bf16=recipe.bf16)
             groups = groups and rebind_groups(groups, model)
         if resumed is not None:
-            self._load_weights(model, resumed.path)
+            (sharded_files if self._in_rows(resumed.path) else ckpt).load_weights(model, resumed.path)
         optimizer = torch.optim.AdamW(
             groups or parameter_groups(model, recipe.weight_decay),
             lr=0.0,
@@ -338,12 +338,6 @@ class _Run:
     def _in_rows(self, directory: Path) -> bool:
         """Whether each process reads its own rows of a checkpoint: it is sharded, or the model is."""
         return self.sharded or sharded_files.holds_shards(directory)
-
-    def _load_weights(self, model: PreTrainedModel, directory: Path) -> None:
-        if self._in_rows(directory):
-            sharded_files.load_weights(model, directory)
-        else:
-            ckpt.load_weights(model, directory)
 
     def _restore(self, checkpoint: ckpt.Checkpoint) -> None:
         self._compare_recipes(checkpoint)
