@@ -43,6 +43,7 @@ from maws_hf.training.loop import train
 from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
 from maws_hf.training.records import JsonLines, write_json
 from maws_hf.training.seeding import seed_for
+from maws_hf.training.sharding import sharding_wanted
 from maws_hf.visualization import plot_curve, prediction_grid, save_picture
 
 HEAD_STD = 2e-5  # of a new head, as in the parent recipe: all classes start as good as equal
@@ -225,6 +226,8 @@ def main() -> int:
     logging.disable_progress_bar()  # one bar is enough
     output_dir = Path(recipe.output_dir)
     accelerator = build_accelerator(recipe)
+    if sharding_wanted():
+        raise ValueError("fine-tuning does not shard parameters (FSDP): use examples/accelerate/multi_gpu.yaml")
 
     labels, columns = read_labels(recipe)
     multi_label = isinstance(columns[labels.column], List | LargeList)

@@ -71,7 +71,8 @@ def main() -> int:
 
     def draw(model: MawsMAEForPreTraining, file: Path) -> None:
         grid = reconstruction_grid(model.reconstruct(images[:6], noise=noise[:6]))
-        save_picture(lambda path: grid.save(path, format="png"), file)
+        if accelerator.is_main_process:
+            save_picture(lambda path: grid.save(path, format="png"), file)
 
     def draw_when_due(step: int, model: MawsMAEForPreTraining) -> None:
         if step % recipe.picture_steps == 0:
@@ -93,11 +94,12 @@ def main() -> int:
         accelerator.print(f"stopped after step {outcome.step}; the same command continues")
         accelerator.end_training()
         return outcome.exit_code
+    # On every process, because a model whose parameters are sharded needs all of them to compute.
+    losses = reconstruction_losses(model, images, noise)
+    draw(model, output_dir / "reconstruction.png")
     if accelerator.is_main_process:
         spent = Stage("mae", outcome.images_seen, outcome.images_seen * flops_per_image)
         save_trained_model(model, image_processor_of(model.config), output_dir, [*earlier, spent])
-        losses = reconstruction_losses(model, images, noise)
-        draw(model, output_dir / "reconstruction.png")
         plot_curve(
             output_dir / "metrics.jsonl",
             output_dir / "loss.png",

@@ -159,11 +159,12 @@ def main() -> int:
         accelerator.print(f"stopped after step {outcome.step}; the same command continues")
         accelerator.end_training()
         return outcome.exit_code
+    # On every process, because a model whose parameters are sharded needs all of them to compute.
+    scores = weak_label_scores(model, images.to(accelerator.device), image_labels.to(accelerator.device))
     if accelerator.is_main_process:
         spent = Stage("wsp", outcome.images_seen, outcome.images_seen * flops_per_image)
         stages = [*earlier, spent]
         save_trained_model(model, image_processor_of(model.config), output_dir, stages)
-        scores = weak_label_scores(model, images.to(accelerator.device), image_labels.to(accelerator.device))
         draw_predictions(output_dir / "predictions.png", labels, images, image_labels, scores)
         plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
         report(recipe, outcome.step, stages, len(images), scores)

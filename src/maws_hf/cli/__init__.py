@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..training.entry_point import run_script
-from . import convert, demo, doctor, export, push, text_tower, verify
+from . import convert, demo, doctor, export, plan, push, text_tower, verify
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_command(commands)
     export.add_command(commands)
     push.add_command(commands)
+    plan.add_command(commands)
     doctor.add_command(commands)
     verify.add_command(commands)
     return parser

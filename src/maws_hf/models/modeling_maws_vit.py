@@ -486,6 +486,8 @@ class MawsViTForImageClassification(MawsViTPreTrainedModel):
             std: of the weights; the config's `initializer_range` if None.
         """
         config, device = self.config, self.vit.layernorm.weight.device
+        if device.type == "meta":  # under construction: what is drawn here and now needs memory
+            device = torch.device("cpu")
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
         self.num_labels = len(names)

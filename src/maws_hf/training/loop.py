@@ -29,6 +29,7 @@ from ..optim.ema import WeightAverage
 from ..optim.groups import parameter_groups
 from ..optim.schedules import warmup_cosine
 from . import checkpoint as ckpt
+from . import sharded_files
 from .agreement import TrainingError, named_failures, reasons_of_ranks
 from .arguments import TrainingArguments
 from .distributed import launcher_process
@@ -37,6 +38,7 @@ from .output_lock import lock_output
 from .records import JsonLines, Progress, cut_back_ranks
 from .resumption import compare_recipes, find_checkpoint, images_per_step, peak_learning_rate, restore_position
 from .seeding import seed_step
+from .sharding import rebind_groups, shard_model, sharding_wanted, whole_norm
 from .skips import note_skipped, too_many_bad_images
 from .spikes import MOST_SKIPPED, is_spike, remember
 
@@ -89,7 +91,8 @@ def train(
         loader: infinite batches from `maws_hf.data.loader.build_loader`, of this rank.
         groups: of parameters for AdamW; see [`parameter_groups`], which makes two by default.
         flops_per_image, matmul_peak: for the operations spent and the share of the useful ones in the bar.
-        after_step: called on the main process after each update, with the unwrapped model.
+        after_step: called on the main process after each update, with the unwrapped model; on all processes if its
+            parameters are sharded, because a forward pass then needs all of them.
 
     Raises:
         TrainingError: after too many non-finite updates in a row or too many bad images.
@@ -115,7 +118,7 @@ def train(
                 run.accept(loss)
             run.optimizer.zero_grad(set_to_none=True)
             run.finish_step(gradient_norm, learning_rate)
-            if after_step is not None and accelerator.is_main_process:
+            if after_step is not None and (accelerator.is_main_process or run.sharded):
                 after_step(run.state.step, accelerator.unwrap_model(run.model))
             due = run.state.step % recipe.save_steps == 0 or run.state.step == recipe.max_steps
             if due or anyone_stops:
@@ -154,8 +157,12 @@ class _Run:
         self.utilization_of_image_rate: float | None = None
         self.give_up: str | None = None  # why the run cannot go on after this step
         resumed = find_checkpoint(self.root, recipe.resume_from_checkpoint, accelerator)
+        self.sharded = sharding_wanted()
+        if self.sharded:
+            shard_model(model, accelerator.device, recipe.seed, bf16=recipe.bf16)
+            groups = groups and rebind_groups(groups, model)
         if resumed is not None:
-            ckpt.load_weights(model, resumed.path)
+            (sharded_files if self._in_rows(resumed.path) else ckpt).load_weights(model, resumed.path)
         optimizer = torch.optim.AdamW(
             groups or parameter_groups(model, recipe.weight_decay),
             lr=0.0,
@@ -163,7 +170,10 @@ class _Run:
             eps=recipe.adam_epsilon,
             fused=True,
         )
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        if self.sharded:
+            self.model, self.optimizer = model, accelerator.prepare_optimizer(optimizer)
+        else:
+            self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
         if resumed is not None:
             self._restore(resumed)
@@ -226,7 +236,8 @@ class _Run:
             seed_step(self.recipe.seed, self.accelerator.process_index, self.state.step, micro_step)
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             is_last = micro_step == len(window) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            # Gradients of a sharded model are reduced every time: kept, they would be as large as the whole model.
+            with nullcontext() if is_last or self.sharded else self.accelerator.no_sync(self.model):
                 loss = batch_loss(self.model, batch) / len(window)
                 self.accelerator.backward(loss)
             total += loss.detach().float()
@@ -235,7 +246,7 @@ class _Run:
     def clip(self) -> float:
         """The global gradient norm before clipping; equal on all ranks, because the gradients are."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = whole_norm(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         if self.recipe.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.max_grad_norm, norm)
         return float(norm)
@@ -327,7 +338,11 @@ class _Run:
         position = position or loader_state(self.loader)
 
         def write_files(directory: Path) -> None:
-            if self.accelerator.is_main_process:
+            if self.sharded:
+                sharded_files.save_training(
+                    self.model, self.optimizer, self.average, directory, rank, self.accelerator.num_processes
+                )
+            elif self.accelerator.is_main_process:
                 self.accelerator.unwrap_model(self.model).save_pretrained(directory)
                 ckpt.save_optimizer(self.optimizer, directory / "optimizer.safetensors")
                 if self.average is not None:
@@ -354,12 +369,19 @@ class _Run:
             "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate)},
         }
 
+    def _in_rows(self, directory: Path) -> bool:
+        """Whether each process reads its own rows of a checkpoint: it is sharded, or the model is."""
+        return self.sharded or sharded_files.holds_shards(directory)
+
     def _restore(self, checkpoint: ckpt.Checkpoint) -> None:
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         compare_recipes(checkpoint, self.recipe, world_size, self.accelerator.print)
-        ckpt.load_optimizer(self.optimizer, checkpoint.path / "optimizer.safetensors")
-        if self.average is not None:
-            self._restore_average(checkpoint.path / AVERAGE)
+        if self._in_rows(checkpoint.path):
+            sharded_files.load_moments(self.optimizer, self.average, checkpoint.path)
+        else:
+            ckpt.load_optimizer(self.optimizer, checkpoint.path / "optimizer.safetensors")
+            if self.average is not None:
+                self._restore_average(checkpoint.path / AVERAGE)
         say = self.accelerator.print
         self.state = State(**restore_position(self.loader, checkpoint, self.recipe, rank, world_size, say))
 

@@ -13,8 +13,11 @@ from transformers import BitImageProcessorPil, PreTrainedModel, ProcessorMixin
 
 from ..models.configuration_maws_vit import SIZES, MawsViTConfig
 from .arguments import Options, TrainingArguments, option
+from .initial_weights import meta_model, new_model
 from .ledger import Stage, write_ledger
 from .seeding import seed_for
+from .sharded_export import assemble_model, newest_checkpoint
+from .sharding import is_sharded, sharding_wanted
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -48,19 +51,23 @@ class ModelRecipe(ModelOptions, TrainingArguments):
 def build_model(model_class: type[Model], recipe: ModelRecipe, **fields: Any) -> Model:
     """New weights that depend on the seed alone, or those of `model_name_or_path`; float32 either way.
 
+    Where parameters are to be sharded a new model has no memory yet; the training loop gives each process its rows.
+
     Args:
         fields: of the config, which the data decide (the number of labels); `config_overrides` wins over them.
 
     Raises:
         ValueError: `config_overrides` describes a model that cannot be.
     """
-    torch.manual_seed(seed_for("weights", recipe.seed))
     config = build_config(recipe, **fields)
     options = {"attn_implementation": recipe.attn_implementation, "dtype": torch.float32}
     if recipe.model_name_or_path is not None:
+        torch.manual_seed(seed_for("weights", recipe.seed))  # of a new head
         model = model_class.from_pretrained(recipe.model_name_or_path, config=config, **options)
+    elif sharding_wanted():
+        model = meta_model(model_class, config, **options)
     else:
-        model = model_class._from_config(config, **options)
+        model = new_model(model_class, config, recipe.seed, **options)
     if recipe.gradient_checkpointing:
         # transformers 5.23 renames the method and warns at the old name.
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -108,8 +115,14 @@ def describe_model(model: PreTrainedModel) -> str:
 def save_trained_model(
     model: PreTrainedModel, processor: BitImageProcessorPil | ProcessorMixin, output_dir: Path, stages: Sequence[Stage]
 ) -> None:
-    """Saves the model with what prepares its inputs and the stages that have led to it."""
-    model.save_pretrained(output_dir)
+    """Saves the model with what prepares its inputs and the stages that have led to it.
+
+    A sharded model is put together file by file from the run's last checkpoint.
+    """
+    if is_sharded(model):
+        assemble_model(newest_checkpoint(output_dir / "checkpoints"), output_dir)
+    else:
+        model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
     write_ledger(output_dir, stages)
 

@@ -1,0 +1,340 @@
+"""What a training step keeps in the memory of one device, in closed form: what fits, before anything is started.
+
+A step is a row of stages (embedding, blocks, head). Going forward each keeps for the backward pass what autograd saves
+there; going backward each gives that back and leaves gradients of its parameters. The peak is the largest sum on the
+way: early it is activations, late it is gradients, rarely both.
+
+Counted are tensors. The CUDA context, the workspaces of libraries and what an allocator loses to fragmentation are
+not; `RESERVED` of a device's memory is left for them, which is an assumption and no measurement.
+
+Legend: B images, T tokens, D width, F width of the MLP, P parameters.
+"""
+
+import copy
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import nn
+
+from ..masking import num_kept_patches
+from ..models.configuration_maws_vit import MawsViTConfig, as_pair
+from ..models.modeling_maws_mae import MawsMAEForPreTraining
+from ..models.modeling_maws_vit import MawsViTForImageClassification
+from .text_memory import image_work_bytes, lit_model_without_memory, text_block_bytes, text_config_of
+
+TASKS = ("mae", "wsp", "finetune", "lit")
+RESERVED = 0.08
+GIB = 2**30
+_LARGEST_BATCH = 1 << 16
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train on one kind of device.
+
+    Args:
+        batch: images a device and forward pass.
+        labels: classes of the head, for `wsp` and `finetune`.
+        gpus: processes; their gradients lie in buckets, or with `fsdp` all states are divided among them.
+        average: an average of the weights is kept as well.
+        text_size, text_tokens: of the text tower and of a caption, for `lit`.
+    """
+
+    task: str
+    batch: int
+    labels: int = 1000
+    gpus: int = 1
+    bf16: bool = False
+    checkpointing: bool = False
+    fsdp: bool = False
+    average: bool = False
+    text_size: str = "base"
+    text_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a step, in bytes but for `parameters`.
+
+    Args:
+        saved: kept from the forward pass until this stage's backward pass.
+        again: kept from then on if the stage is computed again (checkpointing), while its backward pass runs.
+        work: needed besides, for gradients of activations.
+        parameters: that the stage trains; with `fsdp` gathered while it computes.
+    """
+
+    name: str
+    saved: float
+    again: float
+    work: float
+    parameters: int
+    in_block: bool = True
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one device.
+
+    `peak` is less than the sum of the parts: activations and gradients are not whole at the same time.
+    """
+
+    parameters: int
+    weights: float
+    moments: float
+    average: float
+    gradients: float
+    copies: float
+    activations: float
+    logits: float
+    inputs: float
+    peak: float
+
+    @property
+    def standing(self) -> float:
+        """What is there between two steps."""
+        return self.weights + self.moments + self.average
+
+    def as_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def plan_memory(config: MawsViTConfig, setting: Setting) -> MemoryPlan:
+    """The memory of one device in a training step with AdamW.
+
+    Raises:
+        ValueError: the task is unknown.
+    """
+    return _plan(_measure_model(config, setting), config, setting)
+
+
+def largest_batch(config: MawsViTConfig, setting: Setting, memory: float) -> int:
+    """The most images a device at which the peak stays within `memory` bytes less `RESERVED`; 0 if none does."""
+    model = _measure_model(config, setting)
+
+    def fits(batch: int) -> bool:
+        plan = _plan(model, config, replace(setting, batch=batch))
+        return plan.peak <= memory * (1 - RESERVED)
+
+    low, high = 0, 1
+    while high < _LARGEST_BATCH and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Trained and fixed parameters, those of each encoder and decoder block, and the bytes of constants."""
+
+    trained: int
+    fixed: int
+    block: int
+    decoder_block: int
+    constants: int
+
+
+def _measure_model(config: MawsViTConfig, setting: Setting) -> _Model:
+    if setting.task not in TASKS:
+        raise ValueError(f"the task {setting.task!r} is unknown; there are {', '.join(TASKS)}")
+    config = copy.deepcopy(config)
+    config.num_labels = setting.labels
+    model = _without_memory(config, setting)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return _Model(
+        trained=trained,
+        fixed=sum(p.numel() for p in model.parameters()) - trained,
+        block=_size(model.text_model.encoder.layer if setting.task == "lit" else model.vit.layers),
+        decoder_block=_size(model.decoder.layers) if setting.task == "mae" else 0,
+        constants=sum(buffer.nbytes for buffer in model.buffers()),
+    )
+
+
+def _without_memory(config: MawsViTConfig, setting: Setting) -> nn.Module:
+    if setting.task == "lit":
+        return lit_model_without_memory(config, setting.text_size)
+    with torch.device("meta"):
+        return MawsMAEForPreTraining(config) if setting.task == "mae" else MawsViTForImageClassification(config)
+
+
+def _size(layers: nn.ModuleList) -> int:
+    return sum(p.numel() for p in layers[0].parameters()) if len(layers) else 0
+
+
+def _plan(model: _Model, config: MawsViTConfig, setting: Setting) -> MemoryPlan:
+    stages = _STAGES[setting.task](model, config, setting)
+    shards = setting.gpus if setting.fsdp else 1
+    total = model.trained + model.fixed
+    weights = 4 * total / shards + model.constants
+    moments = 8 * model.trained / shards
+    average = 4 * model.trained / shards if setting.average else 0.0
+    in_blocks = sum(stage.parameters for stage in stages if stage.in_block)
+    buckets = setting.gpus > 1 and not setting.fsdp
+    copies, late_copies = _copies(stages, in_blocks, setting)
+    inputs = setting.batch * config.num_channels * torch.Size(as_pair(config.image_size)).numel()
+    if setting.task == "mae":
+        inputs += _loss_bytes(config, setting.batch)
+    elif setting.task == "lit":
+        inputs += 16 * setting.batch * setting.text_tokens
+    else:
+        inputs += setting.batch * (4 * setting.labels if setting.task == "finetune" else 8 * 16)
+    gradients = 4 * model.trained / shards
+    held, left = sum(stage.saved for stage in stages), 0.0
+    peak = copies + held + (gradients if buckets else 0)
+    if setting.task == "lit":
+        peak = max(peak, copies + setting.batch * image_work_bytes(config, setting.bf16))
+    for stage in reversed(stages):
+        peak = max(peak, late_copies + held + stage.again + stage.work + (gradients if buckets else left))
+        held -= stage.saved
+        left += 4 * stage.parameters / shards
+        peak = max(peak, late_copies + held + (gradients if buckets else left))
+    logits = setting.batch * setting.labels * 4.0 if setting.task in ("wsp", "finetune") else 0.0
+    return MemoryPlan(
+        parameters=total,
+        weights=weights,
+        moments=moments,
+        average=average,
+        gradients=gradients,
+        copies=copies,
+        activations=sum(stage.saved for stage in stages) - logits + max(stage.again for stage in stages),
+        logits=logits,
+        inputs=inputs,
+        peak=weights + moments + average + inputs + peak,
+    )
+
+
+def _loss_bytes(config: MawsViTConfig, batch: int) -> int:
+    """`mse_loss` returns a scalar in a buffer of all squared differences, which lives as long as the loss."""
+    patches = config.grid_size[0] * config.grid_size[1]
+    masked = patches - num_kept_patches(patches, config.mask_ratio)
+    return 4 * batch * masked * config.num_channels * torch.Size(as_pair(config.patch_size)).numel()
+
+
+def _copies(stages: list[Stage], in_blocks: int, setting: Setting) -> tuple[float, float]:
+    """Weights that exist twice, at the end of the forward pass and during the backward pass.
+
+    Autocast keeps what it has rounded to bfloat16 while it is active, and autograd what linear layers need again; a
+    block that is computed again rounds its weights again. Sharded weights are gathered.
+    """
+    rest = sum(stage.parameters for stage in stages) - in_blocks
+    block = max((stage.parameters for stage in stages if stage.in_block), default=0)
+    if setting.fsdp:
+        # A block, the next one already on its way, the gradients of one before and (float32) while they are reduced;
+        # and what is in no block, with its gradients.
+        size = 2 if setting.bf16 else 4
+        gathered = (3 * size + 4) * block + 8 * rest + (2 * rest if setting.bf16 else 0)
+        return gathered, gathered
+    if not setting.bf16:
+        return 0.0, 0.0
+    everything = 2.0 * (in_blocks + rest)
+    return everything, 2.0 * (block + rest) if setting.checkpointing else everything
+
+
+def _block(
+    setting: Setting, name: str, tokens: int, queries: int, width: int, mlp: int, heads: int, parameters: int
+) -> Stage:
+    """A pre-norm block of which `queries` tokens are computed (`MawsViTLayer`).
+
+    Kept are the inputs of both norms (the residual stream, float32), of all linear layers, of attention and of GELU,
+    its own result, and the logsumexp of each row of attention; under autocast q, k and v each cast their input.
+    """
+    half = 2 if setting.bf16 else 4
+    normed = 3 * half if setting.bf16 else half
+    of_tokens = 4 + normed + 2 * half  # x, what q, k and v read, k, v
+    of_queries = 2 * half + 4 + half  # q, attended, the second x, what fc1 reads
+    part = queries < tokens
+    if part and not setting.bf16:
+        of_queries += half  # the chosen rows of what q reads are copied
+    elif part:
+        of_tokens, of_queries = of_tokens - half, of_queries + half
+    saved = tokens * width * of_tokens + queries * (width * of_queries + 2 * half * mlp) + 4 * queries * heads
+    saved += 8 * (tokens + queries)
+    work = 4 * queries * width + half * queries * mlp
+    only_input = 4 * tokens * width
+    batch = setting.batch
+    if setting.checkpointing:
+        return Stage(name, batch * only_input, batch * (saved - only_input), batch * work, parameters)
+    return Stage(name, batch * saved, 0.0, batch * work, parameters)
+
+
+def _label_stages(model: _Model, config: MawsViTConfig, setting: Setting) -> list[Stage]:
+    """All patches; the last block computes the class token alone."""
+    rows, columns = config.grid_size
+    tokens, width, depth = rows * columns + 1, config.hidden_size, config.num_hidden_layers
+    pixels = config.num_channels * torch.Size(as_pair(config.image_size)).numel()
+    head = width * setting.labels + setting.labels
+    embedding = model.trained - depth * model.block - head - 2 * width
+    half = 2 if setting.bf16 else 4
+    stages = [
+        Stage("embedding", setting.batch * half * pixels, 0, 4 * setting.batch * tokens * width, embedding, False)
+    ]
+    for index in range(depth):
+        queries = 1 if index == depth - 1 else tokens
+        stages.append(
+            _block(
+                setting,
+                f"block {index}",
+                tokens,
+                queries,
+                width,
+                config.intermediate_size,
+                config.num_attention_heads,
+                model.block,
+            )
+        )
+    logits = setting.batch * setting.labels
+    saved = setting.batch * width * 2 * half + 4 * logits
+    stages.append(Stage("head", saved, 0, 4 * logits if setting.task == "finetune" else 0, head + 2 * width, False))
+    return stages
+
+
+def _mae_stages(model: _Model, config: MawsViTConfig, setting: Setting) -> list[Stage]:
+    """The kept patches through the encoder, all through the decoder, the masked ones through its last block."""
+    patches = config.grid_size[0] * config.grid_size[1]
+    kept = num_kept_patches(patches, config.mask_ratio)
+    masked = patches - kept
+    batch, width, narrow = setting.batch, config.hidden_size, config.decoder_hidden_size
+    values = config.num_channels * torch.Size(as_pair(config.patch_size)).numel()
+    half = 2 if setting.bf16 else 4
+    embedding = values * width + 2 * width
+    stages = [Stage("embedding", batch * kept * values * half, 0, 4 * batch * kept * width, embedding, False)]
+    heads = config.num_attention_heads
+    for index in range(config.num_hidden_layers):
+        block = (kept + 1, kept + 1, width, config.intermediate_size, heads, model.block)
+        stages.append(_block(setting, f"block {index}", *block))
+    bridge = batch * (kept + 1) * width * (4 + half)
+    depth = config.decoder_num_hidden_layers
+    rest = model.trained - embedding - config.num_hidden_layers * model.block - depth * model.decoder_block
+    head = narrow * values + values + 2 * narrow
+    stages.append(Stage("bridge", bridge, 0, batch * (patches + 1) * narrow * 4, rest - head, False))
+    heads = config.decoder_num_attention_heads
+    for index in range(depth):
+        queries = masked if index == depth - 1 else patches + 1
+        block = (patches + 1, queries, narrow, config.decoder_intermediate_size, heads, model.decoder_block)
+        stages.append(_block(setting, f"decoder block {index}", *block))
+    predictions = batch * masked * values
+    # Predictions and normalised targets; `_loss_bytes` has what is there besides while these are made.
+    saved = batch * masked * narrow * (4 + half) + predictions * (8 + (half if setting.bf16 else 0))
+    stages.append(Stage("head", saved, 0, 4 * predictions, head, False))
+    return stages
+
+
+def _text_stages(model: _Model, config: MawsViTConfig, setting: Setting) -> list[Stage]:
+    """The text tower; pairs of a batch are few beside it, and the image tower is locked."""
+    text = text_config_of(setting.text_size)
+    batch, tokens, width = setting.batch, setting.text_tokens, text.hidden_size
+    kept, work = text_block_bytes(tokens, text, setting.bf16)
+    only_input = 4 * tokens * width
+    stages = [Stage("embedding", batch * tokens * 5 * width, 0, batch * only_input, 0, False)]
+    for index in range(text.num_hidden_layers):
+        again = batch * (kept - only_input) if setting.checkpointing else 0
+        stages.append(Stage(f"block {index}", batch * kept - again, again, batch * work, model.block))
+    rest = model.trained - text.num_hidden_layers * model.block
+    stages[0] = replace(stages[0], parameters=rest)
+    return [*stages, Stage("loss", 4 * batch * (2 * batch + 8 * width), 0, 8 * batch * batch, 0, False)]
+
+
+_STAGES = {"mae": _mae_stages, "wsp": _label_stages, "finetune": _label_stages, "lit": _text_stages}
+
+__all__ = ["GIB", "RESERVED", "TASKS", "MemoryPlan", "Setting", "largest_batch", "plan_memory"]

@@ -1,0 +1,151 @@
+"""Models too large for one device: parameters, gradients and moments are sharded over the processes (FSDP2).
+
+Accelerate's config decides (`distributed_type: FSDP` with `fsdp_version: 2`, as in examples/accelerate/fsdp2.yaml);
+the rest is PyTorch's `fully_shard`. Not Accelerate's `prepare`, which wants whole weights on at least one process: a
+new model is built without memory, and each process draws or reads its own rows only.
+
+Every weight is split along its first axis. While a block computes, its weights are gathered; they are gone again
+before the next block's. Outside of a forward or backward pass no process holds a whole block.
+"""
+
+import os
+import warnings
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import convert_outputs_to_fp32
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from ..models.modeling_maws_vit import MawsViTLayer, MawsViTPreTrainedModel
+from .initial_weights import draw_weights
+
+
+def sharding_wanted() -> bool:
+    """Whether this run's launcher asks for sharded parameters, and there are processes to share them.
+
+    Raises:
+        ValueError: it asks for what would end in other weights: the first FSDP, or models that transformers loads on
+            the first process only.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ValueError(
+            "the accelerate config asks for FSDP version 1; put `fsdp_version: 2` into its fsdp_config, or use "
+            "examples/accelerate/fsdp2.yaml"
+        )
+    if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true":
+        raise ValueError(
+            "the accelerate config lets only the first process load weights; put `fsdp_cpu_ram_efficient_loading: "
+            "false` into its fsdp_config, or use examples/accelerate/fsdp2.yaml"
+        )
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+def shard_model(model: PreTrainedModel, device: torch.device, seed: int, *, bf16: bool = False) -> None:
+    """Splits the model over all processes, in place, on this one's `device`. Called by every process.
+
+    Weights without memory (of a model under construction) are drawn as `draw_weights` draws them for a whole model;
+    others keep their values. With `bf16`, the matrices of blocks are gathered in bfloat16, and everything computes
+    under autocast with the numbers of a data-parallel run; weights, the sum of gradients over processes, and moments
+    are float32 either way.
+
+    Raises:
+        ValueError: the model is no MAWS vision model, or compiled.
+    """
+    if not isinstance(model, MawsViTPreTrainedModel):
+        raise ValueError(
+            f"{type(model).__name__} is not trained with sharded parameters (FSDP): use "
+            "examples/accelerate/multi_gpu.yaml"
+        )
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise ValueError("--torch_compile does not go with sharded parameters (FSDP); leave it out")
+    given = _take_values(model)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    whole = MixedPrecisionPolicy(cast_forward_inputs=False)
+    halved = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in [module for module in model.modules() if isinstance(module, MawsViTLayer)]:
+        if bf16:  # autocast would round the weights of linear layers as well, but leaves those of norms as they are
+            fully_shard([block.layernorm_before, block.layernorm_after], mesh=mesh, mp_policy=whole)
+        fully_shard(block, mesh=mesh, mp_policy=halved if bf16 else whole)
+    # The root too gives its weights back after a forward pass without a backward one: a picture drawn between two
+    # updates must not leave plain tensors behind where the optimizer and the checkpoint expect their own rows.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=whole)
+    # Of the predictions, which nobody changes in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    if given is not None:
+        model.to_empty(device=device)
+        members = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        draw_weights(model, seed, keep=lambda name, values: copy_rows(members[name], given.get(name, values)))
+    if bf16:
+        _autocast(model, device)
+
+
+def rebind_groups(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups made before the model was sharded, with the parameters of the same names that it has now."""
+    parameters = dict(model.named_parameters())
+    return [{**group, "params": [parameters[name] for name in group["param_names"]]} for group in groups]
+
+
+def own_rows(tensor: Tensor) -> tuple[int, int]:
+    """First row of this process and the one behind its last; all rows of a tensor that is not sharded."""
+    if not isinstance(tensor, DTensor):
+        return 0, len(tensor) if tensor.dim() else 1
+    length, mesh = tensor.shape[0], tensor.device_mesh
+    each = -(-length // mesh.size())
+    start = min(mesh.get_local_rank() * each, length)
+    return start, min(start + each, length)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The values that lie on this process."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_norm(norm: Tensor) -> Tensor:
+    """A norm over tensors of all processes as a plain scalar."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+@torch.no_grad()
+def copy_rows(target: Tensor, values: Tensor) -> None:
+    """Copies this process' rows of `values`, which are whole."""
+    start, stop = own_rows(target)
+    own_part(target).copy_(values[start:stop] if target.dim() else values)
+
+
+def _take_values(model: PreTrainedModel) -> dict[str, Tensor] | None:
+    """Of a model that is partly without memory: the values that are there, so that nothing is left but shapes."""
+    members = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if not any(member.is_meta for member in members.values()):
+        return None
+    given = {name: member.detach() for name, member in members.items() if not member.is_meta}
+    model.to("meta")
+    return given
+
+
+def _autocast(model: PreTrainedModel, device: torch.device) -> None:
+    forward = torch.autocast(device.type, dtype=torch.bfloat16)(type(model).forward)
+    model.forward = MethodType(convert_outputs_to_fp32(forward), model)
+
+
+__all__ = [
+    "copy_rows",
+    "is_sharded",
+    "own_part",
+    "own_rows",
+    "rebind_groups",
+    "shard_model",
+    "sharding_wanted",
+    "whole_norm",
+]

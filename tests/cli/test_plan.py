@@ -1,0 +1,45 @@
+"""`maws-hf plan`."""
+
+import json
+
+import pytest
+
+from maws_hf.cli import main
+
+LARGE = ["plan", "--size", "vit_6.5b14", "--task", "mae", "--batch", "64"]
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    return exit_.value.code or 0, capsys.readouterr().out
+
+
+def test_it_says_what_fits(capsys: pytest.CaptureFixture):
+    code, output = run([*LARGE, "--gpus", "8", "--fsdp"], capsys)
+    assert code == 0
+    assert "6,475.3 M parameters" in output
+    assert "64 images a device fit; the most that fit: " in output
+
+
+def test_it_says_and_exits_with_1_if_nothing_fits(capsys: pytest.CaptureFixture):
+    code, output = run(LARGE, capsys)
+    assert code == 1
+    assert "64 images a device do NOT fit; not even one fits" in output
+
+
+def test_json_is_in_bytes_and_agrees_with_the_table(capsys: pytest.CaptureFixture):
+    code, output = run([*LARGE, "--gpus", "8", "--fsdp", "--memory", "40", "--json"], capsys)
+    plan = json.loads(output)
+    assert code == 1
+    assert not plan["fits"]
+    assert plan["usable"] == pytest.approx(0.92 * 40 * 2**30)
+    assert plan["peak"] > plan["usable"]
+    assert 0 < plan["largest_batch"] < 64
+
+
+def test_an_unknown_size_is_an_error_that_names_those_there_are(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as exit_:
+        main(["plan", "--size", "vit_g14"])
+    assert exit_.value.code
+    assert "vit_6.5b14" in capsys.readouterr().err + str(exit_.value.code)

@@ -1,0 +1,96 @@
+"""Started on two processes by test_sharded.py: models that neither has whole."""
+
+import gc
+import json
+import resource
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from sharded_steps import CONFIG, IMAGES, MODELS, SEED, batch, make_optimizer, update
+from tiny import tiny_config
+from torch.distributed.tensor import DTensor
+
+from maws_hf import MawsViTModel
+from maws_hf.optim.ema import WeightAverage
+from maws_hf.optim.groups import parameter_groups
+from maws_hf.training.initial_weights import meta_model
+from maws_hf.training.sharded_files import load_moments, load_weights, save_training, training_tensors, write_shard
+from maws_hf.training.sharding import own_part, rebind_groups, shard_model
+
+CPU = torch.device("cpu")
+
+
+def main(folder: str) -> None:
+    dist.init_process_group("gloo")
+    answers = {"memory": watch_memory(Path(folder)), **{task: take_steps(Path(folder), task) for task in MODELS}}
+    gathered = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, answers)
+    if dist.get_rank() == 0:
+        print("ANSWER " + json.dumps(gathered))
+    gc.collect()  # models refer to themselves, and to the process group that must outlive them
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def take_steps(folder: Path, task: str) -> dict:
+    """Two updates from new weights; then one more from the checkpoint of whole tensors that the test has put there."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    own = slice(rank * IMAGES // world_size, (rank + 1) * IMAGES // world_size)
+    model = meta_model(MODELS[task], CONFIG)
+    groups = parameter_groups(model, 0.05)  # as a script may make them before the model is sharded
+    shard_model(model, CPU, SEED)
+    all_sharded = all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    write_to(folder / f"{task}-new", lambda path: write_shard(training_tensors(model, empty(), None), path, rank, 2))
+    optimizer, average = make_optimizer(model, rebind_groups(groups, model)), WeightAverage(model, 0.9)
+    first = update(model, optimizer, average, batch(task, 1, own), 1)
+    with torch.no_grad():  # as the pictures between two updates
+        model(**{**batch(task, 9, own), **({"skip_logits": False} if task == "wsp" else {})})
+    second = update(model, optimizer, average, batch(task, 2, own), 2)
+    write_to(folder / f"{task}-two", lambda path: save_training(model, optimizer, average, path, rank, world_size))
+    load_weights(model, folder / f"{task}-whole")
+    fresh = make_optimizer(model)
+    load_moments(fresh, average, folder / f"{task}-whole")
+    update(model, fresh, average, batch(task, 3, own), 3)
+    write_to(folder / f"{task}-resumed", lambda path: save_training(model, fresh, average, path, rank, world_size))
+    return {"all_sharded": all_sharded, "updates": [first, second]}
+
+
+def empty() -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    optimizer.param_groups.clear()
+    return optimizer
+
+
+def write_to(path: Path, write) -> None:
+    path.mkdir(exist_ok=True)
+    write(path)
+    dist.barrier()
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def watch_memory(folder: Path) -> dict[str, float]:
+    """Growth of this process' peak memory while a model of 110 MB is made, saved and loaded, in MB."""
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 4}
+    shard_model(meta_model(MawsViTModel, tiny_config()), CPU, SEED)  # what the first one needs beside its weights
+    model = meta_model(MawsViTModel, tiny_config(**sizes))
+    whole = sum(parameter.numel() for parameter in model.parameters()) * 4 / 2**20
+    dist.barrier()
+    start = peak()
+    shard_model(model, CPU, SEED)
+    made = peak()
+    own = sum(own_part(parameter).numel() for parameter in model.parameters()) * 4 / 2**20
+    write_to(
+        folder / "large", lambda path: write_shard(training_tensors(model, empty(), None), path, dist.get_rank(), 2)
+    )
+    saved = peak()
+    load_weights(model, folder / "large")
+    return {"whole": whole, "own": own, "made": made - start, "saved": saved - made, "loaded": peak() - saved}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

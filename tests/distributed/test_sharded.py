@@ -1,0 +1,147 @@
+"""Two real processes over gloo, neither of which has a whole model, do what one with a whole one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from sharded_steps import CONFIG, MODELS, SEED, batch, make_optimizer, update
+
+from maws_hf.optim.ema import WeightAverage
+from maws_hf.training.checkpoint import save_optimizer
+from maws_hf.training.initial_weights import new_model
+from maws_hf.training.sharded_export import assemble_model
+from maws_hf.training.sharded_files import CheckpointTensors, load_moments, load_weights, training_tensors
+
+PROBE = Path(__file__).with_name("sharded_probe.py")
+pytestmark = pytest.mark.slow
+
+
+class Reference:
+    """One process with the whole model and all images."""
+
+    def __init__(self, task: str):
+        self.task = task
+        self.model = new_model(MODELS[task], CONFIG, SEED)
+        self.optimizer, self.average = make_optimizer(self.model), WeightAverage(self.model, 0.9)
+
+    def update(self, step: int) -> tuple[float, float]:
+        return update(self.model, self.optimizer, self.average, batch(self.task, step), step)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            name: tensor.clone() for name, tensor in training_tensors(self.model, self.optimizer, self.average).items()
+        }
+
+    def save_whole(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        save_optimizer(self.optimizer, folder / "optimizer.safetensors")
+        save_file(self.average.state_dict(), folder / "average.safetensors")
+
+
+@pytest.fixture(scope="module")
+def references(folder: Path) -> dict[str, dict]:
+    """Of each task: losses and norms of two updates; all tensors at the start, after two and after three."""
+    found = {}
+    for task in MODELS:
+        run = Reference(task)
+        new = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+        updates = [run.update(1), run.update(2)]
+        two = run.tensors()
+        run.save_whole(folder / f"{task}-whole")
+        run.update(3)
+        found[task] = {"new": new, "updates": updates, "two": two, "three": run.tensors()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharded")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path, references: dict[str, dict]) -> list[dict]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    finished = subprocess.run(
+        [*launch, str(PROBE), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROBE.parents[1]}:{os.getenv('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    answer = next(line for line in finished.stdout.splitlines() if line.startswith("ANSWER "))
+    return json.loads(answer.removeprefix("ANSWER "))
+
+
+def assert_close(folder: Path, expected: dict[str, torch.Tensor], **tolerance: float) -> None:
+    with CheckpointTensors(folder) as tensors:
+        assert tensors.shapes.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(
+                tensors.read(name), tensor, **tolerance, msg=lambda text, name=name: name + text
+            )
+
+
+ROUNDING = {"rtol": 1e-4, "atol": 1e-6}
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_new_weights_are_those_of_a_whole_model_bit_for_bit(ranks: list[dict], references: dict, folder, task):
+    expected = {f"weights/{name}": tensor for name, tensor in references[task]["new"].items()}
+    assert_close(folder / f"{task}-new", expected, rtol=0, atol=0)
+    assert all(rank[task]["all_sharded"] for rank in ranks)
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_losses_norms_weights_moments_and_average_are_those_of_one_process(ranks, references, folder, task):
+    for step, (loss, norm) in enumerate(references[task]["updates"]):
+        halves = [rank[task]["updates"][step] for rank in ranks]
+        assert sum(half[0] for half in halves) / 2 == pytest.approx(loss, rel=1e-6)
+        assert [half[1] for half in halves] == pytest.approx([norm, norm], rel=1e-5)
+        assert norm > 0.3, "nothing was clipped"
+    assert_close(folder / f"{task}-two", references[task]["two"], **ROUNDING)
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_two_processes_continue_a_checkpoint_of_one(ranks, references, folder, task):
+    assert_close(folder / f"{task}-resumed", references[task]["three"], **ROUNDING)
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_one_process_continues_a_checkpoint_of_two(ranks, references, folder, task):
+    run = Reference(task)
+    load_weights(run.model, folder / f"{task}-two")
+    load_moments(run.optimizer, run.average, folder / f"{task}-two")
+    run.update(3)
+    for name, tensor in run.tensors().items():
+        torch.testing.assert_close(tensor, references[task]["three"][name], **ROUNDING, msg=name)
+
+
+def test_nothing_is_pickled(ranks, folder: Path):
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".safetensors", ".json"}
+
+
+def test_no_process_ever_has_the_whole_model_in_memory(ranks: list[dict]):
+    for rank in ranks:
+        memory = rank["memory"]
+        assert memory["own"] <= 0.51 * memory["whole"]
+        # What the process holds grew by its rows and by what the allocator kept of single matrices, which varies.
+        assert memory["made"] < 0.9 * memory["whole"], memory
+        assert memory["saved"] < 0.2 * memory["whole"], memory
+        # The pages of the mapped file that were read count as this process' memory too: its own rows.
+        assert memory["loaded"] < 0.9 * memory["whole"], memory
+
+
+def test_a_sharded_checkpoint_becomes_a_model_of_several_files(ranks, folder: Path, tmp_path: Path):
+    assemble_model(folder / "mae-two", tmp_path, shard_bytes=20_000)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    model = MODELS["mae"].from_pretrained(tmp_path)
+    with CheckpointTensors(folder / "mae-two") as tensors:
+        for name, value in model.state_dict().items():
+            kind = "average/" if name in tensors.names("average/") else "weights/"
+            assert torch.equal(value, tensors.read(kind + name)), name

@@ -1,0 +1,96 @@
+"""The example scripts with sharded parameters, on two processes over gloo, beside data-parallel runs of the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, List
+from runs import ROOT, script
+from safetensors.torch import load_file
+from tiny import draw_image
+
+from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification
+
+TINY = (
+    "image_size=16,patch_size=4,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,"
+    "decoder_hidden_size=8,decoder_num_hidden_layers=1,decoder_num_attention_heads=2,decoder_intermediate_size=16"
+)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as `accelerate launch` sets them on GPUs
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labelled")
+    features = Features({"image": Image(), "labels": List(ClassLabel(names=["even", "odd", "third"]))})
+    for shard in range(2):
+        images = [{"bytes": draw_image(24 * shard + i), "path": f"{shard}/{i}.png"} for i in range(24)]
+        labels = [["even" if i % 2 == 0 else "odd", "third"][: 1 + (i % 3 == 0)] for i in range(24)]
+        rows = Dataset.from_dict({"image": images, "labels": labels}, features=features)
+        rows.to_parquet(folder / f"train-{shard:05d}-of-00002.parquet")
+    return folder
+
+
+def run(name: str, data: Path, output_dir: Path, environment: dict[str, str], **options: object) -> str:
+    defaults = {
+        "dataset_name": data,
+        "output_dir": output_dir,
+        "config_overrides": TINY,
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "adam_epsilon": 1e-3,  # so that an update does not turn rounding into a step of full length
+        "max_grad_norm": 0.3,
+        "ema_decay": 0.9,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "dataloader_num_workers": 0,
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    finished = subprocess.run(
+        [*launch, *script(name, **{**defaults, **options})[1:]],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout + finished.stderr
+
+
+def assert_same_weights(left: Path, right: Path) -> None:
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (left, right))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_mae_ends_in_the_weights_of_a_data_parallel_run_and_continues(image_shards: Path, tmp_path: Path):
+    run("run_mae.py", image_shards, tmp_path / "whole", {}, picture_steps=2)
+    run("run_mae.py", image_shards, tmp_path / "sharded", SHARDED, picture_steps=2)
+    assert_same_weights(tmp_path / "sharded", tmp_path / "whole")
+    MawsMAEForPreTraining.from_pretrained(tmp_path / "sharded")
+    for picture in ("reconstruction.png", "loss.png", "reconstructions/step-00000002.png"):
+        assert (tmp_path / "sharded" / picture).read_bytes().startswith(b"\x89PNG"), picture
+    files = {path.name for path in (tmp_path / "sharded/checkpoints/step-00000004").iterdir()}
+    assert {"shard-00000-of-00002.safetensors", "shard-00001-of-00002.safetensors"} < files
+    assert not any(name.startswith("model") for name in files)
+
+    straight = (tmp_path / "sharded/model.safetensors").read_bytes()
+    for path in (tmp_path / "sharded/checkpoints/step-00000004").iterdir():
+        path.unlink()
+    (tmp_path / "sharded/checkpoints/step-00000004").rmdir()
+    assert "resuming after step 2" in run("run_mae.py", image_shards, tmp_path / "sharded", SHARDED, picture_steps=2)
+    assert (tmp_path / "sharded/model.safetensors").read_bytes() == straight
+
+
+def test_wsp_ends_in_the_weights_of_a_data_parallel_run(labelled: Path, tmp_path: Path):
+    run("run_wsp.py", labelled, tmp_path / "whole", {}, bf16=True, gradient_checkpointing=True)
+    run("run_wsp.py", labelled, tmp_path / "sharded", SHARDED, bf16=True, gradient_checkpointing=True)
+    assert_same_weights(tmp_path / "sharded", tmp_path / "whole")
+    assert MawsViTForImageClassification.from_pretrained(tmp_path / "sharded").config.num_labels == 3

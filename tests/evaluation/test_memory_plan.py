@@ -1,0 +1,106 @@
+"""The plan against tensors counted one by one, and against what must hold for any model."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_config
+
+from maws_hf import MawsMAEForPreTraining, MawsViTConfig
+from maws_hf.evaluation.memory_plan import GIB, RESERVED, Setting, largest_batch, plan_memory
+
+# Activations must weigh something beside the parameters, or their formula is not tested.
+SMALL = {
+    "image_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "decoder_hidden_size": 32,
+    "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 128,
+    "decoder_num_hidden_layers": 2,
+}
+LARGE = MawsViTConfig.from_size("vit_6.5b14")
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """scripts/bench_memory_plan.py, which counts."""
+    file = Path(__file__).parents[2] / "scripts" / "bench_memory_plan.py"
+    spec = importlib.util.spec_from_file_location("bench_memory_plan", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("task", ["mae", "wsp", "finetune"])
+def test_the_peak_is_that_of_tensors_counted_one_by_one(bench, task: str, bf16: bool, checkpointing: bool):
+    config = tiny_config(**SMALL)
+    setting = Setting(task, 32, labels=50, bf16=bf16, checkpointing=checkpointing)
+    counted = bench.measure_tensors(tiny_config(**SMALL), setting, fake=False)
+    plan = plan_memory(config, setting)
+    assert plan.peak == pytest.approx(counted, rel=0.1)
+    assert plan.peak - plan.standing > 0.5 * plan.peak, "mostly parameters: says little"
+
+
+def test_states_are_sixteen_bytes_a_trained_parameter_and_divided_by_the_devices():
+    model = MawsMAEForPreTraining(tiny_config())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    fixed = sum(p.numel() for p in model.parameters()) - trained
+    constants = model.decoder.position_embeddings.nbytes
+    whole = plan_memory(tiny_config(), Setting("mae", 1))
+    assert whole.weights == 4 * (trained + fixed) + constants
+    assert whole.gradients + whole.moments == 12 * trained
+    sharded = plan_memory(tiny_config(), Setting("mae", 1, gpus=4, fsdp=True))
+    assert sharded.weights - constants == (whole.weights - constants) / 4
+    assert sharded.moments == whole.moments / 4
+    assert plan_memory(tiny_config(), Setting("mae", 1, average=True)).average == 4 * trained
+
+
+def test_the_largest_batch_fits_and_one_more_does_not():
+    setting = Setting("mae", 1, gpus=8, fsdp=True)
+    batch = largest_batch(LARGE, setting, 80 * GIB)
+    usable = 80 * GIB * (1 - RESERVED)
+    assert plan_memory(LARGE, replace(setting, batch=batch)).peak <= usable
+    assert plan_memory(LARGE, replace(setting, batch=batch + 1)).peak > usable
+
+
+def test_the_largest_model_in_float32_fits_eight_sharded_devices_but_not_one():
+    assert largest_batch(LARGE, Setting("mae", 1), 80 * GIB) == 0
+    assert largest_batch(LARGE, Setting("mae", 1, gpus=8), 80 * GIB) == 0
+    assert largest_batch(LARGE, Setting("mae", 1, gpus=8, fsdp=True), 80 * GIB) >= 64
+
+
+@pytest.mark.parametrize("task", ["mae", "wsp"])
+def test_each_saving_saves(task: str):
+    base = Setting(task, 64, gpus=8, fsdp=True)
+    peak = plan_memory(LARGE, base).peak
+    for saving in ({"bf16": True}, {"checkpointing": True}, {"batch": 32}, {"gpus": 16}):
+        assert plan_memory(LARGE, replace(base, **saving)).peak < peak, saving
+
+
+def test_logits_of_weak_labels_are_one_row_of_float32_an_image():
+    assert plan_memory(tiny_config(), Setting("wsp", 7, labels=28_000)).logits == 4 * 7 * 28_000
+
+
+def test_an_unknown_task_is_an_error_that_names_those_there_are():
+    with pytest.raises(ValueError, match="'clip' is unknown; there are mae, wsp, finetune, lit"):
+        plan_memory(tiny_config(), Setting("clip", 1))
+
+
+def test_nothing_is_built_in_memory():
+    before = torch.get_rng_state()
+    plan_memory(LARGE, Setting("wsp", 1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["mae", "wsp", "finetune", "lit"])
+def test_the_peak_of_a_base_model_is_that_of_tensors_counted_one_by_one(bench, task: str):
+    setting = Setting(task, 64)
+    counted = bench.measure_tensors(MawsViTConfig(), setting, fake=True)
+    assert plan_memory(MawsViTConfig(), setting).peak == pytest.approx(counted, rel=0.1)
