@@ -121,20 +121,29 @@ def verify(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         digest = manifest.pop("sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        is_whole = digest == _digest(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path / MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
-    if digest != _digest(manifest):
+    if not is_whole:
         raise CheckpointError(f"{path / MANIFEST} is not what was written")
-    if manifest["format"] != FORMAT or path.name != f"step-{manifest['step']:08d}":
+    layout, step, files = (manifest.get(name) for name in ("format", "step", "files"))
+    if layout != FORMAT or type(step) is not int or path.name != f"step-{step:08d}":
         raise CheckpointError(
-            f"{path / MANIFEST} describes step {manifest['step']} in format {manifest['format']}; this version reads "
-            f"format {FORMAT}"
+            f"{path / MANIFEST} describes step {step} in format {layout}; this version reads format {FORMAT}"
         )
-    for name, expected in manifest["files"].items():
+    if not isinstance(files, dict) or not all(map(_is_entry, files, files.values())):
+        raise CheckpointError(f"{path / MANIFEST} does not say which files there are, with their bytes and sha256")
+    for name, expected in files.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
             raise CheckpointError(f"{file} is not what was written")
     return Checkpoint(path, manifest)
+
+
+def _is_entry(name: str, expected: Any) -> bool:
+    """Whether a file of a manifest lies in its folder and has a size and a digest."""
+    inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    return inside and isinstance(expected, dict) and {"bytes", "sha256"} <= expected.keys()
 
 
 def prune(root: Path, keep: int) -> None:
