@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 from tiny_lit import tiny_lit
 from torch import Tensor, nn
@@ -21,6 +22,13 @@ from maws_hf.models.adapter_base import encoder_digest
 CONFIGS = {"vpt": lambda **f: VPTConfig(num_prompts=3, **f), "adaptformer": lambda **f: AdaptFormerConfig(**f)}
 METHODS = sorted(CONFIGS)
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+# Weights of an encoder outside of its layers.
+AROUND = (
+    "embeddings.cls_token",
+    "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embeddings.projection.bias",
+    "layernorm.weight",
+)
 Classifier = MawsViTForImageClassification
 
 
@@ -180,6 +188,11 @@ def test_an_export_is_the_base(architecture, base, tmp_path):
     theirs = getattr(transformers, export.model_class).from_pretrained(export.folder)
     back = MawsViTModel.from_pretrained(export.folder)
     assert encoder_digest(theirs) == encoder_digest(back) == encoder_digest(encoder)
+    for name in AROUND:
+        with torch.no_grad():
+            theirs.get_parameter(name).view(-1)[3] += 0.5
+        assert encoder_digest(theirs) != encoder_digest(back), name
+        theirs.load_state_dict(getattr(transformers, export.model_class).from_pretrained(export.folder).state_dict())
 
 
 def test_other_classes_of_one_encoder_have_its_digest():
@@ -189,7 +202,24 @@ def test_other_classes_of_one_encoder_have_its_digest():
     assert encoder_digest(lit) != encoder_digest(masked)
 
 
-@pytest.mark.parametrize("name", ["layers.1.mlp.fc1.weight", "layers.0.layernorm_before.weight"])
+@pytest.mark.parametrize("made", [MawsMAEForPreTraining, tiny_lit], ids=["vit_mae", "vision-text-dual-encoder"])
+def test_an_export_of_a_model_around_an_encoder_has_its_digest(made, tmp_path):
+    model = tiny_lit() if made is tiny_lit else made(tiny_config())
+    model.save_pretrained(tmp_path / "ours")
+    export = export_model(tmp_path / "ours", tmp_path / "export")
+    theirs = getattr(transformers, export.model_class).from_pretrained(export.folder)
+    tower = MawsViTModel.from_pretrained(export.folder)
+    assert encoder_digest(theirs) == encoder_digest(tower) == encoder_digest(model)
+
+
+def test_a_resampled_position_table_makes_no_other_base(base, tmp_path):
+    save_adapter(base, tmp_path / "adapter", AdaptFormerConfig())
+    model = Classifier.from_pretrained(base)
+    model.vit.embeddings.set_image_size(64)
+    load_on(model, tmp_path / "adapter", "PeftModel")
+
+
+@pytest.mark.parametrize("name", ["layers.1.mlp.fc1.weight", "layers.0.layernorm_before.weight", *AROUND])
 def test_one_weight_makes_another_base(name, base):
     model = MawsViTModel.from_pretrained(base)
     before = encoder_digest(model)
@@ -266,9 +296,84 @@ def test_without_a_record_shapes_tell(fields, fault, base, tmp_path):
     before = weights_of(model)
     with pytest.raises(AdapterBaseError, match=f"made on {base}, does not fit this {type(model).__name__}, .*{fault}"):
         model.load_adapter(tmp_path / "adapter")
-    assert not [name for name in model.state_dict() if "lora" in name]
-    for name, tensor in (n_t for n_t in model.state_dict().items() if n_t[0] in before):
-        assert torch.equal(tensor, before[name]), name
+    assert set(model.state_dict()) == set(before)
+    assert_same_weights(model, before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model.save_pretrained(tmp_path / "again")
+    assert_same_weights(type(model).from_pretrained(tmp_path / "again"), before)
+
+
+@torch.no_grad()
+def test_a_refused_adapter_leaves_the_one_that_was_there(base, tmp_path):
+    expected = save_adapter(base, tmp_path / "one", LoraConfig(modules_to_save=["classifier"]))(IMAGES).logits
+    deeper = save_base(tmp_path / "deeper", num_hidden_layers=3)
+    save_adapter(
+        deeper, tmp_path / "lora", LoraConfig(modules_to_save=["classifier"], target_modules=["fc1", "q_proj"])
+    )
+    (tmp_path / "lora" / "base_record.json").unlink()
+    save_adapter(deeper, tmp_path / "vpt", VPTConfig())
+    model = Classifier.from_pretrained(base)
+    model.load_adapter(tmp_path / "one", "one")
+    before = weights_of(model)
+    for other in ("lora", "vpt"):
+        with pytest.raises(AdapterBaseError, match=f"made on {deeper}"):
+            model.load_adapter(tmp_path / other, "other")
+        assert_same_weights(model, before)
+        assert (list(model.peft_config), model.active_adapters()) == (["one"], ["one"])
+        torch.testing.assert_close(model(IMAGES).logits, expected, rtol=0, atol=1e-6)
+    model.save_pretrained(tmp_path / "again")
+    (tmp_path / "one").rename(tmp_path / "moved")
+    again = Classifier.from_pretrained(tmp_path / "again").eval()
+    torch.testing.assert_close(again(IMAGES).logits, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_half_an_adapter_is_refused_beside_a_whole_one(swapped, base, tmp_path):
+    save_adapter(base, tmp_path / "whole", LoraConfig())
+    save_adapter(base, tmp_path / "half", LoraConfig())
+    file = tmp_path / "half" / "adapter_model.safetensors"
+    save_file({name: t for name, t in load_file(file).items() if ".layers.1." not in name}, file)
+    model = Classifier.from_pretrained(base)
+    model.load_adapter(tmp_path / "whole", "whole")
+    before = weights_of(model)
+    name = "whole" if swapped else "other"
+    with pytest.raises(AdapterBaseError, match=rf"it lacks vit\.layers\.1\.\S+\.lora_A\.{name}\.weight.* and 2 more$"):
+        model.load_adapter(tmp_path / "half", name, hotswap=swapped)
+    assert_same_weights(model, before)
+
+
+def test_a_refused_pissa_adapter_leaves_the_base_that_it_would_have_moved(base, tmp_path):
+    save_adapter(base, tmp_path / "adapter", LoraConfig(init_lora_weights="pissa"))
+    model = Classifier.from_pretrained(save_base(tmp_path / "deeper", num_hidden_layers=3))
+    (tmp_path / "adapter" / "base_record.json").unlink()
+    before = weights_of(model)
+    with pytest.raises(AdapterBaseError, match=r"it lacks vit\.layers\.2\."):
+        model.load_adapter(tmp_path / "adapter")
+    assert_same_weights(model, before)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (LoraConfig(modules_to_save=["classifier"]), LoraConfig(r=4, modules_to_save=["classifier"])),
+        (LoraConfig(), VPTConfig(num_prompts=3)),
+        (VPTConfig(num_prompts=3), VPTConfig(num_prompts=2)),
+        (AdaptFormerConfig(), LoraConfig()),
+    ],
+    ids=lambda config: config.peft_type.value.lower(),
+)
+@pytest.mark.parametrize("names", [("one", "two"), ("vit", "1")], ids="-".join)  # the latter are in names of weights
+@torch.no_grad()
+def test_two_adapters_of_one_base_take_turns(first, second, names, base, tmp_path):
+    adapters = dict(zip(names, (first, second), strict=True))
+    expected = {name: save_adapter(base, tmp_path / name, config)(IMAGES).logits for name, config in adapters.items()}
+    model = Classifier.from_pretrained(base)
+    for name in adapters:
+        model.load_adapter(tmp_path / name, name)
+    for name in (*names, *names):
+        model.set_adapter(name)
+        torch.testing.assert_close(model(IMAGES).logits, expected[name], rtol=0, atol=1e-6)
+    assert (expected[names[0]] - expected[names[1]]).abs().max() > 1e-3
 
 
 def test_dora_comes_back_with_its_magnitudes(base, tmp_path):

@@ -5,10 +5,12 @@ configs of PEFT's own methods have no place for it: theirs is a file beside, whi
 only the MAWS classes read (`from_pretrained` of the adapter's folder, `load_adapter`).
 """
 
+import copy
 import hashlib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 RECORD_NAME = "base_record.json"
-# Layers of an image encoder, alone or in a model; not those of a decoder or a text tower.
-_LAYERS = re.compile(r"((.*\.)?(vit|pixio|dinov2|vision_model)\.)?(layers|encoder\.layer)\.\d+\..+")
+# An image encoder, alone or in a model; not a decoder or a text tower.
+_ENCODER = r"((.*\.)?(vit|pixio|dinov2|vision_model)\.)?"
+_LAYERS = re.compile(_ENCODER + r"(layers|encoder\.layer)\.\d+\..+")
+_AROUND = re.compile(_ENCODER + r"(embeddings\.(cls_token|patch_embeddings\.projection\..+)|layernorm\..+)")
 _SHORT = 12
 # How LoRA may start without moving anything out of the base: True, False, or one of these.
 _BASE_STAYS = ("gaussian", "eva", "orthogonal")
@@ -29,8 +33,9 @@ class AdapterBaseError(ValueError):
 
 
 def encoder_digest(model: nn.Module) -> str | None:
-    """SHA-256 of the weights of the encoder's layers, the same for our models, their exports and their copies.
+    """SHA-256 of the encoder's weights, the same for our models, their exports and their copies.
 
+    Layers, patch embedding, class token and last norm; not the position table, which another image size resamples.
     Weights are rounded to bfloat16 first, so that a base is itself in float32 and in bfloat16; a float16 copy is
     another. Names and order play no part, nor do vectors of one value, such as the scales of one that exports add.
     Adapters and heads are left out. A model without layers of a known name counts whole.
@@ -40,7 +45,9 @@ def encoder_digest(model: nn.Module) -> str | None:
     """
     weights = dict(_base_weights(model))
     hashes = []
-    for name in [name for name in weights if _LAYERS.fullmatch(name)] or weights:
+    layers = [name for name in weights if _LAYERS.fullmatch(name)]
+    around = [name for name in weights if _AROUND.fullmatch(name)]
+    for name in layers + around if layers else weights:
         weight = weights[name].detach()
         if weight.is_meta:
             return None
@@ -122,6 +129,35 @@ def read_base_record(folder: Any, hub_options: dict[str, Any]) -> dict[str, Any]
     options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     file = cached_file(folder, RECORD_NAME, **hub_options, **options)
     return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def unchanged_if_it_fails(model: nn.Module) -> Iterator[None]:
+    """Puts a model back as it was if what follows raises, whatever wrapped or froze its modules meanwhile.
+
+    PEFT's own `delete_adapter` leaves its wrappers in place. No weight is copied: PEFT and transformers put new
+    tensors into a model, and the old ones are kept here.
+    """
+    modules = [(module, dict(vars(module)), _containers(module)) for module in model.modules()]
+    parameters = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, attributes, containers in modules:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, content in containers.items():
+                container = attributes[name]
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
+        for parameter, data, requires_grad in parameters:
+            parameter.data, parameter.requires_grad = data, requires_grad
+        raise
+
+
+def _containers(module: nn.Module) -> dict[str, Any]:
+    """Copies of a module's dictionaries, lists and sets: of its weights and children, and of PEFT's settings."""
+    return {name: copy.copy(value) for name, value in vars(module).items() if isinstance(value, dict | list | set)}
 
 
 def _base_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

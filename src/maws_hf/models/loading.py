@@ -22,7 +22,7 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from .adapter_base import RECORD_NAME, AdapterBaseError, check_base, read_base_record
+from .adapter_base import RECORD_NAME, AdapterBaseError, check_base, read_base_record, unchanged_if_it_fails
 from .foreign import (
     DUAL_ENCODER,
     TIMM,
@@ -164,20 +164,30 @@ class CheckedLoading:
             check_base(self, record, made_on, f"delete {RECORD_NAME} beside the adapter")
         if fields.get("use_dora"):
             kwargs["adapter_state_dict"] = _dora_weights(peft_model_id, hub_options)
-        info = super().load_adapter(peft_model_id, adapter_name, **{**kwargs, "ignore_mismatched_sizes": True})
+        name = adapter_name or "default"
+        swaps = name in getattr(self, "peft_config", {})  # its weights are there already, and all of them are due
+        known = {} if swaps else {id(tensor): tensor for tensor in self.state_dict(keep_vars=True).values()}
+        with unchanged_if_it_fails(self):
+            info = super().load_adapter(peft_model_id, adapter_name, **{**kwargs, "ignore_mismatched_sizes": True})
+            faults = self._faults_of_adapter(info, name, known)
+            if faults:
+                raise AdapterBaseError(
+                    f"the adapter {peft_model_id}, made on {made_on}, does not fit this {type(self).__name__}, "
+                    f"{self.name_or_path or 'which has no name'}: it {'; it '.join(faults)}"
+                )
+        return info
+
+    def _faults_of_adapter(self, info: Any, adapter_name: str, known: dict[int, Tensor]) -> list[str]:
+        """What is wrong with an adapter that was just loaded; `known` are the tensors that were there before it."""
         other_shapes = _other_shapes(info.mismatched_keys)
+        # transformers also counts the weights of other adapters, and of the base if the name is part of theirs.
+        tensors = self.state_dict(keep_vars=True)
+        own = [n for n in info.missing_keys if adapter_name in n.split(".") and id(tensors.get(n)) not in known]
         # AdaLoRA does not save its ranks, and RandLoRA saves matrices that it draws anew.
-        missing = [n for n in info.missing_keys if n not in other_shapes and ".ranknum." not in n]
+        missing = [name for name in own if name not in other_shapes and ".ranknum." not in name]
         unknown = [name for name in info.unexpected_keys if not name.startswith("base_model.")]
         kinds = {"has another shape of": other_shapes.values(), "lacks": missing, "has unknown": unknown}
-        faults = [_fault(what, names, listed=2) for what, names in kinds.items() if names]
-        if faults:
-            self.delete_adapter(adapter_name or "default")
-            raise AdapterBaseError(
-                f"the adapter {peft_model_id}, made on {made_on}, does not fit this {type(self).__name__}, "
-                f"{self.name_or_path or 'which has no name'}: it {'; it '.join(faults)}"
-            )
-        return info
+        return [_fault(what, names, listed=2) for what, names in kinds.items() if names]
 
     @classmethod
     def _load(cls, where: Any, *model_args: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
