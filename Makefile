@@ -4,6 +4,8 @@ INSTALLED = $(VENV)/installed
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 # One core is left to the data worker: threads that wait for each other on a full machine are many times slower.
 THREADS ?= $(shell echo $$(($(CORES) > 1 ? $(CORES) - 1 : 1)))
+# Processes that run the tests; each needs about 2 GB of memory.
+JOBS ?= 2
 
 .PHONY: demo test lint
 
@@ -40,7 +42,7 @@ demo: $(INSTALLED)
 		--output outputs/demo/report.html
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import LargeList, List
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from maws_hf import MawsViTForImageClassification
@@ -65,9 +66,10 @@ class FinetuneRecipe(LabelRecipe, ModelRecipe):
         "Side in pixels, the model's own if unset: 224 for MAE, 512 or 518 for MAWS in the paper. The position table "
         "is interpolated once and then trained.",
     )
-    eval_resize: Literal["square", "crop"] = option(
+    eval_resize: str = option(
         "square",
-        "square: the whole image, squeezed, as released models are evaluated; crop: shortest side, then centre.",
+        "square: the whole image, squeezed, as released models are evaluated; crop: its centre; a number: the centre "
+        "of an image whose shortest side is so many pixels (MAE: 256 for 224).",
     )
     layer_decay: float = option(0.65, "Each block learns with this share of the next one's learning rate.")
     drop_path_rate: float = option(0.1, "Stochastic depth of the last block; rises linearly from 0.")
@@ -84,13 +86,14 @@ class FinetuneRecipe(LabelRecipe, ModelRecipe):
     base_learning_rate: float = option(5e-4, "Peak learning rate for 256 images an update; scaled linearly.")
     min_learning_rate: float = option(1e-6, "Learning rate that the cosine ends at.")
     adam_beta2: float = option(0.999, "AdamW beta2.")
-    max_steps: int = option(125_100, "Updates in all: 100 epochs of ImageNet-1k in batches of 1024.")
-    warmup_steps: int = option(6_255, "Updates over which the learning rate rises from 0: 5 epochs.")
+    max_steps: int = option(125_114, "Updates in all: 100 epochs of ImageNet-1k in batches of 1024.")
+    warmup_steps: int = option(6_256, "Updates over which the learning rate rises from 0: 5 epochs.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.image_size is None or self.image_size >= 1, "image_size", "at least 1")
-        self._require(self.eval_resize in ("square", "crop"), "eval_resize", "square or crop")
+        possible = self.eval_resize in ("square", "crop") or self.eval_resize.isdecimal()
+        self._require(possible and self.eval_resize != "0", "eval_resize", "square, crop or pixels")
         self._require(0 < self.layer_decay <= 1, "layer_decay", "in (0, 1]")
         self._require(0 <= self.rand_augment <= 10, "rand_augment", "0 to 10")
         for name in ("drop_path_rate", "label_smoothing"):
@@ -100,6 +103,13 @@ class FinetuneRecipe(LabelRecipe, ModelRecipe):
         for name in ("mixup", "cutmix"):
             self._require(0 <= getattr(self, name) < float("inf"), name, "0 or more")
         self._require(self.eval_steps >= 1, "eval_steps", "at least 1")
+
+    @property
+    def resize(self) -> int | Literal["square"] | None:
+        """As [`EvalTransform`] has it."""
+        if self.eval_resize.isdecimal():
+            return int(self.eval_resize)
+        return "square" if self.eval_resize == "square" else None
 
 
 # ---------------------------------------------------------------- labels
@@ -159,12 +169,42 @@ def build_classifier(recipe: FinetuneRecipe, labels: LabelReader, multi_label: b
 # ---------------------------------------------------------------- evaluation
 
 
+def split_of(recipe: FinetuneRecipe) -> str:
+    return recipe.eval_split or recipe.dataset_split
+
+
+def check_eval_labels(recipe: FinetuneRecipe, labels: LabelReader) -> None:
+    """Reads them all, so that one that is no class is known before hours are spent.
+
+    Raises:
+        ValueError: naming it.
+    """
+    dataset, _ = open_images(recipe, split_of(recipe), [labels.column])
+    labels = labels.of_split(dataset.features)
+    for row in tqdm(dataset, desc="checking labels", unit="image", mininterval=1, leave=False):
+        labels(row)
+
+
 class Watch:
     """Scores of a fixed sample of the evaluation split every `eval_steps` updates, in `evaluation.jsonl`."""
 
-    def __init__(self, recipe: FinetuneRecipe, images: torch.Tensor, targets: torch.Tensor, multi_label: bool):
-        self.every, self.images, self.targets = recipe.eval_steps, images, targets
-        self.multi_label, self.batch_size = multi_label, recipe.per_device_train_batch_size
+    def __init__(
+        self, recipe: FinetuneRecipe, labels: LabelReader, multi_label: bool, image_size: int | tuple[int, int]
+    ):
+        labels = labels.of_split(open_images(recipe, split_of(recipe), [labels.column])[0].features)
+        samples = read_eval_samples(
+            recipe,
+            image_size,
+            WATCHED_IMAGES,
+            resize=recipe.resize,
+            columns=[labels.column],
+            extra=partial(add_targets, labels=labels),
+            keep=lambda row: bool(labels(row)),
+        )
+        self.images = torch.stack([sample["pixel_values"] for sample in samples])
+        self.targets = torch.stack([torch.from_numpy(sample["labels"]) for sample in samples])
+        self.every, self.multi_label = recipe.eval_steps, multi_label
+        self.batch_size = recipe.per_device_train_batch_size
         self.lines = JsonLines(Path(recipe.output_dir, "evaluation.jsonl"))
 
     def __call__(self, step: int, model: MawsViTForImageClassification) -> None:
@@ -190,13 +230,13 @@ def evaluate(
     accelerator: Accelerator,
 ) -> dict[str, float]:
     """Scores of the whole evaluation split; its shards are shared among the processes."""
-    dataset, image_column = open_images(recipe, recipe.eval_split or recipe.dataset_split, [labels.column])
+    dataset, image_column = open_images(recipe, split_of(recipe), [labels.column])
     readers, rank = min(accelerator.num_processes, dataset.num_shards), accelerator.process_index
     part = dataset.shard(readers, rank) if rank < readers else dataset.take(0)
     found = classify(
         model,
         part,
-        EvalTransform(model.config.image_size, "square" if recipe.eval_resize == "square" else None),
+        EvalTransform(model.config.image_size, recipe.resize),
         labels,
         image_column=image_column,
         batch_size=recipe.per_device_train_batch_size,
@@ -234,7 +274,6 @@ def main() -> int:
     earlier = read_ledger(recipe.model_name_or_path)
     model = build_classifier(recipe, labels, multi_label)
     config = model.config
-    reading = {"columns": [labels.column], "extra": partial(add_targets, labels=labels)}
     loader = build_training_loader(
         recipe,
         config.image_size,
@@ -242,19 +281,13 @@ def main() -> int:
         repeats=labelled_rows(labels),
         hflip=recipe.hflip,
         augment=RandAugment(recipe.rand_augment) if recipe.rand_augment else None,
-        **reading,
+        columns=[labels.column],
+        extra=partial(add_targets, labels=labels),
     )
-    samples = read_eval_samples(
-        recipe,
-        config.image_size,
-        WATCHED_IMAGES,
-        resize="square" if recipe.eval_resize == "square" else None,
-        keep=lambda row: bool(labels(row)),
-        **reading,
-    )
-    images = torch.stack([sample["pixel_values"] for sample in samples])
-    targets = torch.stack([torch.from_numpy(sample["labels"]) for sample in samples])
-    watch = Watch(recipe, images, targets, multi_label)
+    watch = None
+    if accelerator.is_main_process:
+        check_eval_labels(recipe, labels)
+        watch = Watch(recipe, labels, multi_label, config.image_size)
 
     accelerator.print(describe_model(model))
     flops_per_image = wsp_training_flops(config)
@@ -275,13 +308,15 @@ def main() -> int:
         accelerator.print(f"stopped after step {outcome.step}; the same command continues")
         accelerator.end_training()
         return outcome.exit_code
+    stages = [*earlier, Stage("finetune", outcome.images_seen, outcome.images_seen * flops_per_image)]
+    if watch is not None:  # the main process
+        square = recipe.resize == "square"
+        processor = square_image_processor_of(config) if square else image_processor_of(config, recipe.resize)
+        save_trained_model(model, processor, output_dir, stages)
+        draw_predictions(output_dir / "predictions.png", labels, watch, model)
+        plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
     results = evaluate(recipe, model, labels, multi_label, accelerator)
     if accelerator.is_main_process:
-        stages = [*earlier, Stage("finetune", outcome.images_seen, outcome.images_seen * flops_per_image)]
-        processor = square_image_processor_of(config) if recipe.eval_resize == "square" else image_processor_of(config)
-        save_trained_model(model, processor, output_dir, stages)
-        draw_predictions(output_dir / "predictions.png", labels, images, targets, watch.logits(model))
-        plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
         content = {"results": results, "options": asdict(recipe), "classes": list(labels.names)}
         write_json(content, output_dir / "results.json")
         report(recipe, outcome.step, stages, results)
@@ -289,15 +324,13 @@ def main() -> int:
     return 0
 
 
-def draw_predictions(
-    file: Path, labels: LabelReader, images: torch.Tensor, targets: torch.Tensor, logits: torch.Tensor
-) -> None:
-    best = logits[:24].topk(min(3, logits.shape[1]), dim=1).indices.tolist()
+def draw_predictions(file: Path, labels: LabelReader, watch: Watch, model: MawsViTForImageClassification) -> None:
+    best = watch.logits(model)[:24].topk(min(3, len(labels.names)), dim=1).indices.tolist()
     captions = [
         [(labels.names[index], bool(truth[index])) for index in predicted]
-        for predicted, truth in zip(best, targets[:24], strict=True)
+        for predicted, truth in zip(best, watch.targets[:24], strict=True)
     ]
-    grid = prediction_grid(images[:24], captions)
+    grid = prediction_grid(watch.images[:24], captions)
     save_picture(lambda path: grid.save(path, format="png"), file)
 
 

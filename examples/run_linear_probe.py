@@ -151,7 +151,7 @@ def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[st
         print(f"{name}: probed before, result in {file}")
         return json.loads(file.read_text(encoding="utf-8"))
     classes = train_features.classes()
-    train, test = train_features.with_classes(classes), test_features.with_classes(classes)
+    train, test = train_features.with_classes(classes), test_features.with_classes(classes, train_features.class_names)
     start = time.perf_counter()
     linear = linear_probe(
         train,

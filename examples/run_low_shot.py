@@ -7,7 +7,7 @@ For each number of images, each of `--num_splits` seeded choices of them, and ea
 trained on these images alone and scored on the test split. Weight decays and learning rates are chosen by
 cross-validation over the labelled images of the cell; test images choose nothing. Every cell's result is kept in
 `output_dir/cells`, with what was chosen; the same command goes on where it was stopped. `output_dir` ends up with
-`results.json` and `results.png`.
+`results.json` and `results.png`. The test images and a group of splits' labelled ones, as tokens, stay in memory.
 """
 
 import hashlib
@@ -20,22 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import ClassLabel, IterableDataset
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from maws_hf import MawsViTModel
 from maws_hf.data.sources import open_stream
+from maws_hf.data.targets import NO_LABEL
 from maws_hf.evaluation.feature_cache import CacheError, digest_of, load_entry, save_entry
 from maws_hf.evaluation.features import encode_images, find_label_column, model_digest
 from maws_hf.evaluation.few_shot import DECAYS, FewShotProbe, few_shot_probe, few_shot_split, scores
 from maws_hf.evaluation.metrics import top_k_accuracy
-from maws_hf.evaluation.pixels import Pixels, read_pixels
+from maws_hf.evaluation.pixels import read_labels, read_pixels
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
-from maws_hf.training.few_shot_adapters import RECIPES, Weights, predict
+from maws_hf.training.few_shot_adapters import RECIPES, long_enough, predict
 from maws_hf.training.few_shot_selection import FOLDS, Adapted, Choice, adapt, choices_at_once
-from maws_hf.training.frozen_prefix import TokensBefore, adapted_tail, first_weights
+from maws_hf.training.frozen_prefix import AdaptedTail, TokensBefore, adapted_tail, first_weights
 from maws_hf.training.labelled_images import LabelledImageOptions, build_transform
 from maws_hf.training.records import write_json
 from maws_hf.training.seeding import seed_for
@@ -62,10 +64,12 @@ class LowShotOptions(LabelledImageOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(min(self.shots, default=0) >= 1, "shots", "numbers from 1")
+        different = len(set(self.shots)) == len(self.shots)
+        self._require(different and min(self.shots, default=0) >= 1, "shots", "numbers from 1, each once")
         self._require(self.num_splits >= 1, "num_splits", "at least 1")
         known = bool(self.methods) and set(self.methods) <= set(METHODS)
-        self._require(known, "methods", f"some of {', '.join(METHODS)}")
+        different = len(set(self.methods)) == len(self.methods)
+        self._require(known and different, "methods", f"some of {', '.join(METHODS)}, each once")
         self._require(self.eval_split != self.train_split, "eval_split", "another split than --train_split")
 
 
@@ -74,7 +78,7 @@ class LowShotOptions(LabelledImageOptions):
 
 @dataclass(frozen=True)
 class Task:
-    """Labelled images of both splits, and the encoder's features of them."""
+    """The images of the test split and those of the training split that any cell learns from, with their features."""
 
     train_pixels: Tensor
     train_labels: Tensor
@@ -83,44 +87,76 @@ class Task:
     train_features: Tensor
     test_features: Tensor
     classes: list[str]
+    splits: dict[tuple[int, int], Tensor]  # by shots and seed: which of the training images are labelled
 
 
 def read_task(options: LowShotOptions, model: MawsViTModel) -> Task:
-    splits = []
-    for split in (options.train_split, options.eval_split):
-        dataset = open_stream(
+    """Reads all labels, but decodes and encodes only the images that are needed."""
+    train, test = (
+        open_stream(
             options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
         )
-        splits.append(
-            read_pixels(
-                dataset,
-                build_transform(options, model),
-                label_column=find_label_column(dataset, options.label_column_name),
-                image_column=options.image_column_name,
-                batch_size=options.per_device_eval_batch_size,
-                num_workers=options.dataloader_num_workers,
-            )
+        for split in (options.train_split, options.eval_split)
+    )
+    column = find_label_column(train, options.label_column_name)
+    names = named(read_labels(train, label_column=column, image_column=options.image_column_name), train, column)
+    kind, found = train.features[column], set(names) - {None}
+    classes = [name for name in kind.names if name in found] if isinstance(kind, ClassLabel) else sorted(found)
+    if len(classes) < 2:
+        raise ValueError(f"the split {options.train_split} has labels of {len(classes)} class: two are the least")
+    index = {name: number for number, name in enumerate(classes)}
+    labelled = [row for row, name in enumerate(names) if name is not None]
+    labels = torch.tensor([index[names[row]] for row in labelled])
+    chosen = {
+        (shots, options.seed + split): few_shot_split(labels, shots, options.seed + split)
+        for shots in options.shots
+        for split in range(options.num_splits)
+    }
+    needed = torch.cat(list(chosen.values())).unique()
+    reading = {
+        "label_column": column,
+        "image_column": options.image_column_name,
+        "batch_size": options.per_device_eval_batch_size,
+    }
+    transform = build_transform(options, model)
+    few = read_pixels(train, transform, only=[labelled[row] for row in needed.tolist()], **reading)
+    rows = needed[few.places]  # without those that cannot be decoded
+    splits = {cell: torch.searchsorted(rows, split[torch.isin(split, rows)]) for cell, split in chosen.items()}
+    reading |= {"num_workers": options.dataloader_num_workers, "may_lack_labels": True}
+    all_test = read_pixels(test, transform, **reading)
+    test_names = named(all_test.labels, test, column)
+    if unknown := set(test_names) - {None, *classes}:
+        raise ValueError(
+            f"the class {min(unknown, key=str)!r} of the split {options.eval_split} is none of the {len(classes)} of "
+            f"the split {options.train_split}"
         )
-    train, test = splits
-    classes = sorted(set(train.labels))
-    encoded = [encode(options, model, split.pixels) for split in splits]
+    kept = [row for row, name in enumerate(test_names) if name is not None]
+    test_pixels = all_test.pixels[kept]
     return Task(
-        train.pixels,
-        as_indices(train, classes),
-        test.pixels,
-        as_indices(test, classes),
-        *encoded,
+        few.pixels,
+        labels[rows],
+        test_pixels,
+        torch.tensor([index[test_names[row]] for row in kept]),
+        encode(options, model, few.pixels),
+        encode(options, model, test_pixels),
         list(map(str, classes)),
+        splits,
     )
 
 
-def as_indices(split: Pixels, classes: list[Any]) -> Tensor:
-    """Raises ValueError for a label that the training split does not show, or for lists of labels."""
-    index = {name: place for place, name in enumerate(classes)}
-    for label in split.labels:
-        if not isinstance(label, int | str) or label not in index:
-            raise ValueError(f"the label {label!r} is none of the {len(classes)} classes of the training split")
-    return torch.tensor([index[label] for label in split.labels])
+def named(labels: list[Any], dataset: IterableDataset, column: str) -> list[int | str | None]:
+    """Names of the classes where the column says them, for splits may number them otherwise; None without a label.
+
+    Raises:
+        ValueError: an image has a list of labels.
+    """
+    if wrong := [label for label in labels if isinstance(label, list)]:
+        raise ValueError(f"the label {wrong[0]} in {column} is a list: one class an image is wanted")
+    kind = dataset.features[column]
+    names = kind.names if isinstance(kind, ClassLabel) else None
+    return [
+        None if label in (None, -1, NO_LABEL) else label if names is None else names[int(label)] for label in labels
+    ]
 
 
 def encode(options: LowShotOptions, model: MawsViTModel, pixels: Tensor) -> Tensor:
@@ -159,12 +195,7 @@ class Grid:
         same = digest_of([self.digest, settings_of(options, model, task)])
         self.folder = Path(options.output_dir, "cells", same[:16])
         self.seeds = [options.seed + split for split in range(options.num_splits)]
-        self.splits = {
-            (shots, seed): few_shot_split(task.train_labels, shots, seed)
-            for shots in options.shots
-            for seed in self.seeds
-        }
-        self.labelled = torch.cat(list(self.splits.values())).unique()
+        self.splits = task.splits
         self.probes: dict[tuple[int, int], FewShotProbe] = {}
 
     def run(self) -> list[dict[str, Any]]:
@@ -193,21 +224,27 @@ class Grid:
         Choices are trained in groups, as many as fit one batch. What is left of a group is computed with all of it, so
         that a run that was stopped ends up with the same numbers.
         """
-        recipe = RECIPES[method]
-        config = recipe.config(len(self.model.layers))
+        config = RECIPES[method].config(len(self.model.layers))
         starts = {seed: first_weights(self.model, config, seed_for("weights", seed)) for seed in self.seeds}
         with adapted_tail(self.model, config) as tail:
-            images = self.task.train_pixels[self.labelled]
-            pairs = [TokensBefore(self.model, tail.first, pixels).all() for pixels in (images, images.flip(-1))]
-            tokens = torch.stack(pairs, dim=1)
             test = TokensBefore(self.model, tail.first, self.task.test_pixels, self.options.per_device_eval_batch_size)
-            at_once = choices_at_once(tail, tokens, recipe)
+            at_once = choices_at_once(tail, self.tokens(tail, torch.arange(1)), RECIPES[method])
             groups = [self.seeds[start : start + at_once] for start in range(0, len(self.seeds), at_once)]
             for shots, seeds in itertools.product(self.options.shots, groups):
+                recipe = long_enough(RECIPES[method], max(len(self.splits[shots, seed]) for seed in self.seeds))
                 missing = [seed for seed in seeds if not self.file(method, shots, seed).is_file()]
                 if missing:
-                    choices = [self.choice(shots, seed, starts[seed]) for seed in seeds]
-                    labels = self.task.train_labels[self.labelled]
+                    rows = torch.cat([self.splits[shots, seed] for seed in seeds]).unique()
+                    choices = [
+                        Choice(
+                            torch.searchsorted(rows, self.splits[shots, seed]),
+                            self.probe(shots, seed).decay,
+                            starts[seed],
+                            seed,
+                        )
+                        for seed in seeds
+                    ]
+                    tokens, labels = self.tokens(tail, rows), self.task.train_labels[rows]
                     found = adapt(tail, tokens, labels, len(self.task.classes), choices, recipe)
                     logits = predict(tail, [adapted.weights for adapted in found], test)
                     for seed in missing:
@@ -215,9 +252,11 @@ class Grid:
                         self.write(method, shots, seed, chosen_by(found[place]), logits[place])
                 yield from seeds
 
-    def choice(self, shots: int, seed: int, adapter: Weights) -> Choice:
-        rows = torch.searchsorted(self.labelled, self.splits[shots, seed])
-        return Choice(rows, self.probe(shots, seed).decay, adapter, seed)
+    def tokens(self, tail: AdaptedTail, rows: Tensor) -> Tensor:
+        """What the tail reads of these training images and of their mirror images."""
+        images = self.task.train_pixels[rows]
+        pairs = [TokensBefore(self.model, tail.first, pixels).all() for pixels in (images, images.flip(-1))]
+        return torch.stack(pairs, dim=1)
 
     def probe(self, shots: int, seed: int) -> FewShotProbe:
         """The linear classifier of these images: a cell of its own, and where the adapters' heads begin."""

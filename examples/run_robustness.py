@@ -79,7 +79,7 @@ class RobustnessOptions(Options):
     )
     image_size: int | None = option(None, "Side in pixels, for --resize; each model's own if unset.")
     per_device_eval_batch_size: int = option(64, "Images a forward pass.")
-    bf16: bool = option(False, "bfloat16 autocast of the model; scores are float32.")
+    bf16: bool = option(False, "bfloat16 autocast of the model, scores included: of equal ones the first wins.")
     dataloader_num_workers: int = option(2, "Processes that read and decode images; 0 does it in the main one.")
 
     def __post_init__(self) -> None:

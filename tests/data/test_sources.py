@@ -123,6 +123,17 @@ def test_class_called_train_is_a_class(tmp_path):
     assert open_stream(tmp_path).features["label"].names == ["boat", "train"]
 
 
+def test_a_class_that_a_split_lacks_does_not_renumber_the_others(tmp_path):
+    for place in ("train/ant", "train/bee", "train/cat", "test/bee", "test/cat", "val/cat"):
+        write_image(tmp_path / place / "0.png")
+    for split, labels in (("train", [0, 1, 2]), ("test", [1, 2]), ("validation", [2])):
+        dataset = open_stream(tmp_path, split=split)
+        assert dataset.features["label"].names == ["ant", "bee", "cat"]
+        assert sorted(row["label"] for row in dataset) == labels
+    write_image(tmp_path / "test" / "loose.png")
+    assert "label" not in open_stream(tmp_path, split="test").features
+
+
 def test_linked_class_folders_are_followed_and_loops_end(tmp_path):
     write_image(tmp_path / "elsewhere" / "0.png")
     root = tmp_path / "root"

@@ -38,6 +38,18 @@ def test_a_row_of_targets_marks_the_same_classes():
     assert not reader.multi_hot({"labels": [-1]}).any()
 
 
+def test_a_split_that_numbers_its_classes_otherwise_is_read_by_name():
+    reader = find_labels(Features({"label": ClassLabel(names=["a", "b", "c"])}), None)
+    assert reader.of_split(Features({"label": ClassLabel(names=["a", "b", "c"])})) is reader
+    other = reader.of_split(Features({"label": ClassLabel(names=["c", "x", "a"])}))
+    assert [other({"label": label}) for label in (0, 2, -1)] == [[2], [0], []]
+    assert other.multi_hot({"label": 0}).tolist() == [False, False, True]
+    with pytest.raises(ValueError, match="class x in label is none of the 3"):
+        other({"label": 1})
+    with pytest.raises(ValueError, match=r"label 3 in label is not in 0\.\.2"):
+        other({"label": 3})
+
+
 def test_names_that_two_synsets_share_carry_their_ids():
     names = class_names(vocabulary())
     assert names == ("dog", "crane (n02012849)", "crane (n03126707)", "golden retriever")

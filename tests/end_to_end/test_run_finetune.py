@@ -23,15 +23,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures, each a class, that return; one without a label, one that is none. Two shards a split."""
+    """Four pictures, each a class, that return; one without a label, one that is none. Two shards a split.
+
+    The test split numbers the classes from behind.
+    """
     folder = tmp_path_factory.mktemp("corpus")
-    columns = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b", "c", "d"])})
-    columns["tags"] = List(columns["label"])
-    for split, count in (("train", 20), ("test", 7)):
+    for split, count, names in (("train", 20, "abcd"), ("test", 7, "dcba")):
+        columns = Features({"image": ImageFeature(), "label": ClassLabel(names=list(names))})
+        columns["tags"] = List(columns["label"])
         for shard in range(2):
             labels = [index % 4 for index in range(count)]
             images = [{"bytes": draw_image(label), "path": f"{shard}-{n}.png"} for n, label in enumerate(labels)]
             images[-1]["bytes"], labels[0] = b"no image", -1
+            labels = [label if label < 0 or names == "abcd" else 3 - label for label in labels]
             tags = [[] if label < 0 else sorted({label, 3}) for label in labels]
             rows = Dataset.from_dict({"image": images, "label": labels, "tags": tags}, features=columns)
             rows.to_parquet(folder / f"{split}-{shard:05d}-of-00002.parquet")

@@ -17,11 +17,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures that return: a class has four images to learn from, the last only one."""
+    """Three pictures that return: a class has four images to learn from, the last only one, and one has no label.
+
+    The test split numbers the classes from behind, and one of its images is none.
+    """
     folder = tmp_path_factory.mktemp("corpus")
-    columns = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b", "c"])})
-    for split, labels in (("train", [0, 1] * 4 + [2]), ("test", [0, 1, 2] * 3)):
-        images = [{"bytes": draw_image(label), "path": f"{split}-{n}.png"} for n, label in enumerate(labels)]
+    for split, labels, names in (("train", [0, 1] * 4 + [2, -1], "abc"), ("test", [0, 1, 2] * 3, "cba")):
+        columns = Features({"image": ImageFeature(), "label": ClassLabel(names=list(names))})
+        shown = labels if split == "train" else [2 - label for label in labels]
+        images = [{"bytes": draw_image(abs(label)), "path": f"{split}-{n}.png"} for n, label in enumerate(shown)]
+        if split == "test":
+            images[-1]["bytes"] = b"no image"
         Dataset.from_dict({"image": images, "label": labels}, features=columns).to_parquet(
             folder / f"{split}-0.parquet"
         )
@@ -69,5 +75,7 @@ def test_the_grid_is_scored_and_goes_on_where_it_was_stopped(corpus, encoder, tm
 def test_wrong_options_are_one_sentence(corpus, encoder, tmp_path):
     wrong = [*command(corpus, encoder, tmp_path), "--methods", "linear", "prefix"]
     assert "--methods" in finish(start(wrong), expected=2).splitlines()[-1]
+    twice = [*command(corpus, encoder, tmp_path), "--methods", "linear", "linear"]
+    assert "each once" in finish(start(twice), expected=2).splitlines()[-1]
     same = [*command(corpus, encoder, tmp_path), "--eval_split=train"]
     assert "another split than --train_split" in finish(start(same), expected=2).splitlines()[-1]

@@ -16,6 +16,7 @@ NAMES = ["a", "b", "c"]
 
 def corpus(folder, kind, labels):
     """Shards of three rows; the image of the second row is no image."""
+    folder.mkdir(exist_ok=True)
     features = Features({"image": ImageFeature(), "label": kind})
     for shard in range(-(-len(labels) // 3)):
         rows = range(3 * shard, min(3 * shard + 3, len(labels)))
@@ -48,6 +49,26 @@ def test_scores_are_the_models_and_what_has_no_label_or_no_image_is_left_out(mod
         mine = found.scores[found.targets[:, label]]
         theirs = torch.stack(logits)
         torch.testing.assert_close(mine.sort(dim=0).values, theirs.sort(dim=0).values.detach(), rtol=0, atol=1e-6)
+
+
+def test_batches_without_any_label_and_nulls_are_passed_over(model, tmp_path):
+    dataset = corpus(tmp_path, ClassLabel(names=NAMES), [-1, None, -1, -1, None, 2])
+    found = classify(model, dataset, EvalTransform(32), find_labels(dataset.features, "label"), batch_size=2)
+    assert found.targets.tolist() == [[False, False, True]]
+
+
+def test_classes_of_another_order_are_told_by_name(model, tmp_path):
+    for name, names, labels in (("one", NAMES, [0, 1, 2, 2]), ("other", NAMES[::-1], [2, 1, 0, 0])):
+        dataset = corpus(tmp_path / name, ClassLabel(names=names), labels)
+        reader = find_labels(Features({"label": ClassLabel(names=NAMES)}), "label")
+        found = classify(model, dataset, EvalTransform(32), reader)
+        assert found.targets.int().argmax(dim=1).tolist() == [0, 2, 2], name
+
+
+def test_bf16_scores_are_not_rounded_to_bfloat16(model, tmp_path):
+    dataset = corpus(tmp_path, ClassLabel(names=NAMES), [0, 1, 2])
+    scores = classify(model, dataset, EvalTransform(32), find_labels(dataset.features, "label"), bf16=True).scores
+    assert not torch.equal(scores, scores.bfloat16().float())
 
 
 def test_a_split_without_rows_gives_none(model, tmp_path):

@@ -176,6 +176,18 @@ def test_classes_that_the_column_declares_count_even_if_none_has_them():
     assert features.with_classes(features.classes()).num_classes == 3
 
 
+def test_integers_of_another_split_are_translated_by_the_names_of_their_classes():
+    features = Features(torch.zeros(3, 3), [0, 2, 0], ["a", "b", "c"], [], ["cat", "owl", "ant"], "digest")
+    labelled = features.with_classes([0, 1, 2], ["ant", "bee", "cat"])
+    assert labelled.labels.tolist() == [2, 0, 2]
+    lists = Features(torch.zeros(2, 3), [[0, 1], [2]], ["a", "b"], [], ["cat", "owl", "ant"], "digest")
+    assert lists.with_classes([0, 1, 2], ["ant", "bee", "cat"]).labels.tolist() == [[2], [0]]
+    with pytest.raises(ValueError, match="b: its label 1 is none of the 3 classes"):
+        Features(torch.zeros(2, 3), [0, 1], ["a", "b"], [], ["cat", "owl", "ant"], "digest").with_classes(
+            [0, 1, 2], ["ant", "bee", "cat"]
+        )
+
+
 def test_the_label_column_is_found_or_asked_for(shards: Path):
     dataset = open_stream(shards)
     assert find_label_column(dataset) == "label"

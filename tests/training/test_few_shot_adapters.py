@@ -15,7 +15,15 @@ from maws_hf.evaluation.features import model_digest
 from maws_hf.evaluation.linear_heads import LinearHead
 from maws_hf.optim.schedules import warmup_cosine
 from maws_hf.training import few_shot_adapters
-from maws_hf.training.few_shot_adapters import HEAD, RECIPES, AdapterRecipe, Member, predict, train_members
+from maws_hf.training.few_shot_adapters import (
+    HEAD,
+    RECIPES,
+    AdapterRecipe,
+    Member,
+    long_enough,
+    predict,
+    train_members,
+)
 from maws_hf.training.frozen_prefix import TokensBefore, adapted_tail, first_weights
 
 LAYERS = 3
@@ -94,6 +102,14 @@ def trained_alone(
         found = logits(pixels)
     adapted.unload()
     return found
+
+
+def test_many_images_come_up_ten_times_each():
+    recipe = RECIPES["lora"]
+    assert long_enough(recipe, 90) == recipe
+    longer = long_enough(recipe, 10_000)
+    assert longer.updates % recipe.updates == 0
+    assert 10_000 * 10 <= longer.updates * recipe.batch_size < 10_000 * 10 + recipe.updates * recipe.batch_size
 
 
 @pytest.mark.parametrize("at_once", [3, 2])  # all members together, or two and one

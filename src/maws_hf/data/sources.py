@@ -174,7 +174,7 @@ def _open_local(source: str, split: str, data_files: str | Sequence[str] | None)
     images = [file for file in files if file.lower().endswith(IMAGE_EXTENSIONS)]
     if not images:
         raise DataSourceError(f"{source} holds none of {_LOOKED_FOR}")
-    return _open_images(root, _select_split(images, split, root))
+    return _open_images(root, _select_split(images, split, root), images)
 
 
 def list_files(folder: str) -> list[str]:
@@ -216,11 +216,15 @@ def _select_split(files: list[str], split: str, root: str) -> list[str]:
     return chosen
 
 
-def _open_images(root: str, images: list[str]) -> IterableDataset:
-    """A stream over image files; a label where all images lie in two or more folders."""
-    folders = [os.path.basename(os.path.dirname(image)) for image in images]
-    classes = sorted(set(folders))
-    labelled = len(classes) > 1 and "" not in classes
+def _open_images(root: str, images: list[str], of_all_splits: list[str]) -> IterableDataset:
+    """A stream over image files; a label where all images lie in class folders, of which there are two or more.
+
+    The classes are those of all splits: a class that one of them lacks must not renumber the others.
+    """
+    splits_are_folders = all(_first_folder(image).lower() in _SPLIT_NAMES for image in of_all_splits)
+    folders = [_class_folder(image, splits_are_folders) for image in images]
+    classes = sorted({_class_folder(image, splits_are_folders) for image in of_all_splits} - {""})
+    labelled = len(classes) > 1 and all(folders)
     files = [
         (os.path.join(root, image), classes.index(folder) if labelled else None)
         for image, folder in zip(images, folders, strict=True)
@@ -230,6 +234,16 @@ def _open_images(root: str, images: list[str]) -> IterableDataset:
     features = Features({"image": _STORED_IMAGE, **({"label": ClassLabel(names=classes)} if labelled else {})})
     dealt = [files[shard::shards] for shard in range(shards)]
     return IterableDataset.from_generator(_read_images, features=features, gen_kwargs={"shards": dealt})
+
+
+def _first_folder(image: str) -> str:
+    return image.split(os.sep)[0] if os.sep in image else ""
+
+
+def _class_folder(image: str, splits_are_folders: bool) -> str:
+    """The folder that an image lies in; nothing where that is the whole data set's or a split's."""
+    path = os.path.dirname(image)
+    return "" if splits_are_folders and path == _first_folder(image) else os.path.basename(path)
 
 
 def _read_images(shards: list[list[tuple[str, int | None]]]) -> Iterator[dict]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ class LabelReader:
         column: of the labels.
         names: of the classes, in the order of their indices; each occurs once.
         vocabulary: for columns of synset ids.
+        told: names that the integers of this split stand for, where they are not `names` in that order.
     """
 
     column: str
     names: tuple[str, ...]
     vocabulary: Vocabulary | None = None
+    told: tuple[str, ...] | None = None
 
     def multi_hot(self, sample: Sample) -> np.ndarray:
         """bool `(C,)`: the classes of a row; all False for an image without labels. Raises as calling does."""
@@ -58,10 +60,26 @@ class LabelReader:
         if self.vocabulary is not None:
             return self.vocabulary.encode([synset for synset in values if synset is not None])
         indices = sorted({int(label) for label in values if label is not None} - {-1, NO_LABEL})
-        if indices and not 0 <= indices[0] <= indices[-1] < len(self.names):
+        known = len(self.names if self.told is None else self.told)
+        if indices and not 0 <= indices[0] <= indices[-1] < known:
             wrong = indices[0] if indices[0] < 0 else indices[-1]
-            raise ValueError(f"{sample.get(KEY)}: label {wrong} in {self.column} is not in 0..{len(self.names) - 1}")
-        return indices
+            raise ValueError(f"{sample.get(KEY)}: label {wrong} in {self.column} is not in 0..{known - 1}")
+        return indices if self.told is None else sorted(self._number(self.told[index], sample) for index in indices)
+
+    def _number(self, name: str, sample: Sample) -> int:
+        if name not in self.names:
+            raise ValueError(
+                f"{sample.get(KEY)}: its class {name} in {self.column} is none of the {len(self.names)} of the "
+                "training split"
+            )
+        return self.names.index(name)
+
+    def of_split(self, features: Features) -> "LabelReader":
+        """The same classes, for a split whose integers may stand for them in another order."""
+        kind: Any = features.get(self.column)
+        kind = kind.feature if isinstance(kind, List | LargeList) else kind
+        same = self.vocabulary is not None or not isinstance(kind, ClassLabel) or tuple(kind.names) == self.names
+        return self if same else replace(self, told=tuple(kind.names))
 
 
 def find_labels(
@@ -92,7 +110,8 @@ def _find_reader(
     if column is None or column not in features:
         raise DataSourceError(
             f"no column {column or 'synsets, labels or label'} among {', '.join(features)}: name the labels with "
-            "--label_column_name, or make them from tags with scripts/build_wsp_labels.py"
+            "--label_column_name, or make them from tags with scripts/build_wsp_labels.py; images in folders have "
+            "labels if there are two or more class folders"
         )
     kind: Any = features[column]
     kind = kind.feature if isinstance(kind, List | LargeList) else kind

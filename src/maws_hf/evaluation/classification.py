@@ -48,7 +48,11 @@ def classify(
 
     Args:
         model: on any device.
-        bf16: autocast; scores are float32.
+        labels: of the training split; classes of this one are told by their names.
+        bf16: autocast of the encoder; the classifier computes in float32.
+
+    Raises:
+        ValueError: a label is no class of the training split.
     """
     image_column = find_image_column(dataset, image_column)
     names = [name for name in KEY_COLUMNS if name in dataset.features]
@@ -59,7 +63,9 @@ def classify(
         transform=transform,
         batch_size=batch_size,
         num_workers=num_workers,
+        may_lack_labels=True,
     )
+    labels = labels.of_split(dataset.features)
     classes, device = len(labels.names), next(model.parameters()).device
     scores, targets, skipped = [torch.empty(0, classes)], [torch.empty(0, classes, dtype=torch.bool)], 0
     was_training = model.training
@@ -72,9 +78,13 @@ def classify(
             readable = [labels.multi_hot({labels.column: row.label}) for row in rows if row.reason is None]
             rows_of_targets = torch.stack([torch.from_numpy(row) for row in readable])
             labelled = rows_of_targets.any(dim=1)
+            if not labelled.any():
+                continue
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                logits = model(pixels[labelled].to(device)).logits
-            scores.append(logits.float().cpu())
+                features = model.vit(pixels[labelled].to(device), class_token_only=True).pooler_output
+            # In bfloat16, scores of many classes are equal, and the first of equals would win.
+            with torch.autocast(device.type, enabled=False):
+                scores.append(model.classifier(features.float()).cpu())
             targets.append(rows_of_targets[labelled])
     finally:
         model.train(was_training)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+from transformers.utils import cached_file
 
-from ..models.loading import refuse_missing_folder
+from ..models.loading import explained_for_hub, refuse_missing_folder
 from ..processing.decode import ImageDecodeError
 from ..processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, normalize
 
@@ -24,9 +25,10 @@ def load_classifier(name: str) -> PreTrainedModel:
         ValueError: the checkpoint lacks weights: an untrained head would be scored under its name.
     """
     refuse_missing_folder(name)
-    model, report = AutoModelForImageClassification.from_pretrained(
-        name, dtype=torch.float32, output_loading_info=True
-    )
+    with explained_for_hub(name):
+        model, report = AutoModelForImageClassification.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{name} lacks {len(missing)} weights of {type(model).__name__}, among them {missing[0]}: a trained "
@@ -74,6 +76,18 @@ class Preprocessing:
         return {name: getattr(self, name) for name in ("resize", "size", "mean", "std", "border")}
 
 
+def _processor_of(name: str) -> BaseImageProcessor | None:
+    """None where there is no `preprocessor_config.json`; one that is broken is an error."""
+    found = cached_file(
+        name,
+        "preprocessor_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    # The same pixels with torchvision installed and without.
+    return None if found is None else AutoImageProcessor.from_pretrained(name, backend="pil")
+
+
 def preprocessing_of(
     name: str, model: PreTrainedModel, resize: str | None = None, image_size: int | None = None
 ) -> Preprocessing:
@@ -87,11 +101,7 @@ def preprocessing_of(
     Raises:
         ValueError: the model comes without a processor and no `resize` is given, or without an image size.
     """
-    try:
-        # The same pixels with torchvision installed and without.
-        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-    except (OSError, ValueError):
-        processor = None
+    processor = _processor_of(name)
     if resize is None:
         if processor is None:
             raise ValueError(
@@ -102,11 +112,22 @@ def preprocessing_of(
     size = image_size or getattr(model.config, "image_size", None)
     if size is None:
         raise ValueError(f"{type(model).__name__} names no image size: give --image_size")
-    known = processor if processor is not None and processor.do_normalize else model.config
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    patch = getattr(model.config, "patch_size", None)
+    patch = (patch, patch) if isinstance(patch, int) else patch
+    if patch is not None and any(side % patch_side for side, patch_side in zip(size, patch, strict=True)):
+        raise ValueError(f"--image_size {size[0]} is not possible: {name} has patches of {patch[0]}")
+    usual = processor is None or (processor.do_normalize and not getattr(processor, "do_flip_channel_order", False))
+    if not usual:
+        raise ValueError(
+            f"--resize is not possible: the processor of {name} does not normalise pictures, or swaps their channels; "
+            "leave the option out"
+        )
+    known = model.config if processor is None else processor
     return Preprocessing(
         None,
         resize,
-        (size, size) if isinstance(size, int) else tuple(size),
+        size,
         tuple(getattr(known, "image_mean", IMAGENET_MEAN)),
         tuple(getattr(known, "image_std", IMAGENET_STD)),
     )

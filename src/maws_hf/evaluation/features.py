@@ -104,13 +104,20 @@ class Features:
         found = {name for label in self.labels for name in (label if isinstance(label, list) else [label])}
         return sorted(found)
 
-    def with_classes(self, classes: list[int] | list[str]) -> LabelledFeatures:
+    def with_classes(self, classes: list[int] | list[str], class_names: list[str] | None = None) -> LabelledFeatures:
         """Labels as indices into `classes`. In label lists, what is no class is dropped.
+
+        Args:
+            class_names: what the integers in `classes` stand for, if another split has said them; own integers are
+                then translated by name.
 
         Raises:
             ValueError: a single label is no class; names the image and the label.
         """
         index = {name: place for place, name in enumerate(classes)}
+        if class_names is not None and self.class_names is not None:
+            places = {name: index[number] for number, name in enumerate(class_names) if number in index}
+            index = {number: places[name] for number, name in enumerate(self.class_names) if name in places}
         if any(isinstance(label, list) for label in self.labels):
             lists = [sorted({index[name] for name in label if name in index}) for label in self.labels]
             longest = max(1, max(map(len, lists)))

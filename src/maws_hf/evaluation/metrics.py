@@ -118,11 +118,14 @@ def multi_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def score_classification(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """`{"mAP"}` for index lists, `{"top1", "top5"}` for single labels; the first is what models are chosen by."""
+    """`{"mAP"}` for index lists, `{"top1", "top5"}` for single labels; the first is what models are chosen by.
+
+    Of five classes or fewer there is no top5, which would always be 1.
+    """
     if labels.dim() == 2:
         return {"mAP": mean_average_precision(scores, labels)}
     ranks = label_ranks(scores, labels)
-    return {f"top{k}": float((ranks < k).double().mean()) for k in (1, 5)}
+    return {f"top{k}": float((ranks < k).double().mean()) for k in (1, 5) if k < max(scores.shape[1], 2)}
 
 
 # ---------------------------------------------------------------- metrics

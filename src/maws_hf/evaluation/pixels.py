@@ -1,5 +1,6 @@
 """The images of a split in memory, for methods that look at them more than once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,12 @@ class Pixels:
     Attributes:
         pixels: uint8 `(N, 3, H, W)`, in the order of the files; images that cannot be decoded are left out.
         labels: as they were read.
+        places: of each image among those that were asked for.
     """
 
     pixels: Tensor
     labels: list[Label]
+    places: list[int]
 
 
 def read_pixels(
@@ -32,30 +35,59 @@ def read_pixels(
     image_column: str | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
+    only: Sequence[int] | None = None,
+    may_lack_labels: bool = False,
 ) -> Pixels:
     """Decodes a split once; `H x W x 3` bytes an image stay in memory.
+
+    Args:
+        only: numbers of the rows that are wanted, ascending, in the order of the files; all if None.
+        may_lack_labels: rows whose label is None are let through.
 
     Raises:
         ValueError: no image can be decoded, or a row has no label.
     """
     image_column = find_image_column(dataset, image_column)
     names = [name for name in KEY_COLUMNS if name in dataset.features]
+    dataset = dataset.select_columns(list(dict.fromkeys([image_column, label_column, *names])))
+    if only is not None:
+        wanted, num_workers = frozenset(only), 0  # workers would count their own rows
+        dataset = dataset.filter(lambda row, number: number in wanted, with_indices=True)
     batches = read_rows(
-        dataset.select_columns(list(dict.fromkeys([image_column, label_column, *names]))),
+        dataset,
         image_column=image_column,
         label_column=label_column,
         transform=transform,
         batch_size=batch_size,
         num_workers=num_workers,
+        may_lack_labels=may_lack_labels,
     )
     rows, pictures = [], []
     for found, pixels in batches:
-        rows += [row for row in found if row.reason is None]
+        rows += found
         pictures += [] if pixels is None else [pixels]
+    in_order = sorted(row.place for row in rows)
+    place_of = {place: number for number, place in enumerate(in_order)}
+    rows = [row for row in rows if row.reason is None]
     if not rows:
         raise ValueError("no image of the split can be decoded")
     order = sorted(range(len(rows)), key=lambda index: rows[index].place)
-    return Pixels(torch.cat(pictures)[order], [rows[index].label for index in order])
+    labels, places = zip(*((rows[index].label, place_of[rows[index].place]) for index in order), strict=True)
+    return Pixels(torch.cat(pictures)[order], list(labels), list(places))
 
 
-__all__ = ["Pixels", "read_pixels"]
+def read_labels(dataset: IterableDataset, *, label_column: str, image_column: str | None = None) -> list[Label]:
+    """The labels of a split in the order of the files, without its images being decoded; None where there is none."""
+    image_column = find_image_column(dataset, image_column)
+    batches = read_rows(
+        dataset.select_columns([image_column, label_column]),
+        image_column=image_column,
+        label_column=label_column,
+        transform=None,
+        batch_size=1024,
+        may_lack_labels=True,
+    )
+    return [row.label for rows, _ in batches for row in rows]
+
+
+__all__ = ["Pixels", "read_labels", "read_pixels"]

@@ -22,7 +22,7 @@ ROWS_READ_AT_ONCE = 64
 Transform = Callable[[np.ndarray], Tensor]  # uint8 (H, W, 3) to (3, h, w), of one type and size
 _UNUSED_GENERATOR = np.random.default_rng(0)  # evaluation draws nothing
 
-Label = int | str | list[int] | list[str]
+Label = int | str | list[int] | list[str] | None  # None: there is none
 
 
 class Row(NamedTuple):
@@ -51,6 +51,7 @@ def read_rows(
     transform: Transform | None,
     batch_size: int,
     num_workers: int = 0,
+    may_lack_labels: bool = False,
 ) -> Iterator[tuple[list[Row], Tensor | None]]:
     """Batches of rows and the pixels of those that could be decoded, under a progress bar.
 
@@ -58,6 +59,7 @@ def read_rows(
         dataset: from `open_stream`, with the key, image and label columns and no others.
         transform: None reads and hashes, but decodes nothing.
         num_workers: processes; each reads a run of consecutive shards, so more of them than shards stay away.
+        may_lack_labels: rows whose label is None are let through.
 
     Yields:
         rows, and `(B, 3, h, w)`, as the transform has it (uint8 mostly), for those without a `reason`, in their order;
@@ -67,7 +69,7 @@ def read_rows(
         ValueError: a row has no label.
     """
     loader = DataLoader(
-        _Rows(dataset, image_column, label_column, transform),
+        _Rows(dataset, image_column, label_column, transform, may_lack_labels),
         batch_size=batch_size,
         num_workers=min(num_workers, dataset.num_shards),
         collate_fn=_collate,
@@ -86,9 +88,16 @@ def read_rows(
 class _Rows(torch.utils.data.IterableDataset):
     """(row, its pixels or None), one after the other."""
 
-    def __init__(self, dataset: IterableDataset, image_column: str, label_column: str, transform: Transform | None):
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        image_column: str,
+        label_column: str,
+        transform: Transform | None,
+        may_lack_labels: bool,
+    ):
         self.dataset, self.image_column, self.label_column = dataset, image_column, label_column
-        self.transform = transform
+        self.transform, self.may_lack_labels = transform, may_lack_labels
 
     def __iter__(self) -> Iterator[tuple[Row, Tensor | None]]:
         dataset, worker, number = self.dataset, 0, 0
@@ -105,7 +114,7 @@ class _Rows(torch.utils.data.IterableDataset):
         image, label = row[self.image_column], row[self.label_column]
         data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
         key = next((str(row[name]) for name in KEY_COLUMNS if row.get(name) is not None), path)
-        if label is None:
+        if label is None and not self.may_lack_labels:
             raise ValueError(
                 f"{key or f'row {place[1]}'} has no label in {self.label_column}: choose a labelled split"
             )

@@ -5,11 +5,15 @@ from transformers import BitImageProcessorPil, ViTImageProcessorPil
 from ..models.configuration_maws_vit import MawsViTConfig, as_pair
 
 
-def image_processor_of(config: MawsViTConfig) -> BitImageProcessorPil:
-    """The preprocessing of the released encoders' evaluation: shortest side bicubic, centre crop, normalise."""
+def image_processor_of(config: MawsViTConfig, resize: int | None = None) -> BitImageProcessorPil:
+    """The preprocessing of the released encoders' evaluation: shortest side bicubic, centre crop, normalise.
+
+    Args:
+        resize: shortest side before the crop; that of the crop if None. MAE has 256 for crops of 224.
+    """
     height, width = as_pair(config.image_size)
     return BitImageProcessorPil(
-        size={"shortest_edge": max(height, width)},
+        size={"shortest_edge": resize or max(height, width)},
         crop_size={"height": height, "width": width},
         resample=3,
         image_mean=list(config.image_mean),

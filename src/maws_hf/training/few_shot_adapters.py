@@ -2,7 +2,8 @@
 
 The paper names LoRA, AdaptFormer and VPT and gives none of their settings. Ours: LoRA of rank 8 for queries and values
 and AdaptFormer's branches lie in the last two layers, VPT has a token in every layer; AdamW without weight decay, 60
-updates of 16 images, a random half of them mirrored. The learning rate is chosen (`few_shot_selection.py`).
+updates of 16 images, a random half of them mirrored; with many images as many times 60 as let each come up ten times.
+The learning rate is chosen (`few_shot_selection.py`).
 
 Many are trained at once, those of several choices of images, folds and learning rates: they are members of one batch
 that share the encoder, and each has weights, images and a learning rate of its own. Each ends up as if trained alone.
@@ -15,7 +16,7 @@ Legend: M members, N images, B images of a batch, T tokens, D features, C classe
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from .frozen_prefix import AdaptedTail, TokensBefore
 # each other out of its cache.
 ACTIVATION_BYTES = {"cpu": 2**27, "cuda": 2**33}
 FLOATS_KEPT = 20  # by a layer, for each of the floats that it reads: those of the MLP alone are half
+LEAST_EPOCHS = 10
 HEAD = ("head.weight", "head.bias")
 
 
@@ -44,7 +46,7 @@ class AdapterRecipe:
     Attributes:
         config: makes its PEFT config for an encoder of so many layers. Dropout is off, in it and in the encoder.
         learning_rates: of AdamW, at the peak, to choose from.
-        updates: a tenth of them warm-up, then half a cosine.
+        updates: a tenth of them warm-up, then half a cosine; see [`long_enough`].
         batch_size: images an update; all where there are fewer.
     """
 
@@ -121,6 +123,12 @@ def train_members(
     at_once = members_at_once(tail, tokens, recipe)
     parts = [members[start : start + at_once] for start in range(0, len(members), at_once)]
     return [weights for part in parts for weights in _train_together(tail, tokens, labels, part, recipe)]
+
+
+def long_enough(recipe: AdapterRecipe, images: int) -> AdapterRecipe:
+    """With as many times its updates as show each of so many images `LEAST_EPOCHS` times."""
+    times = -(-LEAST_EPOCHS * images // (recipe.updates * recipe.batch_size))
+    return replace(recipe, updates=recipe.updates * max(times, 1))
 
 
 def members_at_once(tail: AdaptedTail, tokens: Tensor, recipe: AdapterRecipe) -> int:
@@ -235,6 +243,7 @@ __all__ = [
     "AdapterRecipe",
     "Member",
     "Weights",
+    "long_enough",
     "member_logits",
     "members_at_once",
     "plan_updates",
