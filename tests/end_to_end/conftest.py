@@ -4,7 +4,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from prepared_runs import Prepared
+from tiny import tiny_config
+
+from maws_hf import MawsMAEForPreTraining
 
 
 @pytest.fixture
@@ -13,3 +17,12 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, value in {**environment, "HF_HUB_OFFLINE": "1"}.items():
         monkeypatch.setenv(name, value)  # before the first fork, which hands them on
     return lambda arguments: Prepared(arguments, tmp_path / f"{time.monotonic_ns()}.txt")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny autoencoder with random weights."""
+    folder = tmp_path_factory.mktemp("mae")
+    torch.manual_seed(0)
+    MawsMAEForPreTraining(tiny_config()).save_pretrained(folder)
+    return folder

@@ -11,10 +11,10 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from runs import assert_same_run, finish, kill_after, script, start, steps_logged
 from safetensors.torch import load_file
-from tiny import draw_image, tiny_config
+from tiny import draw_image
 from transformers import pipeline
 
-from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification
+from maws_hf import MawsViTForImageClassification
 from maws_hf.processing import EvalTransform
 
 STEPS = 24
@@ -39,14 +39,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tags = [[] if label < 0 else sorted({label, 3}) for label in labels]
             rows = Dataset.from_dict({"image": images, "label": labels, "tags": tags}, features=columns)
             rows.to_parquet(folder / f"{split}-{shard:05d}-of-00002.parquet")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mae")
-    torch.manual_seed(0)
-    MawsMAEForPreTraining(tiny_config()).save_pretrained(folder)
     return folder
 
 

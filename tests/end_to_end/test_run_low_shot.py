@@ -4,13 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from runs import finish, script, start
-from tiny import draw_image, tiny_config
-
-from maws_hf import MawsMAEForPreTraining
+from tiny import draw_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -31,14 +28,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Dataset.from_dict({"image": images, "label": labels}, features=columns).to_parquet(
             folder / f"{split}-0.parquet"
         )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mae")
-    torch.manual_seed(0)
-    MawsMAEForPreTraining(tiny_config()).save_pretrained(folder)
     return folder
 
 
