@@ -156,7 +156,7 @@ class _Run:
         self.flops_per_image: int | None = None
         self.utilization_of_image_rate: float | None = None
         self.give_up: str | None = None  # why the run cannot go on after this step
-        resumed = find_checkpoint(self.root, recipe.resume_from_checkpoint, accelerator)
+        resumed = find_checkpoint(self.root, recipe.resume_from_checkpoint, accelerator, strict=recipe.strict_resume)
         self.sharded = sharding_wanted()
         if self.sharded:
             shard_model(model, accelerator.device, recipe.seed, bf16=recipe.bf16)
