@@ -104,7 +104,7 @@ def train(
         run.utilization_of_image_rate = flops_per_image / (matmul_peak * accelerator.num_processes)
     batches = iter(loader)
     exit_code = 0
-    with run.named_failures(), GracefulStop(launcher_process()) as stop:
+    with GracefulStop(launcher_process()) as stop, run.named_failures():
         while run.state.step < recipe.max_steps:
             learning_rate = run.set_learning_rate()
             window = run.read_window(batches)
