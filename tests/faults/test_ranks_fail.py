@@ -21,6 +21,12 @@ def test_nothing_happens_to_two_ranks_left_alone(scenes: dict[str, Any]):
     assert first["answer"]["step"] == 8
 
 
+def test_two_ranks_save_plain_names_and_the_weights_that_both_have(scenes: dict[str, Any]):
+    for rank in scenes["train"]:
+        in_memory = dict(zip(("line.weight", "line.bias"), rank["answer"]["weights"], strict=True))
+        assert in_memory == scenes["saved"] == scenes["loaded"]
+
+
 def test_a_killed_rank_ends_the_other_in_seconds_and_is_named(scenes: dict[str, Any]):
     survivor, victim = scenes["killed"]
     assert victim["exit_code"] == -9
