@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import tiny_config
 
+from maws_hf import MawsViTModel
 from maws_hf.data.corpus import write_atomically
+from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.ledger import Stage, write_ledger
+from maws_hf.training.model import save_trained_model
 from maws_hf.training.records import JsonLines, write_json
 from maws_hf.visualization import plot_curve, save_picture
 
@@ -65,6 +69,14 @@ def test_a_file_that_finds_no_room_is_named_and_the_old_one_is_whole(name: str, 
     assert str(refused.value).endswith(f"'{file}'")
     assert file.read_bytes() == before
     assert list(folder.iterdir()) == [file], "what was begun is gone"
+
+
+def test_a_model_that_finds_no_room_is_one_sentence_with_its_folder(tmp_path: Path):
+    model, stages = MawsViTModel(tiny_config()), [Stage("mae", 1, 1)]
+    with full_disk(), pytest.raises(OSError, match=f"the model cannot be written to {tmp_path} .*checkpoints are"):
+        save_trained_model(model, image_processor_of(model.config), tmp_path, stages)
+    save_trained_model(model, image_processor_of(model.config), tmp_path, stages)
+    assert MawsViTModel.from_pretrained(tmp_path).config.hidden_size == 32
 
 
 def test_a_picture_that_its_library_cannot_write_is_named(tmp_path: Path):

@@ -46,8 +46,10 @@ def named_failures(rank: int, world_size: int, step: Callable[[], int]) -> Itera
     Raises:
         TrainingError: another process is gone.
     """
-    processes = gather_object([(socket.gethostname(), os.getpid())]) if world_size > 1 else []
+    processes: list[tuple[str, int]] = []  # unknown to one that another has left before
     try:
+        if world_size > 1:
+            processes = gather_object([(socket.gethostname(), os.getpid())])
         yield
     except TrainingError:
         raise
