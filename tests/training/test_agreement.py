@@ -9,7 +9,8 @@ import time
 import psutil
 import pytest
 
-from maws_hf.training.agreement import who_has_ended
+from maws_hf.training import agreement
+from maws_hf.training.agreement import TrainingError, named_failures, who_has_ended
 
 HERE = socket.gethostname()
 
@@ -48,3 +49,15 @@ def test_of_ranks_on_other_hosts_only_their_numbers_are_known(ended: subprocess.
     ranks = [(HERE, os.getpid()), (elsewhere, ended.pid), (elsewhere, os.getpid())]
     told = f"another process has ended, on another host than {HERE} (one of the ranks 1, 2)"
     assert who_has_ended(ranks, patience=0) == told
+
+
+def test_a_process_that_ends_before_the_first_step_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch):
+    def refuse(_: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4711")
+
+    monkeypatch.setattr(agreement, "gather_object", refuse)
+    with (
+        pytest.raises(TrainingError, match="rank 0 cannot go on in step 1: another process of the run has ended"),
+        named_failures(0, 2, lambda: 1),
+    ):
+        pytest.fail("the run has begun")

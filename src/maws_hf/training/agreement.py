@@ -81,7 +81,7 @@ def who_has_ended(processes: list[tuple[str, int]], patience: float = PATIENCE) 
         ]
         if ended:
             return f"{' and '.join(ended)} {'has' if len(ended) == 1 else 'have'} ended"
-        if time.monotonic() >= deadline:
+        if not processes or time.monotonic() >= deadline:
             break
         time.sleep(0.02)
     elsewhere = [str(rank) for rank, (host, _) in enumerate(processes) if host != here]
