@@ -1,7 +1,6 @@
 """Pictures of a run: what was hidden and what the model made of it, and curves."""
 
 import json
-import os
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+
+from .data.corpus import moved_to
 
 if TYPE_CHECKING:
     from .models.modeling_maws_mae import MawsMAEReconstruction
@@ -249,8 +250,12 @@ def plot_extremes(
 
 
 def save_picture(draw: Callable[[Path], None], picture_file: Path) -> None:
-    """Calls `draw(path)` on a path beside `picture_file`, then renames: a viewer never sees half a picture."""
+    """Calls `draw(path)` on a path beside `picture_file`, then renames: a viewer never sees half a picture.
+
+    Raises:
+        OSError: if the disk refuses, with the name of `picture_file`; the old picture is intact.
+    """
     picture_file.parent.mkdir(parents=True, exist_ok=True)
     temporary = picture_file.with_name(f".{picture_file.name}.tmp")
-    draw(temporary)
-    os.replace(temporary, picture_file)
+    with moved_to(picture_file, temporary):
+        draw(temporary)

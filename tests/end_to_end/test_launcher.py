@@ -46,11 +46,12 @@ def rank_of(process: psutil.Process) -> str | None:
         return None
 
 
-def kill_rank(launcher: int, rank: int) -> None:
-    """Its data worker has the same environment, and another parent."""
+def kill_rank(launcher: int, rank: int) -> int:
+    """Returns its process id. Its data worker has the same environment, and another parent."""
     ranks = [child for child in psutil.Process(launcher).children(recursive=True) if rank_of(child) == str(rank)]
     (main,) = [child for child in ranks if child.ppid() not in {other.pid for other in ranks}]
     os.kill(main.pid, signal.SIGKILL)
+    return main.pid
 
 
 def checkpoints(output_dir: Path) -> list[str]:
@@ -60,12 +61,12 @@ def checkpoints(output_dir: Path) -> list[str]:
 def test_a_killed_rank_ends_the_run_and_a_terminated_launcher_saves_one_step(image_shards: Path, tmp_path: Path):
     first = launch(image_shards, tmp_path)
     wait_for(tmp_path, 12, first)
-    kill_rank(first.pid, 1)
+    killed = kill_rank(first.pid, 1)
     began = time.monotonic()
     output, _ = first.communicate(timeout=60)
     assert time.monotonic() - began < 30
     assert first.returncode != 0
-    assert "another process of the run has ended" in output
+    assert f"rank 1 (process {killed}) has ended" in output
     before = [name for name in checkpoints(tmp_path) if name.startswith("step-")]
 
     second = launch(image_shards, tmp_path)

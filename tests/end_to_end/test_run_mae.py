@@ -186,7 +186,10 @@ def test_two_processes_finish_and_save_one_model(image_shards: Path, tmp_path: P
     assert steps_logged(tmp_path) == list(range(1, 9))
     ranks = sorted(path.name for path in (tmp_path / "checkpoints" / "step-00000008").glob("rank-*.json"))
     assert ranks == ["rank-00000.json", "rank-00001.json"]
-    assert MawsMAEForPreTraining.from_pretrained(tmp_path).config.hidden_size == 16
+    model, saved = MawsMAEForPreTraining.from_pretrained(tmp_path), load_file(tmp_path / "model.safetensors")
+    assert model.config.hidden_size == 16
+    assert saved.keys() == MawsMAEForPreTraining(model.config).state_dict().keys(), "nothing of the ranks in names"
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
 
     again = tmp_path / "again"
     shorter = command(image_shards, again, max_steps=8, dataloader_num_workers=1, save_steps=3)

@@ -63,7 +63,14 @@ def scene(world_size: int, act: Callable[..., Any], folder: Path, *arguments: An
         printed = file.with_suffix(".txt").read_text()
         seconds = time.monotonic() - begin
         results.append(
-            {**result, "exit_code": process.exitcode, "hangs": hangs, "seconds": seconds, "printed": printed}
+            {
+                **result,
+                "process": process.pid,
+                "exit_code": process.exitcode,
+                "hangs": hangs,
+                "seconds": seconds,
+                "printed": printed,
+            }
         )
     return results
 

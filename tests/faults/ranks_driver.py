@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from line_run import objective, run
+from line_run import Line, objective, run
 from ranks import scene
+from safetensors.torch import load_file
 
 STEPS = 8
 OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 2, "save_steps": 3}
@@ -75,6 +76,10 @@ def main(corpus: str, folder: str) -> None:
         if act is not train:
             again = scene(2, train, root / "answers" / f"{name} again", Path(corpus), root / name)
             results[f"{name} again"] = again
+    saved = root / "train" / "checkpoints" / f"step-{STEPS:08d}"
+    tensors = load_file(saved / "model.safetensors")
+    results["saved"] = {name: tensor.item() for name, tensor in tensors.items()}
+    results["loaded"] = {name: tensor.item() for name, tensor in Line.from_pretrained(saved).named_parameters()}
     print(json.dumps(results))
 
 

@@ -21,12 +21,19 @@ def test_nothing_happens_to_two_ranks_left_alone(scenes: dict[str, Any]):
     assert first["answer"]["step"] == 8
 
 
-def test_a_killed_rank_ends_the_other_in_seconds_with_a_sentence(scenes: dict[str, Any]):
+def test_two_ranks_save_plain_names_and_the_weights_that_both_have(scenes: dict[str, Any]):
+    for rank in scenes["train"]:
+        in_memory = dict(zip(("line.weight", "line.bias"), rank["answer"]["weights"], strict=True))
+        assert in_memory == scenes["saved"] == scenes["loaded"]
+
+
+def test_a_killed_rank_ends_the_other_in_seconds_and_is_named(scenes: dict[str, Any]):
     survivor, victim = scenes["killed"]
     assert victim["exit_code"] == -9
     assert survivor["exit_code"] == 1
     assert survivor["seconds"] < SECONDS
-    assert "TrainingError: rank 0 cannot go on in step 5: another process of the run has ended" in survivor["error"]
+    told = f"TrainingError: rank 0 cannot go on in step 5: rank 1 (process {victim['process']}) has ended"
+    assert survivor["error"].startswith(told)
     assert scenes["killed checkpoints"] == ["step-00000003"]
 
 
@@ -34,7 +41,7 @@ def test_an_exception_on_one_rank_is_named_and_ends_the_other(scenes: dict[str, 
     survivor, raising = scenes["raising"]
     assert raising["error"] == "MemoryError: no room for a batch"
     assert "rank 1 fails in step 5: MemoryError: no room for a batch" in raising["printed"]
-    assert "rank 0 cannot go on in step 5" in survivor["error"]
+    assert f"rank 0 cannot go on in step 5: rank 1 (process {raising['process']}) has ended" in survivor["error"]
     assert survivor["seconds"] < SECONDS
     assert scenes["raising checkpoints"] == ["step-00000003"]
 

@@ -101,6 +101,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_pa
     assert "step-00000002" in warnings[0]
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_strict_search_ends_at_the_damaged_file_and_leaves_everything(damage, tmp_path: Path):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    assert ckpt.find_latest(tmp_path, warn=fail_if_called, strict=True).step == 2
+    damage(tmp_path / "step-00000002")
+    with pytest.raises(ckpt.CheckpointError, match=r"step-00000002/\w+\.\w+ .*leave out --strict_resume"):
+        ckpt.find_latest(tmp_path, warn=fail_if_called, strict=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
 def test_a_renamed_checkpoint_does_not_pass_for_another_step(tmp_path: Path):
     write(tmp_path, 1)
     os.rename(tmp_path / "step-00000001", tmp_path / "step-00000009")

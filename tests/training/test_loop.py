@@ -216,6 +216,22 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_not_counted(image_shards: 
     assert names == ["damaged-step-00000006", "step-00000003", "step-00000005"]
 
 
+def test_a_strict_run_is_told_of_a_damaged_newest_checkpoint_and_leaves_it_there(
+    image_shards: Path, tmp_path: Path, capsys
+):
+    run(image_shards, tmp_path)
+    damaged = tmp_path / "checkpoints" / "step-00000006" / "model.safetensors"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(CheckpointError, match=r"step-00000006/model\.safetensors is not what was written; restore it"):
+        run(image_shards, tmp_path, max_steps=7, strict_resume=True)
+    damaged.write_bytes(whole)
+    capsys.readouterr()
+    outcome, _ = run(image_shards, tmp_path, max_steps=7, strict_resume=True)
+    assert outcome.step == 7
+    assert "--strict_resume" not in capsys.readouterr().out, "it decides nothing about the training"
+
+
 def test_a_learning_rate_of_zero_is_zero(image_shards: Path, tmp_path: Path):
     run(image_shards, tmp_path, max_steps=1, learning_rate=0.0)
     assert lines(tmp_path / "metrics.jsonl")[0]["learning_rate"] == 0.0

@@ -11,7 +11,8 @@ import importlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -183,13 +184,36 @@ def write_corpus(
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step: a reader, or a kill, sees the old file or the new one."""
+    """Replace `path` by `content` in one step: a reader, or a kill, sees the old file or the new one.
+
+    Raises:
+        OSError: if the disk refuses, with the name of `path`; the old file is intact.
+    """
     temporary = _temporary_beside(path)
-    with temporary.open("wb") as file:
+    with moved_to(path, temporary), temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+
+
+@contextmanager
+def moved_to(path: Path, temporary: Path) -> Iterator[None]:
+    """Around the writing of `temporary`, which then takes the place of `path`; if it fails, it is removed.
+
+    Raises:
+        OSError: if the disk refuses. A full one does not say which file; the error does, by the name that users know.
+    """
+    try:
+        yield
+        temporary.replace(path)
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise  # of another file, which was to be read
+        if error.errno is None:
+            raise OSError(f"{path} cannot be written: {error}") from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_counts(name: str, expected: Mapping[str, int] | None, found: Mapping[str, int]) -> None:

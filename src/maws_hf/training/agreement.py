@@ -1,6 +1,9 @@
 """Failures of one process that all processes of a run hear of, so that none waits for another that is gone."""
 
+import os
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,6 +11,10 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+
+from .interruption import is_alive
+
+PATIENCE = 2.0  # seconds from a lost connection to the end of the process behind it
 
 
 class TrainingError(RuntimeError):
@@ -31,27 +38,56 @@ def reasons_of_ranks(accelerator: Accelerator, error: Exception | None) -> list[
 
 @contextmanager
 def named_failures(rank: int, world_size: int, step: Callable[[], int]) -> Iterator[None]:
-    """Says on which rank and in which step something fails, if there are several.
+    """Says on which rank and in which step something fails, if there are several. Entered by all ranks at once.
 
     A process that ends takes the others along: their next exchange with it fails, in seconds on gloo. That becomes a
-    sentence; the backend's own error is its cause.
+    sentence with the rank that is gone; the backend's own error is its cause.
 
     Raises:
         TrainingError: another process is gone.
     """
+    processes: list[tuple[str, int]] = []  # unknown to one that another has left before
     try:
+        if world_size > 1:
+            processes = gather_object([(socket.gethostname(), os.getpid())])
         yield
     except TrainingError:
         raise
     except Exception as error:
         if world_size > 1 and _is_of_lost_process(error):
             raise TrainingError(
-                f"rank {rank} cannot go on in step {step()}: another process of the run has ended (its own message, "
-                "or the launcher's, says why); checkpoints are intact, the same command continues"
+                f"rank {rank} cannot go on in step {step()}: {who_has_ended(processes)} (its own message, or the "
+                "launcher's, says why); checkpoints are intact, the same command continues"
             ) from error
         if world_size > 1:
             print(f"rank {rank} fails in step {step()}: {_name(error)}", file=sys.stderr)
         raise
+
+
+def who_has_ended(processes: list[tuple[str, int]], patience: float = PATIENCE) -> str:
+    """A clause such as "rank 1 (process 1234) has ended".
+
+    Args:
+        processes: host and process id of each rank. Whether one lives can only be told on its own host.
+        patience: seconds to wait for an end that is under way; a connection is closed a little before.
+    """
+    here = socket.gethostname()
+    deadline = time.monotonic() + patience
+    while True:
+        ended = [
+            f"rank {rank} (process {process})"
+            for rank, (host, process) in enumerate(processes)
+            if host == here and not is_alive(process)
+        ]
+        if ended:
+            return f"{' and '.join(ended)} {'has' if len(ended) == 1 else 'have'} ended"
+        if not processes or time.monotonic() >= deadline:
+            break
+        time.sleep(0.02)
+    elsewhere = [str(rank) for rank, (host, _) in enumerate(processes) if host != here]
+    if not elsewhere:
+        return "another process of the run has ended"
+    return f"another process has ended, on another host than {here} (one of the ranks {', '.join(elsewhere)})"
 
 
 def _is_of_lost_process(error: Exception) -> bool:

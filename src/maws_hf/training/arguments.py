@@ -75,6 +75,9 @@ class TrainingArguments(Options):
         "auto",
         "auto: the newest whole checkpoint in output_dir, if any; or the path of a step-00001000 folder.",
     )
+    strict_resume: bool = option(
+        False, "A damaged newest checkpoint ends the run with its name, instead of falling back to the one before."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -90,11 +90,12 @@ def save_checkpoint(
         prune(root, keep)
 
 
-def find_latest(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+def find_latest(root: Path, warn: Callable[[str], None], *, strict: bool = False) -> Checkpoint | None:
     """The newest checkpoint that verifies; damaged ones are reported through `warn` and passed over.
 
     Raises:
-        CheckpointError: if there are checkpoints but none of them is whole; starting over unasked would hide that.
+        CheckpointError: if there are checkpoints but none of them is whole, for starting over unasked would hide
+            that; if `strict`, already if the newest is damaged.
     """
     damaged = []
     for path in sorted(root.glob("step-*"), reverse=True):
@@ -103,6 +104,10 @@ def find_latest(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         try:
             return verify(path)
         except CheckpointError as error:
+            if strict:
+                raise CheckpointError(
+                    f"{error}; restore it, or leave out --strict_resume to continue from the newest whole checkpoint"
+                ) from error
             damaged.append(str(error))
             warn(f"{error}; falling back to the one before")
     if damaged:

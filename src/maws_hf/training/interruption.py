@@ -39,7 +39,7 @@ class GracefulStop:
 
     @property
     def requested(self) -> bool:
-        if self.signal_number is None and self.launcher is not None and not _is_alive(self.launcher):
+        if self.signal_number is None and self.launcher is not None and not is_alive(self.launcher):
             self.signal_number = signal.SIGTERM
         return self.signal_number is not None
 
@@ -49,7 +49,8 @@ class GracefulStop:
         return 128 + self.signal_number if self.signal_number is not None else 0
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this host still runs; one that has ended and not been waited for does not."""
     try:
         return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

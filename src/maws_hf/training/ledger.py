@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..data.corpus import write_atomically
+
 LEDGER = "training.json"
 
 
@@ -31,9 +33,7 @@ def read_ledger(model_name_or_path: str | None) -> list[Stage]:
 def write_ledger(output_dir: Path, stages: Sequence[Stage]) -> None:
     """Beside the model, so that the next stage can add to it."""
     text = json.dumps({"stages": [asdict(stage) for stage in stages]}, indent=1)
-    temporary = output_dir / f".{LEDGER}.tmp"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(output_dir / LEDGER)
+    write_atomically(output_dir / LEDGER, f"{text}\n".encode())
 
 
 def describe_ledger(stages: list[Stage]) -> str:

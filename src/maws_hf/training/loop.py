@@ -104,7 +104,7 @@ def train(
         run.utilization_of_image_rate = flops_per_image / (matmul_peak * accelerator.num_processes)
     batches = iter(loader)
     exit_code = 0
-    with run.named_failures(), GracefulStop(launcher_process()) as stop:
+    with GracefulStop(launcher_process()) as stop, run.named_failures():
         while run.state.step < recipe.max_steps:
             learning_rate = run.set_learning_rate()
             window = run.read_window(batches)
@@ -156,7 +156,7 @@ class _Run:
         self.flops_per_image: int | None = None
         self.utilization_of_image_rate: float | None = None
         self.give_up: str | None = None  # why the run cannot go on after this step
-        resumed = find_checkpoint(self.root, recipe.resume_from_checkpoint, accelerator)
+        resumed = find_checkpoint(self.root, recipe.resume_from_checkpoint, accelerator, strict=recipe.strict_resume)
         self.sharded = sharding_wanted()
         if self.sharded:
             shard_model(model, accelerator.device, recipe.seed, bf16=recipe.bf16)

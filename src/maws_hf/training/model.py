@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import BitImageProcessorPil, PreTrainedModel, ProcessorMixin
 
 from ..models.configuration_maws_vit import SIZES, MawsViTConfig
@@ -118,11 +119,20 @@ def save_trained_model(
     """Saves the model with what prepares its inputs and the stages that have led to it.
 
     A sharded model is put together file by file from the run's last checkpoint.
+
+    Raises:
+        OSError: if the disk refuses; the run's checkpoints are intact.
     """
-    if is_sharded(model):
-        assemble_model(newest_checkpoint(output_dir / "checkpoints"), output_dir)
-    else:
-        model.save_pretrained(output_dir)
+    try:
+        if is_sharded(model):
+            assemble_model(newest_checkpoint(output_dir / "checkpoints"), output_dir)
+        else:
+            model.save_pretrained(output_dir)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"the model cannot be written to {output_dir} ({error}); checkpoints are intact: make room, and the same "
+            "command continues"
+        ) from error
     processor.save_pretrained(output_dir)
     write_ledger(output_dir, stages)
 

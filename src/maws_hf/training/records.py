@@ -1,7 +1,6 @@
 """What a run leaves to read: metrics, skipped images, refused steps, and a progress bar."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,12 +37,7 @@ class JsonLines:
         if not self.path.exists():
             return
         kept = [json.dumps(line) for line in self.read() if line["step"] <= step]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in kept))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
 
     def read(self) -> list[dict[str, Any]]:
         """The lines that are whole: a kill or a full disk may have torn one, which is no reason to stop a run."""

@@ -26,16 +26,19 @@ def peak_learning_rate(recipe: dict[str, Any], world_size: int) -> float:
     return scaled_learning_rate(recipe["base_learning_rate"], images_per_step(recipe, world_size))
 
 
-def find_checkpoint(root: Path, chosen: str, accelerator: Accelerator) -> ckpt.Checkpoint | None:
+def find_checkpoint(
+    root: Path, chosen: str, accelerator: Accelerator, *, strict: bool = False
+) -> ckpt.Checkpoint | None:
     """The run's own newest checkpoint; before its first one, the one it was told to start from.
 
     Args:
         chosen: "auto", or the folder of a checkpoint.
+        strict: a damaged newest one is an error; otherwise the run falls back to the one before.
 
     Raises:
         CheckpointError: the chosen one is damaged, or is not the newest of this very run.
     """
-    own = ckpt.find_latest(root, warn=accelerator.print)
+    own = ckpt.find_latest(root, warn=accelerator.print, strict=strict)
     accelerator.wait_for_everyone()
     if own is not None and accelerator.is_main_process:
         ckpt.set_aside_newer(root, own.step)
@@ -62,7 +65,7 @@ def compare_recipes(checkpoint: ckpt.Checkpoint, recipe: TrainingArguments, worl
             f"{checkpoint.path} was written with --seed {before['seed']}, this run has {now['seed']}; the data stream "
             f"can only be continued with the same: pass --seed {before['seed']}"
         )
-    for name in sorted(set(before) & set(now) - {"output_dir", "resume_from_checkpoint"}):
+    for name in sorted(set(before) & set(now) - {"output_dir", "resume_from_checkpoint", "strict_resume"}):
         if before[name] != now[name]:
             say(f"warning: --{name} was {before[name]} in the checkpoint, now {now[name]}")
     world_size_before = checkpoint.manifest["world_size"]
