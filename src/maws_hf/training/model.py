@@ -81,18 +81,19 @@ def build_model(model_class: type[Model], recipe: ModelRecipe, **fields: Any) ->
 
 def _started(model_class: type[Model], config: MawsViTConfig, recipe: ModelRecipe, options: dict[str, Any]) -> Model:
     where = recipe.model_name_or_path
-    start = NativeStart.of(where, model_class)
-    if sharding_wanted() and start is not None:
-        model = meta_model(model_class, config, **options)
-        start.refuse_another_model(model, where)
-        start_from(model, start)
-        model.name_or_path = where
-        return model
-    if sharding_wanted() and dist.get_rank() == 0:
-        print(f"{where} is no folder in our own format: each process reads it whole, once, before it keeps its part")
+    if sharding_wanted():
+        start = NativeStart.of(where, model_class)
+        if start is not None:
+            model = meta_model(model_class, config, **options)
+            start.refuse_another_model(model, where)
+            start_from(model, start)
+            model.name_or_path = where
+            return model
+        if dist.get_rank() == 0:
+            print(f"{where} is no folder in our own format: each process reads it whole, once, and keeps its part")
     torch.manual_seed(seed_for("weights", recipe.seed))
     model = model_class.from_pretrained(where, config=config, **options)
-    start = start or NativeStart.of(where, model_class)  # from the Hub, it lies in the cache now
+    start = NativeStart.of(where, model_class)
     if start is not None:
         draw_weights(model, recipe.seed, only=model.state_dict().keys() - start.names)
     return model
