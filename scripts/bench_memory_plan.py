@@ -4,7 +4,8 @@
 
 Two measures: the largest sum of the tensors that exist at once, and the growth of the process'
 resident memory, which also has what kernels use inside. `--fake` runs the
-steps on tensors without memory: any size, the first measure only.
+steps on tensors without memory: any size, the first measure only. `--ranks 2` shards the model over as many processes
+(gloo) and counts the tensors of the first.
 """
 
 import argparse
@@ -14,10 +15,11 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -35,11 +37,16 @@ from maws_hf import (
 )
 from maws_hf.evaluation.memory_plan import Setting, plan_memory
 from maws_hf.evaluation.text_memory import text_config_of
+from maws_hf.models.configuration_maws_vit import SIZES
 from maws_hf.optim.groups import parameter_groups
+from maws_hf.training.initial_weights import meta_model
+from maws_hf.training.sharding import own_part, shard_model
 
 
 def make(config: MawsViTConfig, setting: Setting) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     config.num_labels = setting.labels
+    if setting.fsdp:
+        return make_sharded(config, setting)
     with no_init_weights():
         if setting.task == "lit":
             # With dropout, attention on a CPU falls back to a form that keeps its probabilities; on a GPU it does not.
@@ -56,10 +63,20 @@ def make(config: MawsViTConfig, setting: Setting) -> tuple[torch.nn.Module, torc
     return model, torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-4, fused=True)
 
 
+def make_sharded(config: MawsViTConfig, setting: Setting) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    model = meta_model(
+        MawsMAEForPreTraining if setting.task == "mae" else MawsViTForImageClassification, config
+    ).train()
+    if setting.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    shard_model(model, torch.device("cpu"), 0, bf16=setting.bf16)
+    return model, torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-4, fused=True)
+
+
 def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> None:
     config = model.config.vision_config if setting.task == "lit" else model.config
     pixels = torch.zeros(setting.batch, 3, config.image_size, config.image_size, dtype=torch.uint8)
-    with torch.autocast("cpu", torch.bfloat16) if setting.bf16 else nullcontext():
+    with torch.autocast("cpu", torch.bfloat16) if setting.bf16 and not setting.fsdp else nullcontext():
         if setting.task == "mae":
             loss = model(pixels).loss
         elif setting.task == "lit":
@@ -76,35 +93,23 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, setting: Sett
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that exist at once, from those of `tensors` on."""
+    """Counts the bytes of all storages that exist at once, from those of `tensors` on.
+
+    All of them anew after each operation: what FSDP gathers is in storages that are emptied and filled again.
+    """
 
     def __init__(self, tensors: Iterable[torch.Tensor]):
         super().__init__()
-        self.now = self.peak = 0
-        self._known: set[weakref.ref] = set()
-        for tensor in tensors:
-            self._note(tensor)
+        self.peak = 0
+        self._storages = weakref.WeakSet(own_part(tensor).untyped_storage() for tensor in tensors)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
-                self._note(tensor)
-        self.peak = max(self.peak, self.now)
+                self._storages.add(own_part(tensor).untyped_storage())
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in self._storages))
         return result
-
-    def _note(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        size = storage.nbytes()
-
-        def forget(reference: weakref.ref) -> None:
-            self._known.discard(reference)
-            self.now -= size
-
-        reference = weakref.ref(storage, forget)
-        if reference not in self._known:
-            self._known.add(reference)
-            self.now += size
 
 
 def measure_tensors(config: MawsViTConfig, setting: Setting, fake: bool) -> int:
@@ -117,6 +122,24 @@ def measure_tensors(config: MawsViTConfig, setting: Setting, fake: bool) -> int:
         with LiveBytes([*model.parameters(), *model.buffers(), *states]) as live:
             step(model, optimizer, setting)
     return live.peak
+
+
+def measure_ranks(fields: dict[str, Any], settings: Sequence[Setting]) -> list[int]:
+    """As `measure_tensors`, of the first of the processes that share a model; all settings have the same `gpus`."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={settings[0].gpus}"]
+    rank = json.dumps([fields, [vars(setting) for setting in settings]])
+    output = subprocess.check_output([*launch, __file__, "--rank", rank], text=True)
+    return json.loads(output.splitlines()[-1])
+
+
+def measure_rank(fields: dict[str, Any], settings: Sequence[Setting]) -> None:
+    torch.distributed.init_process_group("gloo")
+    peaks = [measure_tensors(MawsViTConfig(**fields), setting, fake=False) for setting in settings]
+    if torch.distributed.get_rank() == 0:
+        print(json.dumps(peaks))
+    gc.collect()  # models refer to themselves, and to the process group that must outlive them
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def measure_process(size: str, setting: Setting) -> int:
@@ -144,18 +167,30 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--fake", action="store_true", help="tensors without memory; the process is not measured")
+    parser.add_argument("--ranks", type=int, default=1, help="shard the model over processes, for mae and wsp")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         size, values = json.loads(arguments.one)
         print(measure_process(size, Setting(**values)))
+        return
+    if arguments.rank:
+        fields, settings = json.loads(arguments.rank)
+        measure_rank(fields, [Setting(**values) for values in settings])
         return
     print("size        task      batch  predicted   tensors  ratio   process  ratio   (MiB)")
     for size in arguments.sizes:
         for task in arguments.tasks:
             for batch in arguments.batches:
                 setting = Setting(
-                    task, batch, arguments.labels, bf16=arguments.bf16, checkpointing=arguments.checkpointing
+                    task,
+                    batch,
+                    arguments.labels,
+                    gpus=arguments.ranks,
+                    bf16=arguments.bf16,
+                    checkpointing=arguments.checkpointing,
+                    fsdp=arguments.ranks > 1,
                 )
                 print(row(size, setting, arguments.fake), flush=True)
 
@@ -163,10 +198,13 @@ def main() -> None:
 def row(size: str, setting: Setting, fake: bool) -> str:
     config = MawsViTConfig.from_size(size)
     predicted = plan_memory(config, setting).peak
-    tensors = measure_tensors(config, setting, fake)
+    if setting.fsdp:
+        tensors = measure_ranks(SIZES[size], [setting])[0]
+    else:
+        tensors = measure_tensors(config, setting, fake)
     text = f"{size:<12}{setting.task:<10}{setting.batch:>5}{predicted / 2**20:>11.0f}{tensors / 2**20:>10.0f}"
     text += f"{predicted / tensors:>7.2f}"
-    if fake:
+    if fake or setting.fsdp:
         return text
     one = json.dumps([size, vars(setting)])
     # Freed memory goes back at once; otherwise the allocator's habits are measured.

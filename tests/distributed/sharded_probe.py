@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import resource
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from maws_hf import MawsViTModel
 from maws_hf.optim.ema import WeightAverage
 from maws_hf.optim.groups import parameter_groups
 from maws_hf.training.initial_weights import meta_model
+from maws_hf.training.model import ModelRecipe, build_model
+from maws_hf.training.native_start import NativeStart
 from maws_hf.training.sharded_files import load_moments, load_weights, save_training, training_tensors, write_shard
 from maws_hf.training.sharding import own_part, rebind_groups, shard_model
 
@@ -25,6 +28,7 @@ CPU = torch.device("cpu")
 def main(folder: str) -> None:
     dist.init_process_group("gloo")
     answers = {"memory": watch_memory(Path(folder)), **{task: take_steps(Path(folder), task) for task in MODELS}}
+    answers["start"] = start_elsewhere(Path(folder))
     gathered = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, answers)
     if dist.get_rank() == 0:
@@ -55,6 +59,26 @@ def take_steps(folder: Path, task: str) -> dict:
     update(model, fresh, average, batch(task, 3, own), 3)
     write_to(folder / f"{task}-resumed", lambda path: save_training(model, fresh, average, path, rank, world_size))
     return {"all_sharded": all_sharded, "updates": [first, second]}
+
+
+def start_elsewhere(folder: Path) -> dict[str, int]:
+    """An autoencoder on the encoder that the test has saved: values that are read, and those of it that are kept."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    read, counts = NativeStart.read, []
+
+    def counted(self: NativeStart, *arguments) -> torch.Tensor:
+        counts.append(read(self, *arguments))
+        return counts[-1]
+
+    NativeStart.read = counted
+    recipe = ModelRecipe(output_dir="x", model_name_or_path=str(folder / "start"), seed=SEED)
+    model = build_model(MODELS["mae"], recipe)
+    without_memory = all(tensor.is_meta for tensor in model.state_dict().values())
+    shard_model(model, CPU, SEED)
+    rank = dist.get_rank()
+    write_to(folder / "started", lambda path: write_shard(training_tensors(model, empty(), None), path, rank, 2))
+    own = sum(own_part(tensor).numel() for tensor in model.vit.state_dict().values())
+    return {"without_memory": without_memory, "read": sum(rows.numel() for rows in counts), "own": own}
 
 
 def empty() -> torch.optim.Optimizer:

@@ -10,10 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sharded_steps import CONFIG, MODELS, SEED, batch, make_optimizer, update
+from tiny import tiny_config
 
+from maws_hf import MawsViTModel
 from maws_hf.optim.ema import WeightAverage
 from maws_hf.training.checkpoint import save_optimizer
 from maws_hf.training.initial_weights import new_model
+from maws_hf.training.model import ModelRecipe, build_model
 from maws_hf.training.sharded_export import assemble_model
 from maws_hf.training.sharded_files import CheckpointTensors, load_moments, load_weights, training_tensors
 
@@ -55,6 +58,8 @@ def references(folder: Path) -> dict[str, dict]:
         run.save_whole(folder / f"{task}-whole")
         run.update(3)
         found[task] = {"new": new, "updates": updates, "two": two, "three": run.tensors()}
+    start = new_model(MawsViTModel, tiny_config(), SEED + 1).bfloat16()
+    start.save_pretrained(folder / "start", max_shard_size="10KB")
     return found
 
 
@@ -120,6 +125,18 @@ def test_one_process_continues_a_checkpoint_of_two(ranks, references, folder, ta
     run.update(3)
     for name, tensor in run.tensors().items():
         torch.testing.assert_close(tensor, references[task]["three"][name], **ROUNDING, msg=name)
+
+
+def test_each_process_reads_its_rows_of_a_start_and_draws_what_that_lacks(ranks, references, folder: Path):
+    assert len(list((folder / "start").glob("model-*.safetensors"))) > 2
+    recipe = ModelRecipe(output_dir="x", model_name_or_path=str(folder / "start"), seed=SEED)
+    whole = {f"weights/{name}": tensor for name, tensor in build_model(MODELS["mae"], recipe).state_dict().items()}
+    assert_close(folder / "started", whole, rtol=0, atol=0)
+    for answer in (rank["start"] for rank in ranks):
+        assert answer["without_memory"]
+        assert answer["read"] == answer["own"]
+    total = sum(tensor.numel() for name, tensor in whole.items() if name.startswith("weights/vit."))
+    assert sum(rank["start"]["read"] for rank in ranks) == total
 
 
 def test_nothing_is_pickled(ranks, folder: Path):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tiny import draw_image
 
 from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification
+from maws_hf.training.sharded_files import CheckpointTensors
 
 TINY = (
     "image_size=16,patch_size=4,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,"
@@ -34,7 +35,9 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(name: str, data: Path, output_dir: Path, environment: dict[str, str], **options: object) -> str:
+def run(
+    name: str, data: Path, output_dir: Path, environment: dict[str, str], processes: int = 2, **options: object
+) -> str:
     defaults = {
         "dataset_name": data,
         "output_dir": output_dir,
@@ -50,7 +53,7 @@ def run(name: str, data: Path, output_dir: Path, environment: dict[str, str], **
         "save_steps": 2,
         "dataloader_num_workers": 0,
     }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     finished = subprocess.run(
         [*launch, *script(name, **{**defaults, **options})[1:]],
         cwd=ROOT,
@@ -87,6 +90,24 @@ def test_mae_ends_in_the_weights_of_a_data_parallel_run_and_continues(image_shar
     (tmp_path / "sharded/checkpoints/step-00000004").rmdir()
     assert "resuming after step 2" in run("run_mae.py", image_shards, tmp_path / "sharded", SHARDED, picture_steps=2)
     assert (tmp_path / "sharded/model.safetensors").read_bytes() == straight
+
+    more = {"processes": 1, "max_steps": 5, "learning_rate": 1e-9}  # an update that changes next to nothing
+    printed = run("run_mae.py", image_shards, tmp_path / "sharded", {}, **more)
+    assert "step-00000004 was written by 2 processes, this run has 1" in printed
+    assert "reading goes on with epoch 1" in printed
+    steps = (tmp_path / "sharded/checkpoints" / f"step-0000000{step}" for step in (4, 5))
+    with CheckpointTensors(next(steps)) as before, CheckpointTensors(next(steps)) as after:
+        assert before.shapes == after.shapes
+        for name in before.shapes:
+            old, new = before.read(name), after.read(name)
+            if name.startswith("weights/"):
+                torch.testing.assert_close(new, old, rtol=0, atol=1e-7, msg=name)
+            elif name.startswith("average/"):
+                weights = before.read(name.replace("average/", "weights/"))
+                assert (new - weights).norm() <= (old - weights).norm(), name
+            else:
+                assert not torch.equal(new, old), name
+        assert {int(after.read(f"optimizer/{name}")) for name in after.names("optimizer/") if "|step" in name} == {5}
 
 
 def test_wsp_ends_in_the_weights_of_a_data_parallel_run(labelled: Path, tmp_path: Path):

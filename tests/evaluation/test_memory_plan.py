@@ -104,3 +104,28 @@ def test_the_peak_of_a_base_model_is_that_of_tensors_counted_one_by_one(bench, t
     setting = Setting(task, 64)
     counted = bench.measure_tensors(MawsViTConfig(), setting, fake=True)
     assert plan_memory(MawsViTConfig(), setting).peak == pytest.approx(counted, rel=0.1)
+
+
+# Parameters must weigh something beside the activations, or what is gathered is not tested.
+WIDE = {
+    "image_size": 32,
+    "patch_size": 16,
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_attention_heads": 6,
+    "num_hidden_layers": 6,
+    "decoder_hidden_size": 128,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 512,
+}
+
+
+@pytest.mark.slow
+def test_the_peak_of_each_of_two_sharing_processes_is_that_of_tensors_counted_one_by_one(bench):
+    mae = Setting("mae", 2, labels=100, gpus=2, fsdp=True)
+    settings = [mae, replace(mae, task="wsp", bf16=True)]
+    for setting, counted in zip(settings, bench.measure_ranks(WIDE, settings), strict=True):
+        plan = plan_memory(MawsViTConfig(**WIDE), setting)
+        assert plan.peak == pytest.approx(counted, rel=0.05), setting
+        assert plan.copies > 0.15 * plan.peak, "little is gathered: says little"

@@ -3,6 +3,7 @@
 import argparse
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -15,11 +16,14 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "without this package and without remote code: encoders become Pixio (or ViT, DINOv2), classifiers ViT, "
         "autoencoders ViTMAE, LiT models VisionTextDualEncoder. Afterwards a fresh process that cannot import maws_hf "
         "loads it and its outputs are compared with ours. MawsViTModel.from_pretrained and its likes read the folder "
-        "back, bit for bit.",
+        "back, bit for bit. A checkpoint, sharded or not, or the newest one of a run that has not ended, is exported "
+        "with the average of its weights if it has one.",
         epilog="maws-hf export runs/mae --output_dir exports/mae-encoder --architecture pixio",
         allow_abbrev=False,
     )
-    export.add_argument("model_name_or_path", help="folder of a run or a conversion, or a Hub id in our format")
+    export.add_argument(
+        "model_name_or_path", help="folder of a run, a checkpoint or a conversion, or a Hub id in our format"
+    )
     export.add_argument("--output_dir", type=Path, required=True, help="a new folder")
     export.add_argument(
         "--architecture",
@@ -33,18 +37,31 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from ..training.sharded_export import assemble_model, checkpoint_in
+
+    checkpoint = checkpoint_in(arguments.model_name_or_path)
+    if checkpoint is None:
+        return _export_model(arguments.model_name_or_path, arguments)
+    print(f"the model of {checkpoint}")
+    arguments.output_dir.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".assembled-", dir=arguments.output_dir.absolute().parent) as assembled:
+        assemble_model(checkpoint, Path(assembled))
+        return _export_model(assembled, arguments)
+
+
+def _export_model(model_name_or_path: str, arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from ..hub.export import export_model
 
     logging.disable_progress_bar()
-    export = export_model(arguments.model_name_or_path, arguments.output_dir, arguments.architecture)
+    export = export_model(model_name_or_path, arguments.output_dir, arguments.architecture)
     print(f"{export.folder}: {export.model_class} ({export.architecture})")
     if arguments.verify:
         from ..hub.proof import ProofError, prove_export
 
         try:
-            differences = prove_export(arguments.model_name_or_path, export.folder)
+            differences = prove_export(model_name_or_path, export.folder)
         except ProofError:
             shutil.rmtree(export.folder)
             raise

@@ -172,6 +172,7 @@ def _plan(model: _Model, config: MawsViTConfig, setting: Setting) -> MemoryPlan:
     in_blocks = sum(stage.parameters for stage in stages if stage.in_block)
     buckets = setting.gpus > 1 and not setting.fsdp
     copies, late_copies = _copies(stages, in_blocks, setting)
+    gathered = _gathered(stages, in_blocks, setting) if setting.fsdp else [(late_copies, late_copies)] * len(stages)
     inputs = setting.batch * config.num_channels * torch.Size(as_pair(config.image_size)).numel()
     if setting.task == "mae":
         inputs += _loss_bytes(config, setting.batch)
@@ -184,11 +185,11 @@ def _plan(model: _Model, config: MawsViTConfig, setting: Setting) -> MemoryPlan:
     peak = copies + held + (gradients if buckets else 0)
     if setting.task == "lit":
         peak = max(peak, copies + setting.batch * image_work_bytes(config, setting.bf16))
-    for stage in reversed(stages):
-        peak = max(peak, late_copies + held + stage.again + stage.work + (gradients if buckets else left))
+    for stage, (computing, reducing) in zip(reversed(stages), reversed(gathered), strict=True):
+        peak = max(peak, computing + held + stage.again + stage.work + (gradients if buckets else left))
         held -= stage.saved
         left += 4 * stage.parameters / shards
-        peak = max(peak, late_copies + held + (gradients if buckets else left))
+        peak = max(peak, reducing + held + (gradients if buckets else left))
     logits = setting.batch * setting.labels * 4.0 if setting.task in ("wsp", "finetune") else 0.0
     return MemoryPlan(
         parameters=total,
@@ -196,7 +197,7 @@ def _plan(model: _Model, config: MawsViTConfig, setting: Setting) -> MemoryPlan:
         moments=moments,
         average=average,
         gradients=gradients,
-        copies=copies,
+        copies=max(copies, *(computing for computing, _ in gathered)),
         activations=sum(stage.saved for stage in stages) - logits + max(stage.again for stage in stages),
         logits=logits,
         inputs=inputs,
@@ -215,20 +216,33 @@ def _copies(stages: list[Stage], in_blocks: int, setting: Setting) -> tuple[floa
     """Weights that exist twice, at the end of the forward pass and during the backward pass.
 
     Autocast keeps what it has rounded to bfloat16 while it is active, and autograd what linear layers need again; a
-    block that is computed again rounds its weights again. Sharded weights are gathered.
+    block that is computed again rounds its weights again. Sharded weights are gathered (`_gathered`, going back).
     """
     rest = sum(stage.parameters for stage in stages) - in_blocks
     block = max((stage.parameters for stage in stages if stage.in_block), default=0)
-    if setting.fsdp:
-        # A block, the next one already on its way, the gradients of one before and (float32) while they are reduced;
-        # and what is in no block, with its gradients.
-        size = 2 if setting.bf16 else 4
-        gathered = (3 * size + 4) * block + 8 * rest + (2 * rest if setting.bf16 else 0)
-        return gathered, gathered
+    if setting.fsdp:  # a block and, on its way, the next one; what is in no block
+        return (4 if setting.bf16 else 8) * block + (6 if setting.bf16 else 4) * rest, 0.0
     if not setting.bf16:
         return 0.0, 0.0
     everything = 2.0 * (in_blocks + rest)
     return everything, 2.0 * (block + rest) if setting.checkpointing else everything
+
+
+def _gathered(stages: list[Stage], in_blocks: int, setting: Setting) -> list[tuple[float, float]]:
+    """Of sharded weights and gradients what is whole on each device, while a stage's backward pass computes and while
+    its gradients are divided among the devices.
+
+    The weights of a block and of the next one, already on its way; its gradients; those of the block before, in
+    float32, until they are summed; and what is in no block, with its gradients, from the first stage to the last.
+    """
+    size = 2 if setting.bf16 else 4
+    rest = sum(stage.parameters for stage in stages) - in_blocks
+    always = (10 if setting.bf16 else 8) * rest
+    blocks = [0, *(stage.parameters if stage.in_block else 0 for stage in stages), 0]
+    return [
+        (always + 2 * size * block + size * following + 4 * before, always + 8 * block + size * following)
+        for following, block, before in zip(blocks, blocks[1:], blocks[2:], strict=False)
+    ]
 
 
 def _block(

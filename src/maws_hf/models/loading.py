@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -132,7 +133,7 @@ class CheckedLoading:
                 kwargs["state_dict"] = translate_timm(state_dict)
             model, info = super().from_pretrained(None, *model_args, config=config, **_DEMANDING, **kwargs)
             informed = wants_info or not state_dict  # an empty one asks for a new model
-            model._refuse_half_a_model(where, info, tolerant=tolerant, informed=informed)
+            model.refuse_half_a_model(where, info, tolerant=tolerant, informed=informed)
             return (model, info) if wants_info else model
         if kwargs.get("state_dict") is not None:
             raise ValueError("give a folder or Hub id, or state_dict and config, not both")
@@ -141,7 +142,7 @@ class CheckedLoading:
         where = pretrained_model_name_or_path if adapter is None else adapter.base
         with explained_for_hub(where):
             model, info = cls._load(where, *model_args, config=config, **kwargs)
-        model._refuse_half_a_model(where, info, tolerant=tolerant, informed=wants_info)
+        model.refuse_half_a_model(where, info, tolerant=tolerant, informed=wants_info)
         if adapter is not None:
             info = model.load_adapter(adapter.folder, **adapter.options).to_dict()
         return (model, info) if wants_info else model
@@ -217,7 +218,10 @@ class CheckedLoading:
         model.config.name_or_path = model.name_or_path = str(where)
         return model, info
 
-    def _refuse_half_a_model(self, where: Any, info: dict[str, Any], *, tolerant: bool, informed: bool) -> None:
+    def refuse_half_a_model(
+        self, where: Any, info: dict[str, Any], *, tolerant: bool = False, informed: bool = False
+    ) -> None:
+        """Raises ModelLoadingError for what a loading report of transformers says is amiss; heads may be new."""
         other_shapes = _other_shapes(info["mismatched_keys"])
         missing = [n for n in info["missing_keys"] if not n.startswith(self._may_be_new) and n not in other_shapes]
         faults = [] if tolerant else [_fault("has another shape of", other_shapes.values())]
@@ -291,6 +295,27 @@ def _source_format(config_class: type[PreTrainedConfig], where: Any, hub_options
     if fields.get("model_type") == _LIT and config_class.model_type != _LIT:
         return _LIT
     return format_of(fields)
+
+
+def native_weight_files(config_class: type[PreTrainedConfig], where: Any) -> list[Path] | None:
+    """Files of the weights of a folder in our own format, or of a Hub id in the cache, for who reads them in parts.
+
+    None for what only `from_pretrained` reads: other formats, adapters, what is to be fetched first or is not whole.
+
+    Raises:
+        ModelLoadingError: the index of several files is none.
+    """
+    cached = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    config = cached_file(where, CONFIG_NAME, **cached, _raise_exceptions_for_connection_errors=False)
+    folder = None if config is None else Path(config).parent
+    if folder is None or _source_format(config_class, folder, {}) or (folder / ADAPTER_CONFIG_NAME).exists():
+        return None
+    files, index = [folder / SAFE_WEIGHTS_NAME], folder / SAFE_WEIGHTS_INDEX_NAME
+    if not files[0].is_file() and index.is_file():
+        _check_index(index)
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        files = sorted({folder / shard for shard in shards})
+    return files if files and all(file.is_file() for file in files) else None
 
 
 def _translated(source_format: str, weights: dict[str, Tensor], model_class: type) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ before it, and not on how many processes share the model. A process that keeps a
 numbers as one that keeps all of it, one module at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -28,30 +28,38 @@ def meta_model(model_class: type[PreTrainedModel], config: object, **options: ob
 
 
 @torch.no_grad()
-def draw_weights(model: PreTrainedModel, seed: int, keep: Callable[[str, Tensor], None] | None = None) -> None:
+def draw_weights(
+    model: PreTrainedModel,
+    seed: int,
+    keep: Callable[[str, Tensor], None] | None = None,
+    only: Collection[str] | None = None,
+) -> None:
     """Runs the model's own `_init_weights` module by module, each from `seed_for("weights", seed, its name)`.
 
     Args:
         model: its tensors may lie on the meta device.
         keep: gets the name and all values of each tensor, float32 on the CPU, while no other module's are in memory;
             by default they become the model's own.
+        only: names of the tensors that are new; by default all are.
 
     Raises:
         RuntimeError: a module has tensors that `_init_weights` leaves undefined.
     """
     for prefix, module in model.named_modules():
         members = {**module._parameters, **module._buffers}
+        members = {name: member for name, member in members.items() if member is not None}
+        names = {name: f"{prefix}.{name}" if prefix else name for name in members}
+        names = {name: full_name for name, full_name in names.items() if only is None or full_name in only}
+        if not names:
+            continue
         drawn = {
             name: torch.full(member.shape, torch.nan, dtype=torch.float32, device="cpu")
             for name, member in members.items()
-            if member is not None
         }
-        if not drawn:
-            continue
         torch.manual_seed(seed_for("weights", seed, prefix))
         _initialize(model, module, drawn)
-        for name, values in drawn.items():
-            full_name = f"{prefix}.{name}" if prefix else name
+        for name, full_name in names.items():
+            values = drawn[name]
             if values.flatten()[:1].isnan().any():
                 raise RuntimeError(f"{type(model).__name__}._init_weights leaves {full_name} undefined")
             if keep is not None:

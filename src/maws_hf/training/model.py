@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import BitImageProcessorPil, PreTrainedModel, ProcessorMixin
 
 from ..models.configuration_maws_vit import SIZES, MawsViTConfig
 from .arguments import Options, TrainingArguments, option
-from .initial_weights import meta_model, new_model
+from .initial_weights import draw_weights, meta_model, new_model
 from .ledger import Stage, write_ledger
+from .native_start import NativeStart
 from .seeding import seed_for
 from .sharded_export import assemble_model, newest_checkpoint
-from .sharding import is_sharded, sharding_wanted
+from .sharding import is_sharded, sharding_wanted, start_from
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -52,7 +54,8 @@ class ModelRecipe(ModelOptions, TrainingArguments):
 def build_model(model_class: type[Model], recipe: ModelRecipe, **fields: Any) -> Model:
     """New weights that depend on the seed alone, or those of `model_name_or_path`; float32 either way.
 
-    Where parameters are to be sharded a new model has no memory yet; the training loop gives each process its rows.
+    What a start lacks, as a new head, is drawn as for a new model. Where parameters are to be sharded the model has no
+    memory yet; the training loop gives each process its rows.
 
     Args:
         fields: of the config, which the data decide (the number of labels); `config_overrides` wins over them.
@@ -63,8 +66,7 @@ def build_model(model_class: type[Model], recipe: ModelRecipe, **fields: Any) ->
     config = build_config(recipe, **fields)
     options = {"attn_implementation": recipe.attn_implementation, "dtype": torch.float32}
     if recipe.model_name_or_path is not None:
-        torch.manual_seed(seed_for("weights", recipe.seed))  # of a new head
-        model = model_class.from_pretrained(recipe.model_name_or_path, config=config, **options)
+        model = _started(model_class, config, recipe, options)
     elif sharding_wanted():
         model = meta_model(model_class, config, **options)
     else:
@@ -75,6 +77,26 @@ def build_model(model_class: type[Model], recipe: ModelRecipe, **fields: Any) ->
         enable({"use_reentrant": False})
     if recipe.torch_compile:
         model.compile()
+    return model
+
+
+def _started(model_class: type[Model], config: MawsViTConfig, recipe: ModelRecipe, options: dict[str, Any]) -> Model:
+    where = recipe.model_name_or_path
+    if sharding_wanted():
+        start = NativeStart.of(where, model_class)
+        if start is not None:
+            model = meta_model(model_class, config, **options)
+            start.refuse_another_model(model, where)
+            start_from(model, start)
+            model.name_or_path = where
+            return model
+        if dist.get_rank() == 0:
+            print(f"{where} is no folder in our own format: each process reads it whole, once, and keeps its part")
+    torch.manual_seed(seed_for("weights", recipe.seed))
+    model = model_class.from_pretrained(where, config=config, **options)
+    start = NativeStart.of(where, model_class)
+    if start is not None:
+        draw_weights(model, recipe.seed, only=model.state_dict().keys() - start.names)
     return model
 
 

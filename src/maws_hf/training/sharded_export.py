@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from ..hub.native_writer import SHARD_BYTES, write_shards
-from .checkpoint import CheckpointError, find_latest
+from .checkpoint import MANIFEST, CheckpointError, find_latest, verify
 from .sharded_files import AVERAGE, WEIGHTS, CheckpointTensors
 
 
@@ -57,6 +57,19 @@ def assemble_model(checkpoint: Path, output_dir: Path, *, shard_bytes: int = SHA
         shutil.rmtree(partial_dir, ignore_errors=True)
 
 
+def checkpoint_in(where: str) -> Path | None:
+    """The checkpoint that is meant by its own folder, or by a run's that holds no model yet: there the newest.
+
+    Raises:
+        CheckpointError: it is not what was written, or the run has none that is.
+    """
+    folder = Path(where)
+    if (folder / MANIFEST).is_file():
+        return verify(folder).path
+    unfinished = (folder / "checkpoints").is_dir() and not (folder / "config.json").exists()
+    return newest_checkpoint(folder / "checkpoints") if unfinished else None
+
+
 def _parameters(tensors: CheckpointTensors) -> int:
     """How many numbers the model has; the decoder's position table is a constant, and no parameter."""
     total = 0
@@ -68,4 +81,4 @@ def _parameters(tensors: CheckpointTensors) -> int:
     return total
 
 
-__all__ = ["assemble_model", "newest_checkpoint"]
+__all__ = ["assemble_model", "checkpoint_in", "newest_checkpoint"]

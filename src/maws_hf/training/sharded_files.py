@@ -10,7 +10,7 @@ A tensor's name here begins with what it is: `weights/`, `optimizer/` (then `par
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,17 +73,26 @@ def write_shard(tensors: Mapping[str, Tensor], directory: Path, rank: int, world
 class CheckpointTensors:
     """Reads the tensors of a checkpoint folder, of shards or whole, row by row. A context manager.
 
+    Args:
+        directory: the checkpoint, or where `weight_files` lie.
+        weight_files: all there is to read, if it is no checkpoint but a model's weights.
+
     Raises:
         CheckpointError: a file cannot be read, is missing, or the shards leave rows out or have them twice.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, weight_files: Sequence[Path] | None = None):
         self.directory = directory
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._parts: dict[str, list[_Part]] = {}
         self._files = ExitStack()
         try:
-            self._open()
+            if weight_files is None:
+                self._open()
+            for path in weight_files or ():
+                self._open_whole(path, WEIGHTS)
+            for name, parts in self._parts.items():
+                self._check_rows(name, parts)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             self._files.close()
             raise CheckpointError(f"{directory} cannot be read ({type(error).__name__}: {error})") from error
@@ -135,11 +144,12 @@ class CheckpointTensors:
                     self._add(name, tuple(rows["shape"]), file, name, rows["start"])
         for pattern, kind in _WHOLE_FILES.items():
             for path in sorted(self.directory.glob(pattern)) if not shards else []:
-                file = self._files.enter_context(safe_open(path, "pt"))
-                for name in file.keys():  # noqa: SIM118 - an open file is no mapping
-                    self._add(kind + name, tuple(file.get_slice(name).get_shape()), file, name, 0)
-        for name, parts in self._parts.items():
-            self._check_rows(name, parts)
+                self._open_whole(path, kind)
+
+    def _open_whole(self, path: Path, kind: str) -> None:
+        file = self._files.enter_context(safe_open(path, "pt"))
+        for name in file.keys():  # noqa: SIM118 - an open file is no mapping
+            self._add(kind + name, tuple(file.get_slice(name).get_shape()), file, name, 0)
 
     def _add(self, name: str, shape: tuple[int, ...], file: Any, own_name: str, start: int) -> None:
         local = tuple(file.get_slice(own_name).get_shape())

@@ -11,7 +11,7 @@ before the next block's. Outside of a forward or backward pass no process holds 
 import os
 import warnings
 from types import MethodType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,14 @@ from transformers import PreTrainedModel
 
 from ..models.modeling_maws_vit import MawsViTLayer, MawsViTPreTrainedModel
 from .initial_weights import draw_weights
+
+
+class Start(Protocol):
+    """Weights that a run begins with, which are read row by row."""
+
+    names: set[str]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor: ...
 
 
 def sharding_wanted() -> bool:
@@ -55,10 +63,10 @@ def is_sharded(model: nn.Module) -> bool:
 def shard_model(model: PreTrainedModel, device: torch.device, seed: int, *, bf16: bool = False) -> None:
     """Splits the model over all processes, in place, on this one's `device`. Called by every process.
 
-    Weights without memory (of a model under construction) are drawn as `draw_weights` draws them for a whole model;
-    others keep their values. With `bf16`, the matrices of blocks are gathered in bfloat16, and everything computes
-    under autocast with the numbers of a data-parallel run; weights, the sum of gradients over processes, and moments
-    are float32 either way.
+    Weights without memory (of a model under construction) are read from its start if that has them (`start_from`), and
+    else drawn as `draw_weights` draws them for a whole model; others keep their values. With `bf16`, the matrices of
+    blocks are gathered in bfloat16, and everything computes under autocast with the numbers of a data-parallel run;
+    weights, the sum of gradients over processes, and moments are float32 either way.
 
     Raises:
         ValueError: the model is no MAWS vision model, or compiled.
@@ -85,10 +93,14 @@ def shard_model(model: PreTrainedModel, device: torch.device, seed: int, *, bf16
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     if given is not None:
         model.to_empty(device=device)
-        members = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        draw_weights(model, seed, keep=lambda name, values: copy_rows(members[name], given.get(name, values)))
+        _fill(model, seed, given)
     if bf16:
         _autocast(model, device)
+
+
+def start_from(model: PreTrainedModel, start: "Start") -> None:
+    """Lets `shard_model` read the weights that `start` has; a part that gets its own values before keeps them."""
+    model.start_of_shards = start
 
 
 def rebind_groups(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
@@ -134,12 +146,26 @@ def _take_values(model: PreTrainedModel) -> dict[str, Tensor] | None:
     return given
 
 
+@torch.no_grad()
+def _fill(model: PreTrainedModel, seed: int, given: dict[str, Tensor]) -> None:
+    start: Start | None = vars(model).pop("start_of_shards", None)
+    members = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    new = set(members) - set(given) - (start.names if start else set())
+    for name in sorted(set(members) - new):
+        if name in given:
+            copy_rows(members[name], given[name])
+        else:
+            own_part(members[name]).copy_(start.read(name, *own_rows(members[name])))
+    draw_weights(model, seed, keep=lambda name, values: copy_rows(members[name], values), only=new)
+
+
 def _autocast(model: PreTrainedModel, device: torch.device) -> None:
     forward = torch.autocast(device.type, dtype=torch.bfloat16)(type(model).forward)
     model.forward = MethodType(convert_outputs_to_fp32(forward), model)
 
 
 __all__ = [
+    "Start",
     "copy_rows",
     "is_sharded",
     "own_part",
@@ -147,5 +173,6 @@ __all__ = [
     "rebind_groups",
     "shard_model",
     "sharding_wanted",
+    "start_from",
     "whole_norm",
 ]

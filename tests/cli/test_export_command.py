@@ -1,0 +1,52 @@
+"""`maws-hf export` of what is no model folder yet."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_config
+from transformers import ViTMAEForPreTraining
+
+from maws_hf import MawsMAEForPreTraining
+from maws_hf.cli import main
+from maws_hf.optim.ema import WeightAverage
+from maws_hf.optim.groups import parameter_groups
+from maws_hf.training.checkpoint import save_checkpoint
+from maws_hf.training.initial_weights import new_model
+from maws_hf.training.sharded_files import save_training
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Of a sharded run, stopped after step 2: one shard a step."""
+    for step in (1, 2):
+        model = new_model(MawsMAEForPreTraining, tiny_config(), step)
+        optimizer, average = torch.optim.AdamW(parameter_groups(model, 0.05)), WeightAverage(model, 0.9)
+        for tensor in average.state_dict().values():
+            tensor.fill_(step / 8)
+
+        write = partial(save_training, model, optimizer, average, rank=0, world_size=1)
+        save_checkpoint(tmp_path / "run/checkpoints", step, write, facts={}, keep=2)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(("named", "step"), [("checkpoints/step-00000001", 1), (".", 2)])
+def test_the_average_of_a_sharded_checkpoint_is_exported(run: Path, tmp_path: Path, named: str, step: int, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(run / named), "--output_dir", str(tmp_path / "new/export"), "--no_verify"])
+    assert not ended.value.code
+    assert f"the model of {run / 'checkpoints' / f'step-{step:08d}'}" in capsys.readouterr().out
+    model = ViTMAEForPreTraining.from_pretrained(tmp_path / "new/export")
+    assert (model.decoder.decoder_pred.weight == step / 8).all()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["export"]
+
+
+def test_a_checkpoint_that_is_not_what_was_written_is_refused(run: Path, tmp_path: Path, capsys):
+    shard = run / "checkpoints/step-00000001/shard-00000-of-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(shard.parent), "--output_dir", str(tmp_path / "export")])
+    assert ended.value.code
+    assert "is not what was written" in f"{ended.value.code}{capsys.readouterr()}"
+    assert not (tmp_path / "export").exists()
