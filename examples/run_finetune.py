@@ -346,6 +346,8 @@ def report(recipe: FinetuneRecipe, steps: int, stages: list[Stage], results: dic
         "import maws_hf; from transformers import pipeline; "
         f"print(pipeline('image-classification', '{output_dir}')('PICTURE.png'))"
     )
+    watched = output_dir / "evaluation.jsonl"
+    watched = watched if watched.is_file() else f"none: {steps} steps are fewer than --eval_steps {recipe.eval_steps}"
     print(f"""
 Fine-tuned from {recipe.model_name_or_path or "new weights"}: {steps} steps done.
 
@@ -355,7 +357,8 @@ Fine-tuned from {recipe.model_name_or_path or "new weights"}: {steps} steps done
 
   pictures with predictions               {output_dir / "predictions.png"}
   loss curve                              {output_dir / "loss.png"}
-  scores during training                  {output_dir / "evaluation.jsonl"}
+  scores during training                  {watched}
+  numbers and settings                    {output_dir / "results.json"}
   model                                   {output_dir}
 
 Try next:

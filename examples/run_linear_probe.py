@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from maws_hf.data.corpus import write_atomically
+from maws_hf.data.sources import open_stream
 from maws_hf.evaluation.encoders import load_encoder
 from maws_hf.evaluation.knn import knn_classify
 from maws_hf.evaluation.linear_heads import Protocol
@@ -190,6 +191,8 @@ def main() -> int:
     logging.set_verbosity_error()  # of weights, load_encoder says what matters
     for argument in options.model_name_or_path:  # the last one too, before the first costs an hour
         refuse_missing_folder(split_name(argument)[1])
+    for split in (options.train_split, options.eval_split):
+        open_stream(options.dataset_name, split=split, name=options.dataset_config_name)
     results = [probe(options, argument) for argument in options.model_name_or_path]
     output_dir = Path(options.output_dir)
     table = table_of(results)

@@ -55,7 +55,9 @@ class LowShotOptions(LabelledImageOptions):
     model_name_or_path: str = field(metadata={"help": "Encoder: a run, a conversion, an export, or a Hub id."})
     train_split: str = option("train", "Split to take the labelled images from.")
     eval_split: str = option("test", "Split to score on.")
-    shots: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "Labelled images a class."})
+    shots: list[int] = field(
+        default_factory=lambda: [1, 5, 10], metadata={"help": "Labelled images a class; of one with fewer all."}
+    )
     num_splits: int = option(5, "Seeded choices of the labelled images.")
     methods: list[str] = field(
         default_factory=lambda: list(METHODS), metadata={"help": f"Of {', '.join(METHODS)}; all by default."}
@@ -112,6 +114,9 @@ def read_task(options: LowShotOptions, model: MawsViTModel) -> Task:
         for shots in options.shots
         for split in range(options.num_splits)
     }
+    fewer = sum(1 for count in labels.bincount().tolist() if count < max(options.shots))
+    if fewer:
+        print(f"{fewer} of {len(classes)} classes have fewer than {max(options.shots)} images: of these all are taken")
     needed = torch.cat(list(chosen.values())).unique()
     reading = {
         "label_column": column,

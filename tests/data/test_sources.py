@@ -117,6 +117,13 @@ def test_image_folder_with_classes_and_splits(tmp_path):
     assert len(list(open_stream(tmp_path, split="validation"))) == 2
 
 
+def test_a_misspelt_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    write_image(tmp_path / "pictures" / "emoji" / "0.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataSourceError, match=r"pictures/emojis does not exist \(did you mean pictures/emoji\?\)"):
+        open_stream("pictures/emojis")
+
+
 def test_class_called_train_is_a_class(tmp_path):
     for name in ("boat", "train"):
         write_image(tmp_path / name / "0.png")

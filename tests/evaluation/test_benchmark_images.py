@@ -65,7 +65,7 @@ def test_a_class_outside_of_the_subset_names_its_image(tmp_path):
     inside = WNIDS[imagenet_subset("imagenet_a")[0]]
     put(tmp_path, f"{WNIDS[0]}/a.png", f"{inside}/b.png")
     images = open_benchmark(str(tmp_path), benchmark_of("imagenet_a"), splits=ANY)
-    with pytest.raises(LabelMapError, match=r"a\.png: class 0 is none of the 200 of ImageNet-A"):
+    with pytest.raises(LabelMapError, match=r"a\.png: class 0 of ImageNet, n01440764, is none of the 200"):
         seen(images)
 
 

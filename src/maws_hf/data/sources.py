@@ -7,6 +7,7 @@ Whatever the kind, a row carries its image as `{"bytes": ..., "path": ...}`; dec
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import re
@@ -78,13 +79,14 @@ def open_stream(
         dataset = _load(source, name_or_path=source, split=split, name=name)
     elif os.path.exists(source) or glob.has_magic(source):
         dataset = _open_local(source, split, data_files)
-    elif _looks_like_hub_id(source):
+    elif _looks_like_hub_id(source) and not os.path.isdir(os.path.dirname(source)):
         files = {split: data_files} if data_files is not None else None
         label = f"{source} (no such folder here, so taken for a data set on the Hub)"
         dataset = _load(source, name_or_path=label, split=split, name=name, data_files=files, revision=revision)
     else:
         raise DataSourceError(
-            f"{source} does not exist: give a folder, a glob of shards, or a Hub data set id such as 'user/name'"
+            f"{source} does not exist{_neighbour(source)}: give a folder, a glob of shards, or a Hub data set id such "
+            "as 'user/name'"
         )
     try:
         column = find_image_column(dataset, image_column)
@@ -125,6 +127,13 @@ def find_image_column(dataset: IterableDataset, image_column: str | None = None)
 
 def _looks_like_hub_id(source: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is not None
+
+
+def _neighbour(source: str) -> str:
+    folder, name = os.path.split(source)
+    there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    guess = difflib.get_close_matches(name, there, n=1)
+    return f" (did you mean {os.path.join(folder, guess[0])}?)" if guess else ""
 
 
 def _declares_configurations(folder: str) -> bool:

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from ..data.sources import DataSourceError, find_image_column, list_files, open_stream
 from .features import find_label_column
-from .label_maps import IMAGENET_CLASSES, LabelMapError, class_number, class_numbers, object_folder
+from .label_maps import (
+    IMAGENET_CLASSES,
+    LabelMapError,
+    class_number,
+    class_numbers,
+    imagenet_classes,
+    object_folder,
+)
 from .robustness import Benchmark
 from .rows import Row, Transform, read_rows
 
@@ -58,8 +65,8 @@ class BenchmarkLabels:
             number = class_number(label)
         if folders is None and (number,) not in self.benchmark.groups:
             raise LabelMapError(
-                f"class {number} is none of the {len(self.benchmark.groups)} of {self.benchmark.title}: integers are "
-                "places among ImageNet's 1000 classes"
+                f"class {number} of ImageNet, {list(imagenet_classes())[number]}, is none of the "
+                f"{len(self.benchmark.groups)} of {self.benchmark.title}"
             )
         return number
 

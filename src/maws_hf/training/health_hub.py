@@ -18,7 +18,7 @@ def check_hub() -> Iterator[Finding]:
         yield Finding("Hub", "ok", found)
     elif not token:
         advice = "type hf auth login, if you want to push or to read gated repositories"
-        yield Finding("Hub", "ok", "nobody is logged in; public repositories can be read", advice)
+        yield Finding("Hub", "ok", "nobody is logged in; the Hub itself was not asked", advice)
     else:
         yield _login(token)
 

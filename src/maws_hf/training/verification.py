@@ -69,7 +69,7 @@ def _parts(folder: Path) -> Iterator[tuple[Path, str, Callable[[], Iterator[str]
     if (folder / MANIFEST).is_file():
         yield folder, f"files against {MANIFEST}, and what a release must hold", lambda: _release_faults(folder)
         return
-    if (folder / ckpt.MANIFEST).is_file() or _STEP.fullmatch(folder.name):
+    if _STEP.fullmatch(folder.name):  # corpora have a manifest of that name, too
         yield folder, _CHECKPOINT, lambda: _checkpoint_faults(folder)
         return
     inside = folder / "checkpoints"  # of a run
