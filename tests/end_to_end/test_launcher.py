@@ -66,7 +66,9 @@ def test_a_killed_rank_ends_the_run_and_a_terminated_launcher_saves_one_step(ima
     output, _ = first.communicate(timeout=60)
     assert time.monotonic() - began < 30
     assert first.returncode != 0
-    assert f"rank 1 (process {killed}) has ended" in output
+    # The launcher may end the survivor before it has spoken; then its own report names the rank.
+    survivor, launcher = f"rank 1 (process {killed}) has ended", f"Signal 9 (SIGKILL) received by PID {killed}"
+    assert survivor in output or launcher in output
     before = [name for name in checkpoints(tmp_path) if name.startswith("step-")]
 
     resumed_from, logged = int(before[-1][-8:]), steps_logged(tmp_path)[-1]
