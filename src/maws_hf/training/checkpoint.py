@@ -180,7 +180,7 @@ def _remove(path: Path) -> None:
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Optimizer state as safetensors, each tensor under `parameter name|state name`."""
     tensors = {}
-    for name, parameter in _named_members(optimizer):
+    for name, parameter in named_members(optimizer):
         for key, value in optimizer.state[parameter].items():
             tensors[f"{name}|{key}"] = torch.as_tensor(value).detach().contiguous()
     save_file(tensors, path)
@@ -197,8 +197,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     for key, tensor in tensors.items():
         name, _, state_name = key.rpartition("|")
         states.setdefault(name, {})[state_name] = tensor
-    members = dict(_named_members(optimizer))
-    _compare_names(set(states), set(members), path)
+    members = dict(named_members(optimizer))
+    compare_names(set(states), set(members), path)
     for name, parameter in members.items():
         for state_name, tensor in states[name].items():
             if tensor.dim() and tensor.shape != parameter.shape:
@@ -224,7 +224,7 @@ def load_weights(model: nn.Module, directory: Path) -> None:
     for file in sorted(directory.glob("model*.safetensors")):
         tensors.update(load_file(file))
     expected = model.state_dict()
-    _compare_names(set(tensors), set(expected), directory)
+    compare_names(set(tensors), set(expected), directory)
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
@@ -234,7 +234,8 @@ def load_weights(model: nn.Module, directory: Path) -> None:
     model.load_state_dict(tensors)
 
 
-def _named_members(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+def named_members(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    """Parameters of all groups with their names, from `parameter_groups`."""
     return [
         (name, parameter)
         for group in optimizer.param_groups
@@ -242,7 +243,8 @@ def _named_members(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Param
     ]
 
 
-def _compare_names(found: set[str], expected: set[str], where: Path) -> None:
+def compare_names(found: set[str], expected: set[str], where: Path) -> None:
+    """Raises CheckpointError naming the first tensor that is missing or unknown."""
     for names, verdict in ((expected - found, "lacks"), (found - expected, "holds the unknown")):
         if names:
             raise CheckpointError(

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ..optim.ema import WeightAverage
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, compare_names, named_members
 from .sharding import own_part, own_rows
 
 WEIGHTS, OPTIMIZER, AVERAGE = "weights/", "optimizer/", "average/"
@@ -47,7 +47,7 @@ def training_tensors(
 ) -> dict[str, Tensor]:
     """Everything of a run that is a tensor, under its name in a checkpoint; nothing is copied or gathered."""
     tensors = {WEIGHTS + name: tensor.detach() for name, tensor in model.state_dict().items()}
-    for name, parameter in _members(optimizer).items():
+    for name, parameter in named_members(optimizer):
         for key, value in optimizer.state[parameter].items():
             tensors[f"{OPTIMIZER}{name}|{key}"] = torch.as_tensor(value).detach()
     if average is not None:
@@ -208,7 +208,7 @@ def load_weights(model: nn.Module, directory: Path) -> None:
     """
     state = model.state_dict()
     with CheckpointTensors(directory) as tensors:
-        _compare(set(state), tensors.names(WEIGHTS), directory)
+        compare_names(tensors.names(WEIGHTS), set(state), directory)
         for name, target in state.items():
             _fill(target, tensors, WEIGHTS + name)
 
@@ -222,12 +222,12 @@ def load_moments(optimizer: torch.optim.Optimizer, average: WeightAverage | None
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: CheckpointTensors) -> None:
-    members = _members(optimizer)
+    members = dict(named_members(optimizer))
     found: dict[str, list[str]] = {}
     for name in tensors.names(OPTIMIZER):
         parameter_name, _, key = name.rpartition("|")
         found.setdefault(parameter_name, []).append(key)
-    _compare(set(members), set(found), tensors.directory)
+    compare_names(set(found), set(members), tensors.directory)
     on_device = optimizer.param_groups[0].get("fused") or optimizer.param_groups[0].get("capturable")
     for name, parameter in members.items():
         state = {}
@@ -249,7 +249,7 @@ def _load_average(average: WeightAverage, tensors: CheckpointTensors) -> None:
             "--output_dir"
         )
     state = average.state_dict()
-    _compare(set(state), tensors.names(AVERAGE), tensors.directory)
+    compare_names(tensors.names(AVERAGE), set(state), tensors.directory)
     for name, target in state.items():
         _fill(target, tensors, AVERAGE + name)
 
@@ -262,23 +262,6 @@ def _fill(target: Tensor, tensors: CheckpointTensors, name: str) -> None:
             "with the model options that wrote the checkpoint, or choose another --output_dir"
         )
     own_part(target).copy_(tensors.read(name, *own_rows(target)))
-
-
-def _members(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    return {
-        name: parameter
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["param_names"], group["params"], strict=True)
-    }
-
-
-def _compare(expected: set[str], found: set[str], where: Path) -> None:
-    for names, verdict in ((expected - found, "lacks"), (found - expected, "holds the unknown")):
-        if names:
-            raise CheckpointError(
-                f"{where} {verdict} {min(names)!r} (and {len(names) - 1} more); resume with the model options that "
-                "wrote the checkpoint, or choose another --output_dir"
-            )
 
 
 __all__ = [
