@@ -17,20 +17,17 @@ from .eligibility import is_plain
 MATMUL = "matmul"
 
 
-def attention_interface(implementation: str, query: Tensor, default: Any) -> Any:
-    """The attention function of a configured backend.
+def fastest_backend(implementation: str, query: Tensor) -> str:
+    """The attention backend for what is configured: "matmul" instead of "sdpa" where that is faster.
 
-    torch's "sdpa" is itself a choice among kernels; where "sdpa" is configured, "matmul" is one more of them.
+    torch's "sdpa" is itself a choice among kernels by device and dtype; this is one more of them.
 
     Args:
         implementation: `config._attn_implementation`.
-        query: `(B, heads, T, head_dim)`.
-        default: what "eager" stands for.
+        query: of any shape.
     """
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
-    if implementation == "sdpa" and slow and is_plain(query):
-        implementation = MATMUL
-    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, default)
+    return MATMUL if implementation == "sdpa" and slow and is_plain(query) else implementation
 
 
 def matmul_attention_forward(

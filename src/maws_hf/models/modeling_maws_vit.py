@@ -17,12 +17,13 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..kernels.attention import attention_interface
+from ..kernels.attention import fastest_backend
 from ..kernels.linear import Linear, cast_for_autocast
 from ..losses import classification_loss
 from .configuration_maws_vit import MawsViTConfig, as_pair
@@ -149,7 +150,8 @@ class MawsViTAttention(nn.Module):
         # No fused backend can hand out probabilities: a call that asks for them gets the eager form for that call.
         if kwargs.get("output_attentions"):
             return eager_attention_forward
-        return attention_interface(self.config._attn_implementation, query, eager_attention_forward)
+        backend = fastest_backend(self.config._attn_implementation, query)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
 
 
 class MawsViTMLP(nn.Module):
