@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from maws_hf import MawsMAEForPreTraining, MawsViTModel
 from maws_hf.cli import main
 from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training import checkpoint as ckpt
+from maws_hf.training import sharded_files
 from maws_hf.training.verification import Verdict, VerificationError, newest_usable, verify_folder
 
 WEIGHTS = "model.safetensors"
@@ -87,6 +89,44 @@ def test_a_checkpoint_that_was_written_with_nan_is_a_fault(tmp_path: Path):
     ckpt.save_checkpoint(tmp_path, 4, write_files, facts={}, keep=2)
     (fault,) = faults_of(tmp_path)
     assert "optimizer.safetensors holds NaN or infinity in w" in fault
+
+
+def write_sharded_step(root: Path, change=lambda tensors: None, **config: Any) -> None:
+    """As a sharded run writes it, of one process; `config` are fields of another model than the weights'."""
+    model = MawsViTModel(tiny_config())
+    tensors = {f"weights/{name}": tensor for name, tensor in model.state_dict().items()}
+    change(tensors)
+
+    def write_files(directory: Path) -> None:
+        sharded_files.write_shard(tensors, directory, 0, 1)
+        sharded_files.save_config(MawsViTModel(tiny_config(**config)), directory)
+        (directory / "rank-00000.json").write_text("{}")
+
+    ckpt.save_checkpoint(root, 1, write_files, facts={}, keep=5)
+
+
+def test_a_checkpoint_of_shards_is_whole(tmp_path: Path, capsys):
+    write_sharded_step(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(tmp_path)])
+    assert ended.value.code == 0, capsys.readouterr().out
+    assert "the newest whole checkpoint is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "told"),
+    [
+        (lambda tensors: tensors.pop("weights/layernorm.bias"), {}, "the weights lack layernorm.bias"),
+        (lambda tensors: tensors.update({"weights/odd": torch.ones(3)}), {}, "the weights hold the unknown odd"),
+        (lambda tensors: tensors["weights/layernorm.bias"].fill_(torch.nan), {}, "NaN or infinity in weights/layern"),
+        (lambda tensors: None, {"num_hidden_layers": 3}, "the weights lack layers.2."),
+        (lambda tensors: None, {"intermediate_size": 65}, "weight of shape (32, 64), not (32, 65)"),
+    ],
+)
+def test_a_checkpoint_of_shards_is_compared_with_its_config(tmp_path: Path, change, config: dict[str, Any], told: str):
+    write_sharded_step(tmp_path, change, **config)
+    (fault,) = faults_of(tmp_path)
+    assert told in fault
 
 
 def test_each_way_that_weights_can_miss_the_config_is_named(tmp_path: Path):
