@@ -1,6 +1,7 @@
 """`maws-hf verify`: what is whole is called whole, and every fault is named with its file."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,33 @@ def test_a_flipped_bit_is_named_and_the_one_before_is_usable(run: Path, capsys):
     output = capsys.readouterr().out
     assert str(file) in output
     assert f"the newest whole checkpoint is {run}/checkpoints/step-00000002" in output
+
+
+@pytest.mark.parametrize("way", ["from within", "link", "copy", "set aside"])
+def test_a_checkpoint_by_another_name_is_compared_with_its_manifest(run: Path, way: str, monkeypatch):
+    step = run / "checkpoints" / "step-00000003"
+    folder = {"from within": Path(), "link": run / "latest", "copy": run / "best"}.get(way, step.parent / "damaged-step")
+    if way == "from within":
+        monkeypatch.chdir(step)
+    elif way == "link":
+        folder.symlink_to(step)
+    else:
+        shutil.copytree(step, folder)
+    (verdict,) = verify_folder(folder)
+    assert ("SHA-256" in verdict.checked, verdict.faults) == (True, ())
+    file = folder / "optimizer.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+    (fault,) = faults_of(folder)
+    assert "optimizer.safetensors is not what was written" in fault
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_a_fault(run: Path):
+    folder = run / "checkpoints" / "step-00000009"
+    shutil.copytree(run / "checkpoints" / "step-00000003", folder)
+    (fault,) = faults_of(folder)
+    assert "describes step 3" in fault
 
 
 @pytest.mark.parametrize("manifest", ["{}", "[" * 100_000, "", '{"sha256": 3}'])

@@ -70,8 +70,8 @@ def _parts(folder: Path) -> Iterator[tuple[Path, str, Callable[[], Iterator[str]
     if (folder / MANIFEST).is_file():
         yield folder, f"files against {MANIFEST}, and what a release must hold", lambda: _release_faults(folder)
         return
-    if _STEP.fullmatch(folder.name):  # corpora have a manifest of that name, too
-        yield folder, _CHECKPOINT, lambda: _checkpoint_faults(folder)
+    if checkpoint := _checkpoint_at(folder):
+        yield checkpoint, _CHECKPOINT, lambda: _checkpoint_faults(checkpoint)
         return
     inside = folder / "checkpoints"  # of a run
     for path in sorted(inside.iterdir() if inside.is_dir() else ()) + sorted(folder.iterdir()):
@@ -88,12 +88,21 @@ def _parts(folder: Path) -> Iterator[tuple[Path, str, Callable[[], Iterator[str]
         yield folder, f"{len(records)} shards against their records", lambda: _shard_faults(records)
 
 
+def _checkpoint_at(folder: Path) -> Path | None:
+    """A checkpoint under its own name, where there is one: `.` and links have another, and a copy may have any."""
+    here = folder if _STEP.fullmatch(folder.name) else folder.resolve()
+    if _STEP.fullmatch(here.name):
+        return here
+    # Corpora have a manifest of that name, too.
+    return folder if (folder / ckpt.MANIFEST).is_file() and any(folder.glob("rank-*.json")) else None
+
+
 _CHECKPOINT = f"sizes and SHA-256 of all files against {ckpt.MANIFEST}, numbers finite, weights those of the config"
 
 
 def _checkpoint_faults(path: Path) -> Iterator[str]:
     try:
-        checkpoint = ckpt.verify(path)
+        checkpoint = ckpt.verify(path, any_name=not _STEP.fullmatch(path.name))
     except ckpt.CheckpointError as error:
         yield str(error)
         return
