@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
+from tiny_lit import tiny_lit
+from tiny_two_towers import tiny_tokenizer
 
-from maws_hf import MawsMAEForPreTraining, MawsViTModel
+from maws_hf import MawsLiTProcessor, MawsMAEForPreTraining, MawsViTModel
 from maws_hf.cli import main
 from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training import checkpoint as ckpt
@@ -197,6 +199,36 @@ def test_an_infinite_weight_is_found(tmp_path: Path):
     write_model(tmp_path)
     change_weights(tmp_path / WEIGHTS, lambda tensors: tensors["vit.layernorm.bias"].fill_(float("inf")))
     assert any("NaN or infinity in vit.layernorm.bias" in fault for fault in faults_of(tmp_path))
+
+
+@pytest.fixture
+def two_towers(tmp_path: Path) -> Path:
+    model = tiny_lit()
+    model.save_pretrained(tmp_path / "lit")
+    processor = MawsLiTProcessor(image_processor_of(model.config.vision_config), tiny_tokenizer())
+    processor.save_pretrained(tmp_path / "lit")
+    return tmp_path / "lit"
+
+
+@pytest.mark.parametrize("content", [None, "{", "[" * 100_000])
+def test_two_towers_need_a_tokenizer(two_towers: Path, content: str | None):
+    assert faults_of(two_towers) == []
+    file = two_towers / "tokenizer.json"
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    (fault,) = faults_of(two_towers)
+    assert f"{two_towers} comes without a tokenizer" in fault
+
+
+def test_a_text_tower_alone_needs_no_image_processor(two_towers: Path, tmp_path: Path):
+    folder = tmp_path / "tower"
+    tiny_lit().text_model.save_pretrained(folder)  # without a pooler
+    (fault,) = faults_of(folder)
+    assert "comes without a tokenizer" in fault
+    for file in two_towers.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    assert faults_of(folder) == []
 
 
 def test_shards_are_compared_with_their_records_and_counted(tmp_path: Path):

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 import maws_hf
 
+from ..evaluation.two_towers import load_tokenizer
 from ..hub.staging import CONFIG
 from ..hub.weight_checks import weight_problems
 from .initial_weights import meta_model
@@ -36,8 +37,10 @@ def model_problems(folder: Path, *, complete: bool) -> Iterator[str]:
     yield from broken
     if config is not None and not broken:
         yield from _fit_problems(folder, config)
-    if complete:
+    if complete and not _reads_text_only(config):
         yield from _processor_problems(folder)
+    if complete and (_reads_text_only(config) or hasattr(config, "text_config")):
+        yield from _tokenizer_problems(folder)
 
 
 def sharded_problems(folder: Path) -> Iterator[str]:
@@ -102,7 +105,8 @@ def _fit_problems(folder: Path, config: PreTrainedConfig) -> Iterator[str]:
         yield f"{folder} cannot be loaded as {name} ({_one_line(error)})"
         return
     shapes = {key: f"{key} of shape {tuple(found)}, not {tuple(due)}" for key, found, due in info["mismatched_keys"]}
-    missing = [key for key in info["missing_keys"] if key not in shapes]
+    new = "pooler." if _reads_text_only(config) else ()  # which a text tower of LiT does without
+    missing = [key for key in info["missing_keys"] if key not in shapes and not key.startswith(new)]
     yield from _misfits(folder, name, missing, info["unexpected_keys"], shapes.values())
 
 
@@ -115,6 +119,19 @@ def _processor_problems(folder: Path) -> Iterator[str]:
         AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # as above
         yield f"{folder / there[0]} makes no image processor ({_one_line(error)})"
+
+
+def _reads_text_only(config: PreTrainedConfig | None) -> bool:
+    return hasattr(config, "vocab_size")
+
+
+def _tokenizer_problems(folder: Path) -> Iterator[str]:
+    try:
+        load_tokenizer(str(folder))
+    except ValueError as error:
+        yield _one_line(error)
+    except Exception as error:  # as above
+        yield f"{folder} comes without a tokenizer that can be loaded ({_one_line(error)})"
 
 
 @contextlib.contextmanager
