@@ -81,7 +81,8 @@ def test_a_flipped_bit_is_named_and_the_one_before_is_usable(run: Path, capsys):
 @pytest.mark.parametrize("way", ["from within", "link", "copy", "set aside"])
 def test_a_checkpoint_by_another_name_is_compared_with_its_manifest(run: Path, way: str, monkeypatch):
     step = run / "checkpoints" / "step-00000003"
-    folder = {"from within": Path(), "link": run / "latest", "copy": run / "best"}.get(way, step.parent / "damaged-step")
+    aside = step.with_name("damaged-step-00000003")
+    folder = {"from within": Path(), "link": run / "latest", "copy": run / "best", "set aside": aside}[way]
     if way == "from within":
         monkeypatch.chdir(step)
     elif way == "link":
@@ -199,6 +200,59 @@ def test_an_infinite_weight_is_found(tmp_path: Path):
     write_model(tmp_path)
     change_weights(tmp_path / WEIGHTS, lambda tensors: tensors["vit.layernorm.bias"].fill_(float("inf")))
     assert any("NaN or infinity in vit.layernorm.bias" in fault for fault in faults_of(tmp_path))
+
+
+def split_weights(folder: Path) -> list[Path]:
+    """The folder's weights in several files with an index."""
+    model = MawsMAEForPreTraining.from_pretrained(folder)
+    (folder / WEIGHTS).unlink()
+    model.save_pretrained(folder, max_shard_size="40KB")
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def test_weights_in_several_files_are_read_without_config_and_index(tmp_path: Path):
+    write_model(tmp_path)
+    split_weights(tmp_path)
+    assert faults_of(tmp_path) == []
+    for file in tmp_path.glob("*.json"):
+        file.unlink()
+    told = " ".join(faults_of(tmp_path))
+    assert "config.json describes no model" in told
+    assert "model.safetensors.index.json is missing" in told
+
+
+@pytest.mark.parametrize("way", ["folder", "link"])
+def test_a_file_of_weights_that_is_none_is_a_fault_and_no_traceback(tmp_path: Path, way: str):
+    write_model(tmp_path)
+    file = split_weights(tmp_path)[1]
+    file.unlink()
+    if way == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(tmp_path / "gone")
+    faults = faults_of(tmp_path)
+    assert f"{file} is no file, or a link that leads nowhere" in faults
+
+
+@pytest.mark.parametrize("architectures", [5, [], ["nn"], "MawsMAEForPreTraining"])
+def test_architectures_that_are_none_are_a_fault_and_no_traceback(tmp_path: Path, architectures: Any):
+    write_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
+    (fault,) = faults_of(tmp_path)
+    assert "config.json names the architecture" in fault
+
+
+def test_an_adapter_needs_its_config_and_its_weights(tmp_path: Path):
+    save_file({"prompts": torch.ones(3)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert faults_of(tmp_path) == []
+    for content in ("[" * 100_000, "[1]", "{}", '{"peft_type": 3}'):
+        (tmp_path / "adapter_config.json").write_text(content)
+        assert ["adapter_config.json is missing or describes no" in fault for fault in faults_of(tmp_path)] == [True]
+    write_model(tmp_path)  # the base may lie beside it
+    (tmp_path / "adapter_model.safetensors").unlink()
+    assert f"{tmp_path}/adapter_model.safetensors is missing" in faults_of(tmp_path)
 
 
 @pytest.fixture

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..hub.release_checks import release_problems
-from ..hub.staging import CONFIG, MANIFEST, STUB, WEIGHTS, StagingError, read_staging
+from ..hub.staging import (
+    CONFIG,
+    MANIFEST,
+    SHARDS,
+    STUB,
+    WEIGHT_INDEX,
+    WEIGHTS,
+    StagingError,
+    files_below,
+    read_staging,
+)
 from ..hub.weight_checks import tensor_problems
 from . import checkpoint as ckpt
 from .sharded_files import holds_shards
@@ -16,7 +26,7 @@ from .verification_model import model_problems, sharded_problems
 
 _STEP = re.compile(r"step-\d{8}")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.json")
-_ADAPTER = "adapter_model.safetensors"
+_ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 class VerificationError(ValueError):
@@ -79,11 +89,11 @@ def _parts(folder: Path) -> Iterator[tuple[Path, str, Callable[[], Iterator[str]
             yield path, _CHECKPOINT, lambda path=path: _checkpoint_faults(path)
         elif (path / MANIFEST).is_file():
             yield from _parts(path)
-    if (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file():
+    if any((folder / name).is_file() for name in (CONFIG, WEIGHTS, WEIGHT_INDEX)) or any(folder.glob(SHARDS)):
         checked = "config, weights (all there, nothing else, finite), what prepares the input"
         yield folder, checked, lambda: model_problems(folder, complete=True)
-    elif (folder / _ADAPTER).is_file():
-        yield folder, "weights of an adapter (finite)", lambda: _adapter_faults(folder)
+    if any((folder / name).is_file() for name in (_ADAPTER, _ADAPTER_CONFIG)):
+        yield folder, "config and weights of an adapter (finite)", lambda: _adapter_faults(folder)
     if records := sorted(file for file in folder.rglob("*.json") if _SHARD.fullmatch(file.name)):
         yield folder, f"{len(records)} shards against their records", lambda: _shard_faults(records)
 
@@ -126,14 +136,26 @@ def _checkpoint_faults(path: Path) -> Iterator[str]:
 
 def _release_faults(folder: Path) -> Iterator[str]:
     try:
-        read_staging(folder)
+        listed = {*read_staging(folder).files, MANIFEST}
     except StagingError as error:
         yield str(error)
+    else:
+        yield from (f"{folder / name} is not in {MANIFEST}" for name in files_below(folder) if name not in listed)
     for name, problem in release_problems(folder, native=(folder / STUB).is_file()):
         yield f"{folder / name} {problem}"
 
 
 def _adapter_faults(folder: Path) -> Iterator[str]:
+    """Without its base; whether it fits is seen when it is loaded."""
+    try:
+        kind = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))["peft_type"]
+        if not isinstance(kind, str):
+            raise TypeError(f"peft_type is {kind!r}")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        yield f"{folder / _ADAPTER_CONFIG} is missing or describes no adapter ({type(error).__name__}: {error})"
+    if not (folder / _ADAPTER).is_file():
+        yield f"{folder / _ADAPTER} is missing"
+        return
     yield from (f"{folder / _ADAPTER} {problem}" for problem in tensor_problems(folder / _ADAPTER))
 
 
