@@ -23,6 +23,7 @@ from ..hub.weight_checks import tensor_problems
 from . import checkpoint as ckpt
 from .sharded_files import holds_shards
 from .verification_model import model_problems, sharded_problems
+from .weight_sums import SUMS, weight_sum_problems
 
 _STEP = re.compile(r"step-\d{8}")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.json")
@@ -90,8 +91,9 @@ def _parts(folder: Path) -> Iterator[tuple[Path, str, Callable[[], Iterator[str]
         elif (path / MANIFEST).is_file():
             yield from _parts(path)
     if any((folder / name).is_file() for name in (CONFIG, WEIGHTS, WEIGHT_INDEX)) or any(folder.glob(SHARDS)):
-        checked = "config, weights (all there, nothing else, finite), what prepares the input"
-        yield folder, checked, lambda: model_problems(folder, complete=True)
+        sums = f"weights against {SUMS}, " if (folder / SUMS).exists() else ""
+        checked = f"{sums}config, weights (all there, nothing else, finite), what prepares the input"
+        yield folder, checked, lambda: _model_faults(folder)
     if any((folder / name).is_file() for name in (_ADAPTER, _ADAPTER_CONFIG)):
         yield folder, "config and weights of an adapter (finite)", lambda: _adapter_faults(folder)
     if records := sorted(file for file in folder.rglob("*.json") if _SHARD.fullmatch(file.name)):
@@ -132,6 +134,11 @@ def _checkpoint_faults(path: Path) -> Iterator[str]:
         yield from sharded_problems(path)
     elif (path / CONFIG).is_file():
         yield from model_problems(path, complete=False)
+
+
+def _model_faults(folder: Path) -> Iterator[str]:
+    yield from weight_sum_problems(folder)
+    yield from model_problems(folder, complete=True)
 
 
 def _release_faults(folder: Path) -> Iterator[str]:
