@@ -285,22 +285,6 @@ def test_a_text_tower_alone_needs_no_image_processor(two_towers: Path, tmp_path:
     assert faults_of(folder) == []
 
 
-def test_shards_are_compared_with_their_records_and_counted(tmp_path: Path):
-    import hashlib
-
-    for number in (0, 1):
-        content = b"shard" * (number + 1)
-        (tmp_path / f"train-{number:05d}-of-00003.parquet").write_bytes(content)
-        record = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        (tmp_path / f"train-{number:05d}-of-00003.json").write_text(json.dumps(record))
-    assert ["lacks 1 of 3 shards of train, the first number 2" in fault for fault in faults_of(tmp_path)] == [True]
-    (tmp_path / "train-00001-of-00003.parquet").write_bytes(b"shardshare")
-    (tmp_path / "train-00000-of-00003.parquet").unlink()
-    told = " ".join(faults_of(tmp_path))
-    assert "train-00001-of-00003.parquet is not what was written" in told
-    assert "train-00000-of-00003.parquet is missing" in told
-
-
 def test_a_folder_with_nothing_known_in_it_is_said_to_be_that(tmp_path: Path):
     with pytest.raises(VerificationError, match="nothing to verify"):
         list(verify_folder(tmp_path))

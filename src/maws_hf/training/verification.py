@@ -1,6 +1,5 @@
 """Whether what lies in a folder is whole: a run, a checkpoint, a model, a release, or shards with their records."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -23,10 +22,10 @@ from ..hub.weight_checks import tensor_problems
 from . import checkpoint as ckpt
 from .sharded_files import holds_shards
 from .verification_model import model_problems, sharded_problems
+from .verification_shards import corpus_problems, is_corpus, shard_problems, shard_records
 from .weight_sums import SUMS, weight_sum_problems
 
 _STEP = re.compile(r"step-\d{8}")
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.json")
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -53,7 +52,7 @@ def verify_folder(folder: Path) -> Iterator[Verdict]:
 
     Args:
         folder: a training run, one of its checkpoints, a model in our format or an export of it, an adapter, a release
-            that was laid out, labels or features.
+            that was laid out, a corpus that was built, labels or features.
 
     Raises:
         VerificationError: it is none of these.
@@ -65,7 +64,7 @@ def verify_folder(folder: Path) -> Iterator[Verdict]:
     if not parts:
         raise VerificationError(
             f"{folder} holds nothing to verify: no {CONFIG}, no checkpoint such as step-00001000, no {MANIFEST} of a "
-            "release, and no records of shards"
+            "release, and no manifest or records of shards"
         )
     for path, checked, problems in parts:
         yield Verdict(path, checked, tuple(problems()))
@@ -96,8 +95,10 @@ def _parts(folder: Path) -> Iterator[tuple[Path, str, Callable[[], Iterator[str]
         yield folder, checked, lambda: _model_faults(folder)
     if any((folder / name).is_file() for name in (_ADAPTER, _ADAPTER_CONFIG)):
         yield folder, "config and weights of an adapter (finite)", lambda: _adapter_faults(folder)
-    if records := sorted(file for file in folder.rglob("*.json") if _SHARD.fullmatch(file.name)):
-        yield folder, f"{len(records)} shards against their records", lambda: _shard_faults(records)
+    if is_corpus(folder):
+        yield folder, f"shards against {ckpt.MANIFEST}", lambda: corpus_problems(folder)
+    if records := shard_records(folder):
+        yield folder, f"{len(records)} shards against their records", lambda: shard_problems(records)
 
 
 def _checkpoint_at(folder: Path) -> Path | None:
@@ -164,34 +165,6 @@ def _adapter_faults(folder: Path) -> Iterator[str]:
         yield f"{folder / _ADAPTER} is missing"
         return
     yield from (f"{folder / _ADAPTER} {problem}" for problem in tensor_problems(folder / _ADAPTER))
-
-
-def _shard_faults(records: list[Path]) -> Iterator[str]:
-    """Labels keep their records in a folder beside `data`, features beside each shard."""
-    numbers: dict[tuple[Path, str, int], set[int]] = {}
-    for record in records:
-        stem, number, count = _SHARD.fullmatch(record.name).groups()
-        numbers.setdefault((record.parent, stem, int(count)), set()).add(int(number))
-        beside = record.with_suffix(".parquet")
-        shard = record.parent.parent / "data" / beside.name if record.parent.name == "records" else beside
-        try:
-            known = json.loads(record.read_text(encoding="utf-8"))
-            size, digest = known["bytes"], known["sha256"]
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-            yield f"{record} is no record of a shard ({type(error).__name__})"
-            continue
-        if not shard.is_file():
-            yield f"{shard} is missing: the command that made it makes it again"
-        elif shard.stat().st_size != size or _sha256(shard) != digest:
-            yield f"{shard} is not what was written: the command that made it makes it again"
-    for (parent, stem, count), found in numbers.items():
-        if absent := sorted(set(range(count)) - found):
-            yield f"{parent} lacks {len(absent)} of {count} shards of {stem}, the first number {absent[0]}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["Verdict", "VerificationError", "newest_usable", "verify_folder"]
