@@ -48,6 +48,15 @@ def test_at_least_two_are_kept(tmp_path: Path):
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
 
 
+def test_a_step_that_is_saved_again_replaces_the_first_save(tmp_path: Path):
+    write(tmp_path, 1)
+    write(tmp_path, 2, b"first")
+    write(tmp_path, 2, b"second")
+    newest = ckpt.find_latest(tmp_path, warn=fail_if_called)
+    assert (newest.path / "model.safetensors").read_bytes() == b"second"
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
 def flip_a_bit(path: Path) -> None:
     data = bytearray((path / "model.safetensors").read_bytes())
     data[3] ^= 1

@@ -105,6 +105,16 @@ def test_non_finite_steps_in_a_row_end_the_run_with_the_checkpoint_intact(image_
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
 
 
+def test_a_run_saved_before_any_update_was_accepted_goes_on(image_shards: Path, tmp_path: Path):
+    spoiled = Spoiled({0, 1}, lambda loss: loss * float("nan"))
+    run(image_shards, tmp_path / "stopped", batch_loss=spoiled, max_steps=2)
+    outcome, resumed = run(image_shards, tmp_path / "stopped", batch_loss=spoiled)
+    assert outcome.step == 6
+    _, straight = run(image_shards, tmp_path / "straight", Spoiled({0, 1}, lambda loss: loss * float("nan")))
+    for left, right in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
 @pytest.fixture
 def half_broken(image_shards: Path, tmp_path: Path) -> Path:
     """The corpus with every second image cut short."""

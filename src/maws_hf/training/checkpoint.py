@@ -171,7 +171,7 @@ def set_aside_newer(root: Path, step: int) -> None:
 
 def _remove(path: Path) -> None:
     # Out of sight first: a kill during the removal must not leave a half checkpoint under a good name.
-    doomed = path.with_name(f".tmp-{path.name}")
+    doomed = path.with_name(f".tmp-{path.name}-removed")  # no name that a save may be using
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -193,6 +193,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
         CheckpointError: naming the first parameter that is missing, unknown or has another shape.
     """
     tensors = load_file(path)
+    if not tensors:
+        return  # the updates before it were all refused
     states: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, state_name = key.rpartition("|")
