@@ -12,6 +12,8 @@ from torch import nn
 from maws_hf.data.sources import open_stream
 from maws_hf.training.checkpoint import CheckpointError
 from maws_hf.training.loop import Outcome, TrainingError
+from maws_hf.training.records import JsonLines
+from maws_hf.training.skips import note_skipped
 
 
 def test_training_lowers_the_loss_and_logs_every_step(image_shards: Path, tmp_path: Path):
@@ -149,6 +151,30 @@ def test_too_many_bad_images_end_the_run(half_broken: Path, tmp_path: Path):
     assert len(lines(tmp_path / "run" / "skipped.jsonl")) > 20
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert int(saved.name[-8:]) == lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+
+
+def test_a_run_that_met_too_many_bad_images_goes_on_once_they_are_repaired(half_broken: Path, tmp_path: Path):
+    options = {"max_steps": 40, "logging_steps": 40, "max_skip_rate": 0.002}
+    with pytest.raises(TrainingError, match="Repair the data"):
+        run(half_broken, tmp_path / "run", **options)
+    with pytest.raises(TrainingError, match="Repair the data"):
+        run(half_broken, tmp_path / "run", **options)  # nothing is repaired yet
+    from datasets import Dataset, Features, Image
+
+    rows = [{"bytes": draw_image(i), "path": row["image"]["path"]} for i, row in enumerate(open_stream(half_broken))]
+    dataset = Dataset.from_dict({"image": rows}, features=Features({"image": Image()}))
+    dataset.to_parquet(half_broken / "train.parquet")
+    outcome, _ = run(half_broken, tmp_path / "run", **options)
+    assert outcome.step == 40
+
+
+def test_the_rate_of_bad_images_is_one_of_all_images_of_a_large_update(tmp_path: Path):
+    def too_many(bad: int) -> bool:
+        update = {"keys": ["good"] * 20_000, "skipped": [{"key": str(number)} for number in range(bad)]}
+        return note_skipped([update], 1, [], JsonLines(tmp_path / "skipped.jsonl"), 0.01)[1]
+
+    assert not too_many(199)
+    assert too_many(210)
 
 
 def test_one_bad_image_in_a_small_folder_is_no_reason_to_stop(tmp_path: Path):

@@ -261,6 +261,7 @@ class _Run:
         self.state.images_skipped += int(all_skipped)
         if any_too_many:
             self.give_up = too_many_bad_images(recent, self.skipped, limit, here=too_many)
+            recent.clear()  # the data are repaired before the run goes on, or judged anew
         return loss_sum / self.accelerator.num_processes, stops + any_too_many > 0
 
     def skips_spike(self, window: list[dict[str, Any]], loss: float, gradient_norm: float) -> bool:
