@@ -199,6 +199,31 @@ def test_a_refusing_disk_is_one_error_and_leaves_the_old_ones(tmp_path: Path):
     assert names(tmp_path) == ["step-00000001"]
 
 
+def test_what_a_killed_save_left_is_gone_before_the_next_one_needs_its_room(tmp_path: Path):
+    write(tmp_path, 1)
+    (tmp_path / ".tmp-step-00000002").mkdir()
+    found: list[list[str]] = []
+
+    def write_files(directory: Path) -> None:
+        found.append(names(tmp_path))
+
+    ckpt.save_checkpoint(tmp_path, 3, write_files, facts={}, keep=2)
+    assert found == [[".tmp-step-00000003", "step-00000001"]]
+
+
+def test_a_rank_that_cannot_write_leaves_the_folder_to_the_main_process(tmp_path: Path):
+    write(tmp_path, 1)
+    begun = tmp_path / ".tmp-step-00000002"
+    begun.mkdir()
+
+    def write_files(directory: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ckpt.CheckpointError, match="No space left"):
+        ckpt.save_checkpoint(tmp_path, 2, write_files, facts={}, keep=2, is_main=False)
+    assert begun.is_dir()
+
+
 def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))

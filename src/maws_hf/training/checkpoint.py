@@ -67,7 +67,7 @@ def save_checkpoint(
     """
     temporary, final = root / f".tmp-step-{step:08d}", root / f"step-{step:08d}"
     if is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_leftovers(root)  # before anything is written: the room may be needed
         temporary.mkdir(parents=True)
     barrier()
     try:
@@ -80,7 +80,8 @@ def save_checkpoint(
             os.rename(temporary, final)
             _flush(root)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if is_main:  # on another rank: the main one may be writing there, and would blame a missing folder
+            shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(root).free
         newest = max((path.name for path in root.glob("step-*")), default=None)
         intact = f"{newest} is intact" if newest else "there is no earlier checkpoint"
@@ -151,10 +152,14 @@ def _is_entry(name: str, expected: Any) -> bool:
     return inside and isinstance(expected, dict) and {"bytes", "sha256"} <= expected.keys()
 
 
-def prune(root: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, at least 2, and what a killed save has left behind."""
+def remove_leftovers(root: Path) -> None:
+    """Removes what a killed save has left behind."""
     for leftover in root.glob(".tmp-step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def prune(root: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, at least 2."""
     steps = sorted(path for path in root.glob("step-*") if _STEP_NAME.fullmatch(path.name))
     for path in steps[: -max(keep, 2)]:
         _remove(path)
