@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -29,3 +31,12 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path):
     lock = lock_output(tmp_path)
     assert (tmp_path / ".lock").read_text() == str(os.getpid())
     lock.close()
+
+
+def test_a_file_system_without_locks_is_told_and_no_process_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.warns(UserWarning, match=r"has no locks \(No locks available\)"):
+        lock_output(tmp_path).close()
