@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -108,6 +109,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_pa
     assert ckpt.find_latest(tmp_path, warn=warnings.append).step == 1
     assert len(warnings) == 1
     assert "step-00000002" in warnings[0]
+
+
+def test_a_file_that_its_disk_cannot_read_back_is_damaged_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    read = ckpt._sha256
+
+    def fail(file: Path) -> str:
+        if file.parent.name == "step-00000002":
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        return read(file)
+
+    monkeypatch.setattr(ckpt, "_sha256", fail)
+    warnings: list[str] = []
+    assert ckpt.find_latest(tmp_path, warn=warnings.append).step == 1
+    assert "step-00000002/model.safetensors cannot be read ([Errno 5] Input/output error" in warnings[0]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -141,7 +141,11 @@ def verify(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / MANIFEST} does not say which files there are, with their bytes and sha256")
     for name, expected in files.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+        try:
+            is_whole = file.stat().st_size == expected["bytes"] and _sha256(file) == expected["sha256"]
+        except (OSError, ValueError) as error:  # it is missing, its disk is dying, or it has no possible name
+            raise CheckpointError(f"{file} cannot be read ({error})") from error
+        if not is_whole:
             raise CheckpointError(f"{file} is not what was written")
     return Checkpoint(path, manifest)
 
