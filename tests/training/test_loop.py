@@ -1,10 +1,11 @@
 import hashlib
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from line_run import lines, objective, run
+from line_run import Line, LineConfig, lines, objective, run
 from safetensors.torch import load_file
 from tiny import draw_image
 from torch import nn
@@ -86,7 +87,7 @@ def infinite_gradient(loss: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "spoil", [lambda loss: loss * float("nan"), lambda loss: loss * float("inf"), infinite_gradient]
 )
-def test_a_non_finite_step_is_refused_and_its_images_are_noted(spoil, image_shards: Path, tmp_path: Path):
+def test_a_non_finite_step_is_refused_and_its_images_are_noted(spoil, image_shards: Path, tmp_path: Path, capsys):
     spoiled = Spoiled({2}, spoil)
     outcome, model = run(image_shards, tmp_path, batch_loss=spoiled)
     assert outcome.step == 6
@@ -98,6 +99,9 @@ def test_a_non_finite_step_is_refused_and_its_images_are_noted(spoil, image_shar
     (refused,) = lines(tmp_path / "refused.jsonl")
     assert refused["step"] == 3
     assert len(refused["keys"]) == 4
+    assert not math.isfinite(float(refused["grad_norm"]))
+    told = capsys.readouterr().out
+    assert f"step 3 refused: loss {refused['loss']}, gradient norm {refused['grad_norm']}; its images" in told
 
 
 def test_non_finite_steps_in_a_row_end_the_run_with_the_checkpoint_intact(image_shards: Path, tmp_path: Path):
@@ -207,6 +211,26 @@ def test_resuming_with_another_seed_is_refused(image_shards: Path, tmp_path: Pat
     run(image_shards, tmp_path, max_steps=3)
     with pytest.raises(CheckpointError, match=r"--seed 0, this run has 1.*pass --seed 0"):
         run(image_shards, tmp_path, seed=1)
+
+
+def test_a_run_that_cannot_take_up_another_model_writes_nothing(image_shards: Path, tmp_path: Path, monkeypatch):
+    def contents() -> dict[str, bytes]:
+        files = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock")
+        return {str(path): path.read_bytes() for path in files}
+
+    run(image_shards, tmp_path, max_steps=3)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 1.0}\n')  # what the run would cut back if it could go on
+    before, init = contents(), Line.__init__
+
+    def wider(model: Line, config: LineConfig) -> None:
+        init(model, config)
+        model.line = nn.Linear(1, 2)
+
+    monkeypatch.setattr(Line, "__init__", wider)
+    with pytest.raises(CheckpointError, match=r"line\.\w+ has shape \(1.*\), the model's \(2"):
+        run(image_shards, tmp_path)
+    assert contents() == before
 
 
 def test_resuming_with_other_options_says_so_and_goes_on(image_shards: Path, tmp_path: Path, capsys):
