@@ -12,7 +12,7 @@ from line_run import Line, objective, run
 from ranks import scene
 from safetensors.torch import load_file
 
-from maws_hf.training import checkpoint
+from maws_hf.training import checkpoint, loop
 
 STEPS = 8
 OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 2, "save_steps": 3}
@@ -79,6 +79,16 @@ def unlike(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
     return train(rank, corpus, folder, max_steps=2 * STEPS)
 
 
+def taken(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    """The main process finds another run in the folder."""
+
+    def refuse(output_dir: Path) -> None:
+        raise ValueError(f"process 4711 is training in {output_dir}")
+
+    loop.lock_output = refuse
+    return train(rank, corpus, folder)
+
+
 def main(corpus: str, folder: str) -> None:
     root = Path(folder)
     results = {}
@@ -94,6 +104,7 @@ def main(corpus: str, folder: str) -> None:
             results[f"{name} again"] = again
     saved = root / "train" / "checkpoints" / f"step-{STEPS:08d}"
     results["unlike"] = scene(2, unlike, root / "answers" / "unlike", Path(corpus), root / "train")
+    results["taken"] = scene(2, taken, root / "answers" / "taken", Path(corpus), root / "taken")
     tensors = load_file(saved / "model.safetensors")
     results["saved"] = {name: tensor.item() for name, tensor in tensors.items()}
     results["loaded"] = {name: tensor.item() for name, tensor in Line.from_pretrained(saved).named_parameters()}

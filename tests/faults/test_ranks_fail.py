@@ -67,6 +67,13 @@ def test_ranks_that_find_different_checkpoints_do_not_train(scenes: dict[str, An
         assert "(rank 0: step-00000008; rank 1: step-00000006)" in rank["error"]
 
 
+def test_a_rank_that_fails_at_its_start_is_named_by_the_other(scenes: dict[str, Any]):
+    failing, other = scenes["taken"]
+    assert failing["error"].startswith("ValueError: process 4711 is training in ")
+    assert f"rank 1 cannot go on at its start: rank 0 (process {failing['process']}) has ended" in other["error"]
+    assert other["seconds"] < SECONDS
+
+
 @pytest.mark.parametrize("name", ["killed", "raising", "uneven", "broken_reader"])
 def test_a_restart_ends_in_the_weights_of_an_untroubled_run(name: str, scenes: dict[str, Any]):
     straight = scenes["train"][0]["answer"]

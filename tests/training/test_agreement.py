@@ -59,7 +59,7 @@ def test_a_process_that_ends_before_the_first_step_is_a_sentence_too(monkeypatch
     monkeypatch.setattr(agreement, "gather_object", refuse)
     with (
         pytest.raises(TrainingError, match="rank 0 cannot go on in step 1: another process of the run has ended"),
-        named_failures(0, 2, lambda: 1),
+        named_failures(0, 2, lambda: "in step 1"),
     ):
         pytest.fail("the run has begun")
 
@@ -71,7 +71,7 @@ def test_a_process_that_is_late_is_not_said_to_have_ended(monkeypatch: pytest.Mo
     monkeypatch.setattr(agreement, "gather_object", lambda own: [*own, (HERE, os.getppid())])
     with (
         pytest.raises(TrainingError, match="rank 0 cannot go on in step 3: another process has not answered"),
-        named_failures(0, 2, lambda: 3),
+        named_failures(0, 2, lambda: "in step 3"),
     ):
         raise RuntimeError(TOO_LATE)
 
@@ -80,6 +80,6 @@ def test_one_that_has_ended_is_named_even_if_that_shows_late(monkeypatch: pytest
     monkeypatch.setattr(agreement, "gather_object", lambda own: [*own, (HERE, ended.pid)])
     with (
         pytest.raises(TrainingError, match=rf"step 3: rank 1 \(process {ended.pid}\) has ended"),
-        named_failures(0, 2, lambda: 3),
+        named_failures(0, 2, lambda: "in step 3"),
     ):
         raise RuntimeError(TOO_LATE)

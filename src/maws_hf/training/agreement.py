@@ -37,8 +37,8 @@ def reasons_of_ranks(accelerator: Accelerator, error: Exception | None) -> list[
 
 
 @contextmanager
-def named_failures(rank: int, world_size: int, step: Callable[[], int]) -> Iterator[None]:
-    """Says on which rank and in which step something fails, if there are several. Entered by all ranks at once.
+def named_failures(rank: int, world_size: int, when: Callable[[], str]) -> Iterator[None]:
+    """Says on which rank and when (such as "in step 5") something fails, if there are several. Entered by all at once.
 
     A process that ends takes the others along: their next exchange with it fails, in seconds on gloo. That becomes a
     sentence with the rank that is gone; the backend's own error is its cause. One that hangs is given up after the
@@ -58,11 +58,11 @@ def named_failures(rank: int, world_size: int, step: Callable[[], int]) -> Itera
         if world_size > 1 and _is_of_lost_process(error):
             late = any(word in str(error).lower() for word in ("timed out", "timeout"))
             raise TrainingError(
-                f"rank {rank} cannot go on in step {step()}: {who_has_ended(processes, late=late)}; checkpoints are "
+                f"rank {rank} cannot go on {when()}: {who_has_ended(processes, late=late)}; checkpoints are "
                 "intact, the same command continues"
             ) from error
         if world_size > 1:
-            print(f"rank {rank} fails in step {step()}: {_name(error)}", file=sys.stderr)
+            print(f"rank {rank} fails {when()}: {_name(error)}", file=sys.stderr)
         raise
 
 

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,13 +98,15 @@ def train(
         TrainingError: after too many non-finite updates in a row or too many bad images.
         CheckpointError: if a checkpoint does not fit the recipe, or cannot be written.
     """
-    run = _Run(model, loader, recipe, accelerator, groups)
+    ranks = accelerator.process_index, accelerator.num_processes
+    with named_failures(*ranks, lambda: "at its start"):
+        run = _Run(model, loader, recipe, accelerator, groups)
     run.flops_per_image = flops_per_image
     if flops_per_image and matmul_peak:
         run.utilization_of_image_rate = flops_per_image / (matmul_peak * accelerator.num_processes)
     batches = iter(loader)
     exit_code = 0
-    with GracefulStop(launcher_process()) as stop, run.named_failures():
+    with GracefulStop(launcher_process()) as stop, named_failures(*ranks, lambda: f"in step {run.state.step + 1}"):
         while run.state.step < recipe.max_steps:
             learning_rate = run.set_learning_rate()
             window = run.read_window(batches)
@@ -191,10 +193,6 @@ class _Run:
         if resumed is not None:
             self.progress.say(f"resuming after step {self.state.step} from {resumed.path}")
         self._tick = (time.perf_counter(), self.state.step)
-
-    def named_failures(self) -> AbstractContextManager[None]:
-        accelerator = self.accelerator
-        return named_failures(accelerator.process_index, accelerator.num_processes, lambda: self.state.step + 1)
 
     def read_window(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
         """The batches of one update. If a rank has none, all ranks save where they were before, and stop."""
