@@ -152,7 +152,8 @@ class _Run:
         self.images_per_step = images_per_step(asdict(recipe), accelerator.num_processes)
         self.peak_learning_rate = peak_learning_rate(asdict(recipe), accelerator.num_processes)
         if accelerator.is_main_process:
-            self.lock = lock_output(Path(recipe.output_dir))
+            # Kept by what outlives the run: its script has yet to write the model there.
+            accelerator.output_lock = lock_output(Path(recipe.output_dir))
         self.state = State()
         self.saved_step: int | None = None
         self.flops_per_image: int | None = None
