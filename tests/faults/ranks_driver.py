@@ -12,6 +12,8 @@ from line_run import Line, objective, run
 from ranks import scene
 from safetensors.torch import load_file
 
+from maws_hf.training import checkpoint, loop
+
 STEPS = 8
 OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 2, "save_steps": 3}
 
@@ -63,6 +65,30 @@ def half(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
     return train(rank, corpus, folder, max_steps=STEPS // 2)
 
 
+def unlike(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    """Rank 1 cannot read the newest checkpoint, which the other finds whole."""
+    verify = checkpoint.verify
+
+    def fail(path: Path) -> checkpoint.Checkpoint:
+        if path.name == f"step-{STEPS:08d}":
+            raise checkpoint.CheckpointError(f"{path}: stale file handle")
+        return verify(path)
+
+    if rank == 1:
+        checkpoint.verify = fail
+    return train(rank, corpus, folder, max_steps=2 * STEPS)
+
+
+def taken(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    """The main process finds another run in the folder."""
+
+    def refuse(output_dir: Path) -> None:
+        raise ValueError(f"process 4711 is training in {output_dir}")
+
+    loop.lock_output = refuse
+    return train(rank, corpus, folder)
+
+
 def main(corpus: str, folder: str) -> None:
     root = Path(folder)
     results = {}
@@ -77,6 +103,8 @@ def main(corpus: str, folder: str) -> None:
             again = scene(2, train, root / "answers" / f"{name} again", Path(corpus), root / name)
             results[f"{name} again"] = again
     saved = root / "train" / "checkpoints" / f"step-{STEPS:08d}"
+    results["unlike"] = scene(2, unlike, root / "answers" / "unlike", Path(corpus), root / "train")
+    results["taken"] = scene(2, taken, root / "answers" / "taken", Path(corpus), root / "taken")
     tensors = load_file(saved / "model.safetensors")
     results["saved"] = {name: tensor.item() for name, tensor in tensors.items()}
     results["loaded"] = {name: tensor.item() for name, tensor in Line.from_pretrained(saved).named_parameters()}

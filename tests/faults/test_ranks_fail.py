@@ -61,6 +61,19 @@ def test_an_unreadable_shard_of_one_rank_is_the_same_text_on_both_and_the_place_
     assert scenes["broken_reader checkpoints"] == ["step-00000003", "step-00000005"]
 
 
+def test_ranks_that_find_different_checkpoints_do_not_train(scenes: dict[str, Any]):
+    for rank in scenes["unlike"]:
+        assert "do not find the same checkpoint" in rank["error"]
+        assert "(rank 0: step-00000008; rank 1: step-00000006)" in rank["error"]
+
+
+def test_a_rank_that_fails_at_its_start_is_named_by_the_other(scenes: dict[str, Any]):
+    failing, other = scenes["taken"]
+    assert failing["error"].startswith("ValueError: process 4711 is training in ")
+    assert f"rank 1 cannot go on at its start: rank 0 (process {failing['process']}) has ended" in other["error"]
+    assert other["seconds"] < SECONDS
+
+
 @pytest.mark.parametrize("name", ["killed", "raising", "uneven", "broken_reader"])
 def test_a_restart_ends_in_the_weights_of_an_untroubled_run(name: str, scenes: dict[str, Any]):
     straight = scenes["train"][0]["answer"]

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -46,6 +47,15 @@ def test_at_least_two_are_kept(tmp_path: Path):
     for step in (1, 2, 3):
         write(tmp_path, step, keep=1)
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+def test_a_step_that_is_saved_again_replaces_the_first_save(tmp_path: Path):
+    write(tmp_path, 1)
+    write(tmp_path, 2, b"first")
+    write(tmp_path, 2, b"second")
+    newest = ckpt.find_latest(tmp_path, warn=fail_if_called)
+    assert (newest.path / "model.safetensors").read_bytes() == b"second"
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
 def flip_a_bit(path: Path) -> None:
@@ -99,6 +109,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_pa
     assert ckpt.find_latest(tmp_path, warn=warnings.append).step == 1
     assert len(warnings) == 1
     assert "step-00000002" in warnings[0]
+
+
+def test_a_file_that_its_disk_cannot_read_back_is_damaged_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    read = ckpt._sha256
+
+    def fail(file: Path) -> str:
+        if file.parent.name == "step-00000002":
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        return read(file)
+
+    monkeypatch.setattr(ckpt, "_sha256", fail)
+    warnings: list[str] = []
+    assert ckpt.find_latest(tmp_path, warn=warnings.append).step == 1
+    assert "step-00000002/model.safetensors cannot be read ([Errno 5] Input/output error" in warnings[0]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -188,6 +214,31 @@ def test_a_refusing_disk_is_one_error_and_leaves_the_old_ones(tmp_path: Path):
     ):
         ckpt.save_checkpoint(tmp_path, 2, write_files, facts={}, keep=2)
     assert names(tmp_path) == ["step-00000001"]
+
+
+def test_what_a_killed_save_left_is_gone_before_the_next_one_needs_its_room(tmp_path: Path):
+    write(tmp_path, 1)
+    (tmp_path / ".tmp-step-00000002").mkdir()
+    found: list[list[str]] = []
+
+    def write_files(directory: Path) -> None:
+        found.append(names(tmp_path))
+
+    ckpt.save_checkpoint(tmp_path, 3, write_files, facts={}, keep=2)
+    assert found == [[".tmp-step-00000003", "step-00000001"]]
+
+
+def test_a_rank_that_cannot_write_leaves_the_folder_to_the_main_process(tmp_path: Path):
+    write(tmp_path, 1)
+    begun = tmp_path / ".tmp-step-00000002"
+    begun.mkdir()
+
+    def write_files(directory: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ckpt.CheckpointError, match="No space left"):
+        ckpt.save_checkpoint(tmp_path, 2, write_files, facts={}, keep=2, is_main=False)
+    assert begun.is_dir()
 
 
 def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from maws_hf.optim.groups import parameter_groups
 from maws_hf.training.checkpoint import CheckpointError
-from maws_hf.training.sharded_files import CheckpointTensors
+from maws_hf.training.sharded_files import CheckpointTensors, load_moments, training_tensors, write_shard
 
 MATRIX = torch.arange(35.0).reshape(7, 5)
 COUNTER = torch.tensor(12.0)
@@ -37,6 +39,14 @@ def test_any_rows_come_from_whichever_files_have_them(tmp_path: Path, bounds: li
         assert tensors.names("weights/") == {"m"}
         assert tensors.names("optimizer/") == {"m|step"}
         assert tensors.dtype("weights/m") == torch.float32
+
+
+def test_an_optimizer_that_has_made_no_update_comes_back_as_one(tmp_path: Path):
+    model = nn.Linear(2, 3)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1))
+    write_shard(training_tensors(model, optimizer, None), tmp_path, 0, 1)
+    load_moments(optimizer, None, tmp_path)
+    assert not any(optimizer.state.values())
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path):

@@ -67,7 +67,7 @@ def save_checkpoint(
     """
     temporary, final = root / f".tmp-step-{step:08d}", root / f"step-{step:08d}"
     if is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_leftovers(root)  # before anything is written: the room may be needed
         temporary.mkdir(parents=True)
     barrier()
     try:
@@ -80,7 +80,8 @@ def save_checkpoint(
             os.rename(temporary, final)
             _flush(root)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if is_main:  # on another rank: the main one may be writing there, and would blame a missing folder
+            shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(root).free
         newest = max((path.name for path in root.glob("step-*")), default=None)
         intact = f"{newest} is intact" if newest else "there is no earlier checkpoint"
@@ -143,7 +144,11 @@ def verify(path: Path, *, any_name: bool = False) -> Checkpoint:
         raise CheckpointError(f"{path / MANIFEST} does not say which files there are, with their bytes and sha256")
     for name, expected in files.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+        try:
+            is_whole = file.stat().st_size == expected["bytes"] and _sha256(file) == expected["sha256"]
+        except (OSError, ValueError) as error:  # it is missing, its disk is dying, or it has no possible name
+            raise CheckpointError(f"{file} cannot be read ({error})") from error
+        if not is_whole:
             raise CheckpointError(f"{file} is not what was written")
     return Checkpoint(path, manifest)
 
@@ -154,10 +159,14 @@ def _is_entry(name: str, expected: Any) -> bool:
     return inside and isinstance(expected, dict) and {"bytes", "sha256"} <= expected.keys()
 
 
-def prune(root: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, at least 2, and what a killed save has left behind."""
+def remove_leftovers(root: Path) -> None:
+    """Removes what a killed save has left behind."""
     for leftover in root.glob(".tmp-step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def prune(root: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, at least 2."""
     steps = sorted(path for path in root.glob("step-*") if _STEP_NAME.fullmatch(path.name))
     for path in steps[: -max(keep, 2)]:
         _remove(path)
@@ -174,7 +183,7 @@ def set_aside_newer(root: Path, step: int) -> None:
 
 def _remove(path: Path) -> None:
     # Out of sight first: a kill during the removal must not leave a half checkpoint under a good name.
-    doomed = path.with_name(f".tmp-{path.name}")
+    doomed = path.with_name(f".tmp-{path.name}-removed")  # no name that a save may be using
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -196,6 +205,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
         CheckpointError: naming the first parameter that is missing, unknown or has another shape.
     """
     tensors = load_file(path)
+    if not tensors:
+        return  # the updates before it were all refused
     states: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, state_name = key.rpartition("|")

@@ -224,7 +224,10 @@ def load_moments(optimizer: torch.optim.Optimizer, average: WeightAverage | None
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: CheckpointTensors) -> None:
     members = dict(named_members(optimizer))
     found: dict[str, list[str]] = {}
-    for name in tensors.names(OPTIMIZER):
+    names = tensors.names(OPTIMIZER)
+    if not names:
+        return  # the updates before the checkpoint were all refused
+    for name in names:
         parameter_name, _, key = name.rpartition("|")
         found.setdefault(parameter_name, []).append(key)
     compare_names(set(found), set(members), tensors.directory)
