@@ -203,6 +203,16 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, times: int) -> No
         optimizer.zero_grad()
 
 
+def test_optimizer_state_from_before_any_update_is_continued(tmp_path: Path):
+    _, optimizer = model_and_optimizer()
+    ckpt.save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    model, other = model_and_optimizer()
+    ckpt.load_optimizer(other, tmp_path / "optimizer.safetensors")
+    assert not other.state_dict()["state"]
+    update(model, other, 1)
+    assert all(int(state["step"]) == 1 for state in other.state.values())
+
+
 def test_optimizer_state_continues_bit_for_bit(tmp_path: Path):
     model, optimizer = model_and_optimizer()
     update(model, optimizer, 3)

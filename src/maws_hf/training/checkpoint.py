@@ -197,6 +197,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     for key, tensor in tensors.items():
         name, _, state_name = key.rpartition("|")
         states.setdefault(name, {})[state_name] = tensor
+    if not states:
+        return  # saved before any update was made: all had been refused
     members = dict(named_members(optimizer))
     compare_names(set(states), set(members), path)
     for name, parameter in members.items():

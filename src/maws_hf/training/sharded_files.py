@@ -227,6 +227,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: CheckpointTensors
     for name in tensors.names(OPTIMIZER):
         parameter_name, _, key = name.rpartition("|")
         found.setdefault(parameter_name, []).append(key)
+    if not found:
+        return  # saved before any update was made: all had been refused
     compare_names(set(found), set(members), tensors.directory)
     on_device = optimizer.param_groups[0].get("fused") or optimizer.param_groups[0].get("capturable")
     for name, parameter in members.items():
