@@ -42,6 +42,13 @@ def test_the_average_of_a_sharded_checkpoint_is_exported(run: Path, tmp_path: Pa
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["export"]
 
 
+def test_a_checkpoint_is_known_from_inside_its_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(run / "checkpoints/step-00000001")
+    with pytest.raises(SystemExit) as ended:
+        main(["export", ".", "--output_dir", str(tmp_path / "export"), "--no_verify"])
+    assert not ended.value.code
+
+
 def test_a_checkpoint_that_is_not_what_was_written_is_refused(run: Path, tmp_path: Path, capsys):
     shard = run / "checkpoints/step-00000001/shard-00000-of-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")

@@ -12,6 +12,8 @@ from maws_hf import MawsMAEForPreTraining, MawsViTModel
 from maws_hf.cli import main
 from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training import checkpoint as ckpt
+from maws_hf.training.initial_weights import new_model
+from maws_hf.training.sharded_files import save_config
 from maws_hf.training.verification import Verdict, VerificationError, newest_usable, verify_folder
 
 WEIGHTS = "model.safetensors"
@@ -71,6 +73,64 @@ def test_a_flipped_bit_is_named_and_the_one_before_is_usable(run: Path, capsys):
     output = capsys.readouterr().out
     assert str(file) in output
     assert f"the newest whole checkpoint is {run}/checkpoints/step-00000002" in output
+
+
+def write_sharded_step(root: Path, step: int, *, spoil=lambda tensors: None) -> Path:
+    """As a run with sharded parameters writes it before its first update: rows of two processes, no moments."""
+
+    def write_files(directory: Path) -> None:
+        model = new_model(MawsMAEForPreTraining, tiny_config(), 1)
+        tensors = {f"weights/{name}": tensor for name, tensor in model.state_dict().items()}
+        spoil(tensors)
+        for rank in (0, 1):
+            parts, rows = {}, {}
+            for name, tensor in tensors.items():
+                half = (len(tensor) + 1) // 2
+                parts[name] = (tensor[:half], tensor[half:])[rank].contiguous()
+                rows[name] = {"shape": list(tensor.shape), "start": rank * half}
+            file = directory / f"shard-{rank:05d}-of-00002.safetensors"
+            save_file(parts, file, metadata={"rows": json.dumps(rows)})
+        save_config(model, directory)
+
+    ckpt.save_checkpoint(root, step, write_files, facts={}, keep=5)
+    return root / f"step-{step:08d}"
+
+
+def test_a_sharded_checkpoint_is_whole(tmp_path: Path):
+    assert faults_of(write_sharded_step(tmp_path, 1)) == []
+
+
+def test_a_checkpoint_is_known_from_inside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(write_sharded_step(tmp_path, 1))
+    assert faults_of(Path(".")) == []
+
+
+SPOILT = {
+    "the weights lack vit.layernorm.bias": lambda tensors: tensors.pop("weights/vit.layernorm.bias"),
+    "the weights hold the unknown odd": lambda tensors: tensors.update({"weights/odd": torch.ones(4)}),
+    "vit.layernorm.bias of shape (7,), not (32,)": lambda tensors: tensors.update(
+        {"weights/vit.layernorm.bias": torch.ones(7)}
+    ),
+    "NaN or infinity in weights/vit.layernorm.bias": lambda tensors: tensors["weights/vit.layernorm.bias"].fill_(
+        float("nan")
+    ),
+}
+
+
+@pytest.mark.parametrize("told", SPOILT)
+def test_each_way_that_shards_can_miss_the_config_is_named(tmp_path: Path, told: str):
+    faults = faults_of(write_sharded_step(tmp_path, 1, spoil=SPOILT[told]))
+    assert faults
+    assert all(told in fault for fault in faults)
+
+
+def test_a_checkpoint_from_before_the_first_update_is_whole(tmp_path: Path):
+    def write_files(directory: Path) -> None:
+        MawsViTModel(tiny_config()).save_pretrained(directory)
+        save_file({}, directory / "optimizer.safetensors")
+
+    ckpt.save_checkpoint(tmp_path, 1, write_files, facts={}, keep=2)
+    assert faults_of(tmp_path) == []
 
 
 @pytest.mark.parametrize("manifest", ["{}", "[" * 100_000, "", '{"sha256": 3}'])

@@ -145,6 +145,12 @@ def verify(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest)
 
 
+def with_own_name(folder: str | Path) -> Path:
+    """The path, with the folder's own name at its end: a checkpoint is known by it, and "." does not tell."""
+    path = Path(folder)
+    return path if path.name not in ("", "..") else path.resolve()
+
+
 def _is_entry(name: str, expected: Any) -> bool:
     """Whether a file of a manifest lies in its folder and has a size and a digest."""
     inside = not Path(name).is_absolute() and ".." not in Path(name).parts

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from ..hub.native_writer import SHARD_BYTES, write_shards
-from .checkpoint import MANIFEST, CheckpointError, find_latest, verify
+from .checkpoint import MANIFEST, CheckpointError, find_latest, verify, with_own_name
 from .sharded_files import AVERAGE, WEIGHTS, CheckpointTensors
 
 
@@ -63,7 +63,7 @@ def checkpoint_in(where: str) -> Path | None:
     Raises:
         CheckpointError: it is not what was written, or the run has none that is.
     """
-    folder = Path(where)
+    folder = with_own_name(where)
     if (folder / MANIFEST).is_file():
         return verify(folder).path
     unfinished = (folder / "checkpoints").is_dir() and not (folder / "config.json").exists()

@@ -11,7 +11,8 @@ from ..hub.release_checks import release_problems
 from ..hub.staging import CONFIG, MANIFEST, STUB, WEIGHTS, StagingError, read_staging
 from ..hub.weight_checks import tensor_problems
 from . import checkpoint as ckpt
-from .verification_model import model_problems
+from .sharded_files import holds_shards
+from .verification_model import model_problems, sharded_problems
 
 _STEP = re.compile(r"step-\d{8}")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.json")
@@ -46,7 +47,7 @@ def verify_folder(folder: Path) -> Iterator[Verdict]:
     Raises:
         VerificationError: it is none of these.
     """
-    folder = Path(folder)
+    folder = ckpt.with_own_name(folder)
     if not folder.is_dir():
         raise VerificationError(f"{folder} is no folder: name the folder of a run, a checkpoint, a model or a release")
     parts = list(_parts(folder))
@@ -107,8 +108,11 @@ def _checkpoint_faults(path: Path) -> Iterator[str]:
             except (ValueError, RecursionError) as error:
                 yield f"{file} is no JSON ({type(error).__name__})"
         elif file.suffix == ".safetensors" and not name.startswith("model"):
-            yield from (f"{file} {problem}" for problem in tensor_problems(file))
-    if (path / CONFIG).is_file():
+            # No optimizer has moments before its first update, and a process may have no row of a tiny model.
+            yield from (f"{file} {problem}" for problem in tensor_problems(file, may_be_empty=True))
+    if holds_shards(path):
+        yield from sharded_problems(path)
+    elif (path / CONFIG).is_file():
         yield from model_problems(path, complete=False)
 
 

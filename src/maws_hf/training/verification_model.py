@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ import maws_hf
 
 from ..hub.staging import CONFIG
 from ..hub.weight_checks import weight_problems
+from .checkpoint import CheckpointError
+from .initial_weights import meta_model
+from .sharded_files import WEIGHTS, CheckpointTensors
 
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _LISTED = 5
@@ -25,11 +28,7 @@ def model_problems(folder: Path, *, complete: bool) -> Iterator[str]:
     Args:
         complete: what prepares its input must be there, too, as in a folder that `from_pretrained` is to read.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # of a file that can say anything
-        yield f"{folder / CONFIG} describes no model ({_one_line(error)})"
-        config = None
+    config = yield from _config_of(folder)
     broken = [f"{folder / name} {problem}" for name, problem in weight_problems(folder, _fields_of(folder))]
     yield from broken
     if config is not None and not broken:
@@ -38,13 +37,51 @@ def model_problems(folder: Path, *, complete: bool) -> Iterator[str]:
         yield from _processor_problems(folder)
 
 
-def _fit_problems(folder: Path, config: PreTrainedConfig) -> Iterator[str]:
-    """Names and shapes of the weights against those of the config's model; nothing is read but their headers."""
+def sharded_problems(folder: Path) -> Iterator[str]:
+    """The same of a checkpoint of shards, whose rows must make up the weights of the config's model."""
+    config = yield from _config_of(folder)
+    try:
+        with CheckpointTensors(folder) as tensors:
+            found = {name: tensors.shapes[WEIGHTS + name] for name in tensors.names(WEIGHTS)}
+    except CheckpointError as error:
+        yield str(error)
+        return
+    model_class = config and (yield from _class_of(folder, config))
+    if model_class is None:
+        return
+    try:
+        model = meta_model(model_class, config)
+    except Exception as error:  # as above
+        yield f"{folder / CONFIG} makes no {model_class.__name__} ({_one_line(error)})"
+        return
+    due = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    other = [(name, found[name], due[name]) for name in found.keys() & due.keys() if found[name] != due[name]]
+    yield from _misfits(folder, model_class.__name__, due.keys() - found.keys(), found.keys() - due.keys(), other)
+
+
+def _config_of(folder: Path) -> Generator[str, None, PreTrainedConfig | None]:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of a file that can say anything
+        yield f"{folder / CONFIG} describes no model ({_one_line(error)})"
+    return None
+
+
+def _class_of(folder: Path, config: PreTrainedConfig) -> Generator[str, None, type[PreTrainedModel] | None]:
     name = next(iter(config.architectures or []), None)
     model_class = getattr(maws_hf, str(name), None) or getattr(transformers, str(name), None)
-    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
-        yield f"{folder / CONFIG} names the architecture {name!r}, which neither maws_hf nor transformers has"
+    if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
+        return model_class
+    yield f"{folder / CONFIG} names the architecture {name!r}, which neither maws_hf nor transformers has"
+    return None
+
+
+def _fit_problems(folder: Path, config: PreTrainedConfig) -> Iterator[str]:
+    """Names and shapes of the weights against those of the config's model; nothing is read but their headers."""
+    model_class = yield from _class_of(folder, config)
+    if model_class is None:
         return
+    name = model_class.__name__
     try:
         with _silence():
             _, info = model_class.from_pretrained(
@@ -53,9 +90,15 @@ def _fit_problems(folder: Path, config: PreTrainedConfig) -> Iterator[str]:
     except Exception as error:  # as above
         yield f"{folder} cannot be loaded as {name} ({_one_line(error)})"
         return
-    shapes = {key: f"{key} of shape {tuple(found)}, not {tuple(due)}" for key, found, due in info["mismatched_keys"]}
-    missing = [key for key in info["missing_keys"] if key not in shapes]
-    for what, names in (("lack", missing), ("hold the unknown", info["unexpected_keys"]), ("hold", shapes.values())):
+    yield from _misfits(folder, name, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+
+
+def _misfits(
+    folder: Path, name: str, missing: Iterable[str], unknown: Iterable[str], other: Iterable[tuple[str, Any, Any]]
+) -> Iterator[str]:
+    shapes = {key: f"{key} of shape {tuple(found)}, not {tuple(due)}" for key, found, due in other}
+    missing = [key for key in missing if key not in shapes]
+    for what, names in (("lack", missing), ("hold the unknown", unknown), ("hold", shapes.values())):
         if names:
             yield f"{folder}: the weights {what} {_listed(names)}; {CONFIG} says {name}"
 
@@ -105,4 +148,4 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-__all__ = ["model_problems"]
+__all__ = ["model_problems", "sharded_problems"]
