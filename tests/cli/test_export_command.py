@@ -12,8 +12,9 @@ from maws_hf import MawsMAEForPreTraining
 from maws_hf.cli import main
 from maws_hf.optim.ema import WeightAverage
 from maws_hf.optim.groups import parameter_groups
-from maws_hf.training.checkpoint import save_checkpoint
+from maws_hf.training.checkpoint import CheckpointError, save_checkpoint
 from maws_hf.training.initial_weights import new_model
+from maws_hf.training.sharded_export import last_checkpoint
 from maws_hf.training.sharded_files import save_training
 
 
@@ -57,3 +58,11 @@ def test_a_checkpoint_that_is_not_what_was_written_is_refused(run: Path, tmp_pat
     assert ended.value.code
     assert "is not what was written" in f"{ended.value.code}{capsys.readouterr()}"
     assert not (tmp_path / "export").exists()
+
+
+def test_the_end_of_a_run_never_takes_an_older_checkpoint_for_its_result(run: Path):
+    assert last_checkpoint(run / "checkpoints").name == "step-00000002"
+    shard = run / "checkpoints/step-00000002/shard-00000-of-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(CheckpointError, match=r"step-00000002.*is not what was written, so no model is written"):
+        last_checkpoint(run / "checkpoints")

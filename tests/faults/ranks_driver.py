@@ -63,6 +63,11 @@ def half(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
     return train(rank, corpus, folder, max_steps=STEPS // 2)
 
 
+def apart(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    """As on two hosts that do not share the disk of --output_dir."""
+    return train(rank, corpus, folder / f"host-{rank}")
+
+
 def main(corpus: str, folder: str) -> None:
     root = Path(folder)
     results = {}
@@ -76,6 +81,9 @@ def main(corpus: str, folder: str) -> None:
         if act is not train:
             again = scene(2, train, root / "answers" / f"{name} again", Path(corpus), root / name)
             results[f"{name} again"] = again
+    results["apart"] = scene(2, apart, root / "answers" / "apart", Path(corpus), root / "apart")
+    scene(1, half, root / "answers" / "apart before", Path(corpus), root / "apart" / "host-0")
+    results["apart again"] = scene(2, apart, root / "answers" / "apart again", Path(corpus), root / "apart")
     saved = root / "train" / "checkpoints" / f"step-{STEPS:08d}"
     tensors = load_file(saved / "model.safetensors")
     results["saved"] = {name: tensor.item() for name, tensor in tensors.items()}

@@ -79,3 +79,16 @@ def test_a_run_goes_on_with_another_number_of_ranks(name: str, before: int, now:
     assert f"was written by {before} processes, this run has {now}" in said
     assert f"an update had {2 * before} images (batch x accumulation x processes), now {2 * now}" in said
     assert f"{before} processes x 0 data workers, now {now} x 0: reading goes on with epoch 1" in said
+
+
+def test_hosts_that_share_no_disk_are_told_at_the_first_save(scenes: dict[str, Any]):
+    other = scenes["apart"][1]
+    assert other["error"].startswith("CheckpointError: cannot write")
+    assert "host-1/checkpoints, which the first process has made, is not there on" in other["error"]
+    assert "all hosts of a run need the same --output_dir" in other["error"]
+
+
+def test_ranks_that_find_different_checkpoints_continue_from_none(scenes: dict[str, Any]):
+    for rank in scenes["apart again"]:
+        assert "the processes find different newest checkpoints" in rank["error"]
+        assert "(step of rank 0: 4, rank 1: none)" in rank["error"]

@@ -190,6 +190,24 @@ def test_a_refusing_disk_is_one_error_and_leaves_the_old_ones(tmp_path: Path):
     assert names(tmp_path) == ["step-00000001"]
 
 
+def test_a_file_that_its_writer_vouches_for_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    digest, read = ckpt._sha256, []
+    monkeypatch.setattr(ckpt, "_sha256", lambda file: read.append(file.name) or digest(file))
+
+    def write_files(directory: Path) -> None:
+        for name in ("shard", "small.json"):
+            (directory / name).write_bytes(b"{}")
+        ckpt.vouch_for(directory / "shard")
+
+    ckpt.save_checkpoint(tmp_path, 2, write_files, facts={}, keep=2)
+    assert read == ["shard", "small.json"]
+    assert names(tmp_path / "step-00000002") == ["manifest.json", "shard", "small.json"]
+    ckpt.verify(tmp_path / "step-00000002")
+    (tmp_path / "step-00000002" / "shard").write_bytes(b"[]")
+    with pytest.raises(ckpt.CheckpointError, match="shard is not what was written"):
+        ckpt.verify(tmp_path / "step-00000002")
+
+
 def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_VOUCHER = ".sha256"
 _STEP_NAME = re.compile(r"step-(\d{8})")
 
 
@@ -57,7 +59,8 @@ def save_checkpoint(
     """Writes `root/step-00000123` (for step 123) atomically; called by every rank.
 
     Args:
-        write_files: writes this rank's files into the directory it is given.
+        write_files: writes this rank's files into the directory it is given. Large ones it may `vouch_for`, so that
+            the ranks read them back at the same time and none waits long for the main one.
         facts: JSON values kept in the manifest beside the step and the hashes.
         keep: checkpoints that remain, at least 2: the newest may sit on a dying disk.
         barrier: waits for all ranks.
@@ -80,6 +83,11 @@ def save_checkpoint(
             os.rename(temporary, final)
             _flush(root)
     except (OSError, SafetensorError) as error:
+        if not root.is_dir():
+            raise CheckpointError(
+                f"cannot write {final} ({error}): {root}, which the first process has made, is not there on "
+                f"{socket.gethostname()}; all hosts of a run need the same --output_dir, on a disk that they share"
+            ) from error
         shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(root).free
         newest = max((path.name for path in root.glob("step-*")), default=None)
@@ -261,17 +269,33 @@ def compare_names(found: set[str], expected: set[str], where: Path) -> None:
             )
 
 
+def vouch_for(file: Path) -> None:
+    """Flushes a file and notes its digest beside it, until the manifest has it."""
+    entry = json.dumps(_entry(file))
+    file.with_name(file.name + _VOUCHER).write_text(entry, encoding="utf-8")
+
+
 def _seal(directory: Path, manifest: dict[str, Any]) -> None:
-    """Flushes every file, then writes the manifest that vouches for them."""
+    """Flushes every file that nobody has vouched for, then writes the manifest that vouches for all."""
     files = {}
-    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
-        _flush(file)
-        files[str(file.relative_to(directory))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    for file in sorted(path for path in directory.rglob("*") if path.is_file() and path.suffix != _VOUCHER):
+        voucher = file.with_name(file.name + _VOUCHER)
+        if voucher.exists():
+            entry = json.loads(voucher.read_text(encoding="utf-8"))
+            voucher.unlink()
+        else:
+            entry = _entry(file)
+        files[str(file.relative_to(directory))] = entry
     manifest = {**manifest, "files": files}
     manifest_file = directory / MANIFEST
     manifest_file.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1), encoding="utf-8")
     _flush(manifest_file)
     _flush(directory)
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    _flush(file)
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from .initial_weights import draw_weights, meta_model, new_model
 from .ledger import Stage, write_ledger
 from .native_start import NativeStart
 from .seeding import seed_for
-from .sharded_export import assemble_model, newest_checkpoint
+from .sharded_export import assemble_model, last_checkpoint
 from .sharding import is_sharded, sharding_wanted, start_from
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -144,10 +144,11 @@ def save_trained_model(
 
     Raises:
         OSError: if the disk refuses; the run's checkpoints are intact.
+        CheckpointError: of a sharded model, the last checkpoint is damaged.
     """
     try:
         if is_sharded(model):
-            assemble_model(newest_checkpoint(output_dir / "checkpoints"), output_dir)
+            assemble_model(last_checkpoint(output_dir / "checkpoints"), output_dir)
         else:
             model.save_pretrained(output_dir)
     except (OSError, SafetensorError) as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from ..data.loader import begin_next_epoch, restore_loader
 from ..optim.schedules import scaled_learning_rate
@@ -36,10 +37,17 @@ def find_checkpoint(
         strict: a damaged newest one is an error; otherwise the run falls back to the one before.
 
     Raises:
-        CheckpointError: the chosen one is damaged, or is not the newest of this very run.
+        CheckpointError: the chosen one is damaged, or is not the newest of this very run; or not every process finds
+            the same, and they would continue with parts of different models.
     """
     own = ckpt.find_latest(root, warn=accelerator.print, strict=strict)
-    accelerator.wait_for_everyone()
+    steps = gather_object([own.step if own is not None else None])
+    if len(set(steps)) > 1:
+        found = ", ".join(f"rank {rank}: {'none' if step is None else step}" for rank, step in enumerate(steps))
+        raise ckpt.CheckpointError(
+            f"the processes find different newest checkpoints in {root} (step of {found}); all hosts of a run need "
+            "the same --output_dir, on a disk that they share"
+        )
     if own is not None and accelerator.is_main_process:
         ckpt.set_aside_newer(root, own.step)
     if chosen == "auto":
