@@ -10,6 +10,7 @@ from transformers import ViTMAEForPreTraining
 
 from maws_hf import MawsMAEForPreTraining
 from maws_hf.cli import main
+from maws_hf.models.loading import ModelLoadingError
 from maws_hf.optim.ema import WeightAverage
 from maws_hf.optim.groups import parameter_groups
 from maws_hf.training.checkpoint import CheckpointError, save_checkpoint
@@ -66,3 +67,8 @@ def test_the_end_of_a_run_never_takes_an_older_checkpoint_for_its_result(run: Pa
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(CheckpointError, match=r"step-00000002.*is not what was written, so no model is written"):
         last_checkpoint(run / "checkpoints")
+
+
+def test_a_sharded_checkpoint_is_no_model_and_it_is_said_how_it_becomes_one(run: Path):
+    with pytest.raises(ModelLoadingError, match=r"sharded parameters.*`maws-hf export .*step-00000002 --output_dir"):
+        MawsMAEForPreTraining.from_pretrained(run / "checkpoints/step-00000002")

@@ -82,10 +82,19 @@ def test_a_run_goes_on_with_another_number_of_ranks(name: str, before: int, now:
 
 
 def test_hosts_that_share_no_disk_are_told_at_the_first_save(scenes: dict[str, Any]):
-    other = scenes["apart"][1]
-    assert other["error"].startswith("CheckpointError: cannot write")
-    assert "host-1/checkpoints, which the first process has made, is not there on" in other["error"]
-    assert "all hosts of a run need the same --output_dir" in other["error"]
+    for rank in scenes["apart"]:
+        assert rank["error"].startswith("CheckpointError: cannot write")
+        assert "host-1/checkpoints/.tmp-step-00000003, which the first process has made, is not there" in rank["error"]
+        assert "all hosts of a run need the same --output_dir" in rank["error"]
+
+
+def test_a_disk_that_refuses_one_rank_is_the_reason_on_both_and_nothing_is_left_of_the_save(scenes: dict[str, Any]):
+    first, second = scenes["full"]
+    assert "cannot write" in first["error"]
+    assert "(rank 1: OSError: [Errno 28] No space left on device)" in first["error"]
+    assert "([Errno 28] No space left on device)" in second["error"]
+    assert all("step-00000003 is intact" in rank["error"] for rank in (first, second))
+    assert scenes["full files"] == ["step-00000003"]
 
 
 def test_ranks_that_find_different_checkpoints_continue_from_none(scenes: dict[str, Any]):

@@ -55,6 +55,7 @@ def save_checkpoint(
     keep: int,
     is_main: bool = True,
     barrier: Callable[[], None] = lambda: None,
+    agree: Callable[[Exception | None], list[str]] = lambda error: [] if error is None else [str(error)],
 ) -> None:
     """Writes `root/step-00000123` (for step 123) atomically; called by every rank.
 
@@ -64,38 +65,51 @@ def save_checkpoint(
         facts: JSON values kept in the manifest beside the step and the hashes.
         keep: checkpoints that remain, at least 2: the newest may sit on a dying disk.
         barrier: waits for all ranks.
+        agree: gives all ranks the reasons of those that could not write, and so waits for them too. None is left
+            behind with a folder that another has removed.
 
     Raises:
-        CheckpointError: if the disk refuses; what was there before is intact.
+        CheckpointError: if the disk refuses any rank; what was there before is intact.
     """
     temporary, final = root / f".tmp-step-{step:08d}", root / f"step-{step:08d}"
     if is_main:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     barrier()
+    error: Exception | None = None
     try:
+        if not temporary.is_dir():
+            raise FileNotFoundError(
+                f"{temporary}, which the first process has made, is not there on {socket.gethostname()}: all hosts of "
+                "a run need the same --output_dir, on a disk that they share"
+            )
         write_files(temporary)
-        barrier()
-        if is_main:
+    except (OSError, SafetensorError) as raised:
+        error = raised
+    reasons = agree(error)
+    if is_main and not reasons:
+        try:
             _seal(temporary, {"format": FORMAT, "step": step, **facts})
             if final.exists():
                 _remove(final)
             os.rename(temporary, final)
             _flush(root)
-    except (OSError, SafetensorError) as error:
-        if not root.is_dir():
-            raise CheckpointError(
-                f"cannot write {final} ({error}): {root}, which the first process has made, is not there on "
-                f"{socket.gethostname()}; all hosts of a run need the same --output_dir, on a disk that they share"
-            ) from error
-        shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(root).free
-        newest = max((path.name for path in root.glob("step-*")), default=None)
-        intact = f"{newest} is intact" if newest else "there is no earlier checkpoint"
-        raise CheckpointError(f"cannot write {final} ({error}); {free / 2**20:.0f} MiB are free; {intact}") from error
+        except OSError as raised:
+            error, reasons = raised, [str(raised)]
+    if reasons:
+        if is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        reason = error if error is not None and len(reasons) == 1 else "; ".join(reasons)
+        raise CheckpointError(f"cannot write {final} ({reason}); {_what_is_left(root)}") from error
     barrier()
     if is_main:
         prune(root, keep)
+
+
+def _what_is_left(root: Path) -> str:
+    newest = max((path.name for path in root.glob("step-*")), default=None)
+    intact = f"{newest} is intact" if newest else "there is no earlier checkpoint"
+    return f"{shutil.disk_usage(root).free / 2**20:.0f} MiB are free; {intact}" if root.is_dir() else intact
 
 
 def find_latest(root: Path, warn: Callable[[str], None], *, strict: bool = False) -> Checkpoint | None:

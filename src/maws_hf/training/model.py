@@ -91,7 +91,10 @@ def _started(model_class: type[Model], config: MawsViTConfig, recipe: ModelRecip
             model.name_or_path = where
             return model
         if dist.get_rank() == 0:
-            print(f"{where} is no folder in our own format: each process reads it whole, once, and keeps its part")
+            print(
+                f"{where} is no folder in our own format, nor one that `hf download` has fetched: each process reads "
+                "it whole, once, and keeps its part"
+            )
     torch.manual_seed(seed_for("weights", recipe.seed))
     model = model_class.from_pretrained(where, config=config, **options)
     start = NativeStart.of(where, model_class)
