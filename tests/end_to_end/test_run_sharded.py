@@ -122,3 +122,11 @@ def test_wsp_ends_in_the_weights_of_a_data_parallel_run(labelled: Path, tmp_path
     run("run_wsp.py", labelled, tmp_path / "sharded", SHARDED, bf16=True, gradient_checkpointing=True)
     assert_same_weights(tmp_path / "sharded", tmp_path / "whole")
     assert MawsViTForImageClassification.from_pretrained(tmp_path / "sharded").config.num_labels == 3
+
+
+def test_one_process_is_sharded_as_well(image_shards: Path, tmp_path: Path):
+    options = {"processes": 1, "picture_steps": 2}
+    run("run_mae.py", image_shards, tmp_path / "whole", {}, **options)
+    run("run_mae.py", image_shards, tmp_path / "sharded", SHARDED, **options)
+    assert_same_weights(tmp_path / "sharded", tmp_path / "whole")
+    assert (tmp_path / "sharded/checkpoints/step-00000004/shard-00000-of-00001.safetensors").exists()

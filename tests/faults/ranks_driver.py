@@ -89,6 +89,25 @@ def taken(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
     return train(rank, corpus, folder)
 
 
+def full(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    """The disk of rank 1 takes its part of the first checkpoint only."""
+    write = Path.write_text
+
+    def write_or_refuse(path: Path, text: str, **options: Any) -> int:
+        if path.parent.name == ".tmp-step-00000006":
+            raise OSError(28, "No space left on device")
+        return write(path, text, **options)
+
+    if rank == 1:
+        Path.write_text = write_or_refuse
+    return train(rank, corpus, folder)
+
+
+def apart(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    """As on two hosts that do not share the disk of --output_dir."""
+    return train(rank, corpus, folder / f"host-{rank}")
+
+
 def main(corpus: str, folder: str) -> None:
     root = Path(folder)
     results = {}
@@ -102,6 +121,11 @@ def main(corpus: str, folder: str) -> None:
         if act is not train:
             again = scene(2, train, root / "answers" / f"{name} again", Path(corpus), root / name)
             results[f"{name} again"] = again
+    results["full"] = scene(2, full, root / "answers" / "full", Path(corpus), root / "full")
+    results["full files"] = sorted(path.name for path in (root / "full" / "checkpoints").iterdir())
+    results["apart"] = scene(2, apart, root / "answers" / "apart", Path(corpus), root / "apart")
+    scene(1, half, root / "answers" / "apart before", Path(corpus), root / "apart" / "host-0")
+    results["apart again"] = scene(2, apart, root / "answers" / "apart again", Path(corpus), root / "apart")
     saved = root / "train" / "checkpoints" / f"step-{STEPS:08d}"
     results["unlike"] = scene(2, unlike, root / "answers" / "unlike", Path(corpus), root / "train")
     results["taken"] = scene(2, taken, root / "answers" / "taken", Path(corpus), root / "taken")

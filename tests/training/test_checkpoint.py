@@ -241,6 +241,24 @@ def test_a_rank_that_cannot_write_leaves_the_folder_to_the_main_process(tmp_path
     assert begun.is_dir()
 
 
+def test_a_file_that_its_writer_vouches_for_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    digest, read = ckpt._sha256, []
+    monkeypatch.setattr(ckpt, "_sha256", lambda file: read.append(file.name) or digest(file))
+
+    def write_files(directory: Path) -> None:
+        for name in ("shard", "small.json"):
+            (directory / name).write_bytes(b"{}")
+        ckpt.vouch_for(directory / "shard")
+
+    ckpt.save_checkpoint(tmp_path, 2, write_files, facts={}, keep=2)
+    assert read == ["shard", "small.json"]
+    assert names(tmp_path / "step-00000002") == ["manifest.json", "shard", "small.json"]
+    ckpt.verify(tmp_path / "step-00000002")
+    (tmp_path / "step-00000002" / "shard").write_bytes(b"[]")
+    with pytest.raises(ckpt.CheckpointError, match="shard is not what was written"):
+        ckpt.verify(tmp_path / "step-00000002")
+
+
 def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
@@ -252,6 +270,16 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, times: int) -> No
         model(torch.full((5, 3), 1.0 + time)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+def test_optimizer_state_from_before_any_update_is_continued(tmp_path: Path):
+    _, optimizer = model_and_optimizer()
+    ckpt.save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    model, other = model_and_optimizer()
+    ckpt.load_optimizer(other, tmp_path / "optimizer.safetensors")
+    assert not other.state_dict()["state"]
+    update(model, other, 1)
+    assert all(int(state["step"]) == 1 for state in other.state.values())
 
 
 def test_optimizer_state_continues_bit_for_bit(tmp_path: Path):

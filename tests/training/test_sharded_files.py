@@ -6,11 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import tiny_config
 from torch import nn
 
+from maws_hf import MawsViTModel
 from maws_hf.optim.groups import parameter_groups
 from maws_hf.training.checkpoint import CheckpointError
-from maws_hf.training.sharded_files import CheckpointTensors, load_moments, training_tensors, write_shard
+from maws_hf.training.initial_weights import new_model
+from maws_hf.training.sharded_files import (
+    CheckpointTensors,
+    load_moments,
+    save_training,
+    training_tensors,
+    write_shard,
+)
 
 MATRIX = torch.arange(35.0).reshape(7, 5)
 COUNTER = torch.tensor(12.0)
@@ -73,3 +82,11 @@ def test_a_file_that_is_cut_off_is_an_error_that_names_the_folder(tmp_path: Path
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match=tmp_path.name):
         CheckpointTensors(tmp_path)
+
+
+def test_what_was_saved_before_any_update_has_no_moments_and_is_continued(tmp_path: Path):
+    model = new_model(MawsViTModel, tiny_config(), 1)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05))
+    save_training(model, optimizer, None, tmp_path, rank=0, world_size=1)
+    load_moments(optimizer, None, tmp_path)
+    assert not any(optimizer.state.values())

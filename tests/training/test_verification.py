@@ -106,6 +106,15 @@ def test_a_checkpoint_under_the_name_of_another_step_is_a_fault(run: Path):
     assert "describes step 3" in fault
 
 
+def test_a_checkpoint_from_before_the_first_update_is_whole(tmp_path: Path):
+    def write_files(directory: Path) -> None:
+        MawsViTModel(tiny_config()).save_pretrained(directory)
+        save_file({}, directory / "optimizer.safetensors")
+
+    ckpt.save_checkpoint(tmp_path, 1, write_files, facts={}, keep=2)
+    assert faults_of(tmp_path) == []
+
+
 @pytest.mark.parametrize("manifest", ["{}", "[" * 100_000, "", '{"sha256": 3}'])
 def test_a_manifest_of_another_shape_is_a_fault_and_no_traceback(run: Path, manifest: str):
     step = run / "checkpoints" / "step-00000003"

@@ -363,6 +363,11 @@ def _refuse_other_than_safetensors(where: Any, kwargs: dict[str, Any]) -> None:
     if kwargs.setdefault("use_safetensors", True) is False:
         raise ValueError("use_safetensors=False: weights are read from .safetensors files only; leave the option out")
     folder = Path(where, kwargs.get("subfolder") or "")
+    if any(folder.glob("shard-*-of-*.safetensors")):
+        raise ModelLoadingError(
+            f"{where} is a checkpoint of sharded parameters, and no model yet: `maws-hf export {where} --output_dir "
+            "NEW` makes one of it"
+        )
     for index in folder.glob("*.safetensors.index*.json") if folder.is_dir() else ():
         _check_index(index)
 

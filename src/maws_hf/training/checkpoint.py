@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_VOUCHER = ".sha256"
 _STEP_NAME = re.compile(r"step-(\d{8})")
 
 
@@ -53,42 +55,61 @@ def save_checkpoint(
     keep: int,
     is_main: bool = True,
     barrier: Callable[[], None] = lambda: None,
+    agree: Callable[[Exception | None], list[str]] = lambda error: [] if error is None else [str(error)],
 ) -> None:
     """Writes `root/step-00000123` (for step 123) atomically; called by every rank.
 
     Args:
-        write_files: writes this rank's files into the directory it is given.
+        write_files: writes this rank's files into the directory it is given. Large ones it may `vouch_for`, so that
+            the ranks read them back at the same time and none waits long for the main one.
         facts: JSON values kept in the manifest beside the step and the hashes.
         keep: checkpoints that remain, at least 2: the newest may sit on a dying disk.
         barrier: waits for all ranks.
+        agree: gives all ranks the reasons of those that could not write, and so waits for them too. None is left
+            behind with a folder that another has removed.
 
     Raises:
-        CheckpointError: if the disk refuses; what was there before is intact.
+        CheckpointError: if the disk refuses any rank; what was there before is intact.
     """
     temporary, final = root / f".tmp-step-{step:08d}", root / f"step-{step:08d}"
     if is_main:
         remove_leftovers(root)  # before anything is written: the room may be needed
         temporary.mkdir(parents=True)
     barrier()
+    error: Exception | None = None
     try:
+        if not temporary.is_dir():
+            raise FileNotFoundError(
+                f"{temporary}, which the first process has made, is not there on {socket.gethostname()}: all hosts of "
+                "a run need the same --output_dir, on a disk that they share"
+            )
         write_files(temporary)
-        barrier()
-        if is_main:
+    except (OSError, SafetensorError) as raised:
+        error = raised
+    reasons = agree(error)
+    if is_main and not reasons:
+        try:
             _seal(temporary, {"format": FORMAT, "step": step, **facts})
             if final.exists():
                 _remove(final)
             os.rename(temporary, final)
             _flush(root)
-    except (OSError, SafetensorError) as error:
-        if is_main:  # on another rank: the main one may be writing there, and would blame a missing folder
+        except OSError as raised:
+            error, reasons = raised, [str(raised)]
+    if reasons:
+        if is_main:
             shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(root).free
-        newest = max((path.name for path in root.glob("step-*")), default=None)
-        intact = f"{newest} is intact" if newest else "there is no earlier checkpoint"
-        raise CheckpointError(f"cannot write {final} ({error}); {free / 2**20:.0f} MiB are free; {intact}") from error
+        reason = error if error is not None and len(reasons) == 1 else "; ".join(reasons)
+        raise CheckpointError(f"cannot write {final} ({reason}); {_what_is_left(root)}") from error
     barrier()
     if is_main:
         prune(root, keep)
+
+
+def _what_is_left(root: Path) -> str:
+    newest = max((path.name for path in root.glob("step-*")), default=None)
+    intact = f"{newest} is intact" if newest else "there is no earlier checkpoint"
+    return f"{shutil.disk_usage(root).free / 2**20:.0f} MiB are free; {intact}" if root.is_dir() else intact
 
 
 def find_latest(root: Path, warn: Callable[[str], None], *, strict: bool = False) -> Checkpoint | None:
@@ -153,6 +174,12 @@ def verify(path: Path, *, any_name: bool = False) -> Checkpoint:
     return Checkpoint(path, manifest)
 
 
+def with_own_name(folder: str | Path) -> Path:
+    """The path, with the folder's own name at its end: a checkpoint is known by it, and "." does not tell."""
+    path = Path(folder)
+    return path if path.name not in ("", "..") else path.resolve()
+
+
 def _is_entry(name: str, expected: Any) -> bool:
     """Whether a file of a manifest lies in its folder and has a size and a digest."""
     inside = not Path(name).is_absolute() and ".." not in Path(name).parts
@@ -211,6 +238,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     for key, tensor in tensors.items():
         name, _, state_name = key.rpartition("|")
         states.setdefault(name, {})[state_name] = tensor
+    if not states:
+        return  # saved before any update was made: all had been refused
     members = dict(named_members(optimizer))
     compare_names(set(states), set(members), path)
     for name, parameter in members.items():
@@ -267,17 +296,33 @@ def compare_names(found: set[str], expected: set[str], where: Path) -> None:
             )
 
 
+def vouch_for(file: Path) -> None:
+    """Flushes a file and notes its digest beside it, until the manifest has it."""
+    entry = json.dumps(_entry(file))
+    file.with_name(file.name + _VOUCHER).write_text(entry, encoding="utf-8")
+
+
 def _seal(directory: Path, manifest: dict[str, Any]) -> None:
-    """Flushes every file, then writes the manifest that vouches for them."""
+    """Flushes every file that nobody has vouched for, then writes the manifest that vouches for all."""
     files = {}
-    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
-        _flush(file)
-        files[str(file.relative_to(directory))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    for file in sorted(path for path in directory.rglob("*") if path.is_file() and path.suffix != _VOUCHER):
+        voucher = file.with_name(file.name + _VOUCHER)
+        if voucher.exists():
+            entry = json.loads(voucher.read_text(encoding="utf-8"))
+            voucher.unlink()
+        else:
+            entry = _entry(file)
+        files[str(file.relative_to(directory))] = entry
     manifest = {**manifest, "files": files}
     manifest_file = directory / MANIFEST
     manifest_file.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1), encoding="utf-8")
     _flush(manifest_file)
     _flush(directory)
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    _flush(file)
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
 def _digest(manifest: dict[str, Any]) -> str:

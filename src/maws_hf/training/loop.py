@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +359,7 @@ class _Run:
             keep=self.recipe.save_total_limit,
             is_main=self.accelerator.is_main_process,
             barrier=self.accelerator.wait_for_everyone,
+            agree=partial(reasons_of_ranks, self.accelerator),
         )
         self.saved_step = self.state.step
 

@@ -19,7 +19,7 @@ from .initial_weights import draw_weights, meta_model, new_model
 from .ledger import Stage, write_ledger
 from .native_start import NativeStart
 from .seeding import seed_for
-from .sharded_export import assemble_model, newest_checkpoint
+from .sharded_export import assemble_model, last_checkpoint
 from .sharding import is_sharded, sharding_wanted, start_from
 from .weight_sums import remove_weight_sums, write_weight_sums
 
@@ -92,7 +92,10 @@ def _started(model_class: type[Model], config: MawsViTConfig, recipe: ModelRecip
             model.name_or_path = where
             return model
         if dist.get_rank() == 0:
-            print(f"{where} is no folder in our own format: each process reads it whole, once, and keeps its part")
+            print(
+                f"{where} is no folder in our own format, nor one that `hf download` has fetched: each process reads "
+                "it whole, once, and keeps its part"
+            )
     torch.manual_seed(seed_for("weights", recipe.seed))
     model = model_class.from_pretrained(where, config=config, **options)
     start = NativeStart.of(where, model_class)
@@ -145,11 +148,12 @@ def save_trained_model(
 
     Raises:
         OSError: if the disk refuses; the run's checkpoints are intact.
+        CheckpointError: of a sharded model, the last checkpoint is damaged.
     """
     remove_weight_sums(output_dir)
     try:
         if is_sharded(model):
-            assemble_model(newest_checkpoint(output_dir / "checkpoints"), output_dir)
+            assemble_model(last_checkpoint(output_dir / "checkpoints"), output_dir)
         else:
             model.save_pretrained(output_dir)
         write_weight_sums(output_dir)

@@ -61,8 +61,8 @@ def _refuse_different(found: list[str | None], root: Path) -> None:
     if len(set(found)) > 1:
         listed = "; ".join(f"rank {rank}: {name or 'none'}" for rank, name in enumerate(found))
         raise ckpt.CheckpointError(
-            f"the processes do not find the same checkpoint in {root} ({listed}): it must be one folder that all of "
-            "them can read; then the same command continues"
+            f"the processes do not find the same checkpoint in {root} ({listed}): --output_dir must be one folder "
+            "that all of them can read, on a disk that their hosts share; then the same command continues"
         )
 
 
