@@ -10,10 +10,12 @@ from transformers import ViTMAEForPreTraining
 
 from maws_hf import MawsMAEForPreTraining
 from maws_hf.cli import main
+from maws_hf.models.loading import ModelLoadingError
 from maws_hf.optim.ema import WeightAverage
 from maws_hf.optim.groups import parameter_groups
-from maws_hf.training.checkpoint import save_checkpoint
+from maws_hf.training.checkpoint import CheckpointError, save_checkpoint
 from maws_hf.training.initial_weights import new_model
+from maws_hf.training.sharded_export import last_checkpoint
 from maws_hf.training.sharded_files import save_training
 
 
@@ -42,6 +44,13 @@ def test_the_average_of_a_sharded_checkpoint_is_exported(run: Path, tmp_path: Pa
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["export"]
 
 
+def test_a_checkpoint_is_known_from_inside_its_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(run / "checkpoints/step-00000001")
+    with pytest.raises(SystemExit) as ended:
+        main(["export", ".", "--output_dir", str(tmp_path / "export"), "--no_verify"])
+    assert not ended.value.code
+
+
 def test_a_checkpoint_that_is_not_what_was_written_is_refused(run: Path, tmp_path: Path, capsys):
     shard = run / "checkpoints/step-00000001/shard-00000-of-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
@@ -50,3 +59,16 @@ def test_a_checkpoint_that_is_not_what_was_written_is_refused(run: Path, tmp_pat
     assert ended.value.code
     assert "is not what was written" in f"{ended.value.code}{capsys.readouterr()}"
     assert not (tmp_path / "export").exists()
+
+
+def test_the_end_of_a_run_never_takes_an_older_checkpoint_for_its_result(run: Path):
+    assert last_checkpoint(run / "checkpoints").name == "step-00000002"
+    shard = run / "checkpoints/step-00000002/shard-00000-of-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(CheckpointError, match=r"step-00000002.*is not what was written, so no model is written"):
+        last_checkpoint(run / "checkpoints")
+
+
+def test_a_sharded_checkpoint_is_no_model_and_it_is_said_how_it_becomes_one(run: Path):
+    with pytest.raises(ModelLoadingError, match=r"sharded parameters.*`maws-hf export .*step-00000002 --output_dir"):
+        MawsMAEForPreTraining.from_pretrained(run / "checkpoints/step-00000002")

@@ -184,6 +184,24 @@ def test_workers_outlive_a_signal_that_is_not_from_the_main_process(tmp_path):
     assert worker.exitcode == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers look for their main process every 5 seconds")
+def test_a_worker_whose_main_process_is_killed_before_it_has_begun_does_not_stay(tmp_path):
+    program = (
+        "import multiprocessing, os, signal, time\n"
+        "from maws_hf.data import loader\n"
+        "def late_worker():\n"
+        "    while os.getppid() == multiprocessing.parent_process().pid:\n"
+        "        time.sleep(0.01)\n"
+        "    loader._live_and_die_with_the_main_process(0)\n"
+        "    time.sleep(60)\n"
+        "multiprocessing.get_context('fork').Process(target=late_worker).start()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # The output ends when the last process that can write to it has ended.
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=40)
+    assert killed.returncode == -signal.SIGKILL
+
+
 def refuse(sample, rng):
     raise ImageDecodeError(sample["__key__"], "refused")
 

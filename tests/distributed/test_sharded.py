@@ -140,7 +140,7 @@ def test_each_process_reads_its_rows_of_a_start_and_draws_what_that_lacks(ranks,
 
 
 def test_nothing_is_pickled(ranks, folder: Path):
-    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".safetensors", ".json"}
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".safetensors", ".json", ".sha256"}
 
 
 def test_no_process_ever_has_the_whole_model_in_memory(ranks: list[dict]):

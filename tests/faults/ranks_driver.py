@@ -12,6 +12,8 @@ from line_run import Line, objective, run
 from ranks import scene
 from safetensors.torch import load_file
 
+from maws_hf.training import checkpoint, loop
+
 STEPS = 8
 OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 2, "save_steps": 3}
 
@@ -63,6 +65,49 @@ def half(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
     return train(rank, corpus, folder, max_steps=STEPS // 2)
 
 
+def unlike(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    """Rank 1 cannot read the newest checkpoint, which the other finds whole."""
+    verify = checkpoint.verify
+
+    def fail(path: Path) -> checkpoint.Checkpoint:
+        if path.name == f"step-{STEPS:08d}":
+            raise checkpoint.CheckpointError(f"{path}: stale file handle")
+        return verify(path)
+
+    if rank == 1:
+        checkpoint.verify = fail
+    return train(rank, corpus, folder, max_steps=2 * STEPS)
+
+
+def taken(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    """The main process finds another run in the folder."""
+
+    def refuse(output_dir: Path) -> None:
+        raise ValueError(f"process 4711 is training in {output_dir}")
+
+    loop.lock_output = refuse
+    return train(rank, corpus, folder)
+
+
+def full(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    """The disk of rank 1 takes its part of the first checkpoint only."""
+    write = Path.write_text
+
+    def write_or_refuse(path: Path, text: str, **options: Any) -> int:
+        if path.parent.name == ".tmp-step-00000006":
+            raise OSError(28, "No space left on device")
+        return write(path, text, **options)
+
+    if rank == 1:
+        Path.write_text = write_or_refuse
+    return train(rank, corpus, folder)
+
+
+def apart(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    """As on two hosts that do not share the disk of --output_dir."""
+    return train(rank, corpus, folder / f"host-{rank}")
+
+
 def main(corpus: str, folder: str) -> None:
     root = Path(folder)
     results = {}
@@ -76,7 +121,14 @@ def main(corpus: str, folder: str) -> None:
         if act is not train:
             again = scene(2, train, root / "answers" / f"{name} again", Path(corpus), root / name)
             results[f"{name} again"] = again
+    results["full"] = scene(2, full, root / "answers" / "full", Path(corpus), root / "full")
+    results["full files"] = sorted(path.name for path in (root / "full" / "checkpoints").iterdir())
+    results["apart"] = scene(2, apart, root / "answers" / "apart", Path(corpus), root / "apart")
+    scene(1, half, root / "answers" / "apart before", Path(corpus), root / "apart" / "host-0")
+    results["apart again"] = scene(2, apart, root / "answers" / "apart again", Path(corpus), root / "apart")
     saved = root / "train" / "checkpoints" / f"step-{STEPS:08d}"
+    results["unlike"] = scene(2, unlike, root / "answers" / "unlike", Path(corpus), root / "train")
+    results["taken"] = scene(2, taken, root / "answers" / "taken", Path(corpus), root / "taken")
     tensors = load_file(saved / "model.safetensors")
     results["saved"] = {name: tensor.item() for name, tensor in tensors.items()}
     results["loaded"] = {name: tensor.item() for name, tensor in Line.from_pretrained(saved).named_parameters()}

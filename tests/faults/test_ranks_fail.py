@@ -61,6 +61,19 @@ def test_an_unreadable_shard_of_one_rank_is_the_same_text_on_both_and_the_place_
     assert scenes["broken_reader checkpoints"] == ["step-00000003", "step-00000005"]
 
 
+def test_ranks_that_find_different_checkpoints_do_not_train(scenes: dict[str, Any]):
+    for rank in scenes["unlike"]:
+        assert "do not find the same checkpoint" in rank["error"]
+        assert "(rank 0: step-00000008; rank 1: step-00000006)" in rank["error"]
+
+
+def test_a_rank_that_fails_at_its_start_is_named_by_the_other(scenes: dict[str, Any]):
+    failing, other = scenes["taken"]
+    assert failing["error"].startswith("ValueError: process 4711 is training in ")
+    assert f"rank 1 cannot go on at its start: rank 0 (process {failing['process']}) has ended" in other["error"]
+    assert other["seconds"] < SECONDS
+
+
 @pytest.mark.parametrize("name", ["killed", "raising", "uneven", "broken_reader"])
 def test_a_restart_ends_in_the_weights_of_an_untroubled_run(name: str, scenes: dict[str, Any]):
     straight = scenes["train"][0]["answer"]
@@ -79,3 +92,25 @@ def test_a_run_goes_on_with_another_number_of_ranks(name: str, before: int, now:
     assert f"was written by {before} processes, this run has {now}" in said
     assert f"an update had {2 * before} images (batch x accumulation x processes), now {2 * now}" in said
     assert f"{before} processes x 0 data workers, now {now} x 0: reading goes on with epoch 1" in said
+
+
+def test_hosts_that_share_no_disk_are_told_at_the_first_save(scenes: dict[str, Any]):
+    for rank in scenes["apart"]:
+        assert rank["error"].startswith("CheckpointError: cannot write")
+        assert "host-1/checkpoints/.tmp-step-00000003, which the first process has made, is not there" in rank["error"]
+        assert "all hosts of a run need the same --output_dir" in rank["error"]
+
+
+def test_a_disk_that_refuses_one_rank_is_the_reason_on_both_and_nothing_is_left_of_the_save(scenes: dict[str, Any]):
+    first, second = scenes["full"]
+    assert "cannot write" in first["error"]
+    assert "(rank 1: OSError: [Errno 28] No space left on device)" in first["error"]
+    assert "([Errno 28] No space left on device)" in second["error"]
+    assert all("step-00000003 is intact" in rank["error"] for rank in (first, second))
+    assert scenes["full files"] == ["step-00000003"]
+
+
+def test_ranks_that_find_different_checkpoints_continue_from_none(scenes: dict[str, Any]):
+    for rank in scenes["apart again"]:
+        assert "the processes do not find the same checkpoint" in rank["error"]
+        assert "(rank 0: step-00000004; rank 1: none)" in rank["error"]

@@ -82,6 +82,17 @@ def other(tmp_path: Path) -> Path:
     return save_base(tmp_path / "other", seed=1)
 
 
+@pytest.mark.parametrize("architecture", [None, "vit"])
+def test_base_and_adapter_may_lie_in_one_folder(architecture, base, tmp_path):
+    folder = base if architecture is None else tmp_path / "export"
+    if architecture is not None:
+        export_model(base, folder, architecture)
+    adapted = save_adapter(base, folder, CONFIGS["vpt"]())
+    loaded = Classifier.from_pretrained(folder, adapter_name="mine").eval()
+    assert list(loaded.peft_config) == ["mine"]
+    torch.testing.assert_close(loaded(IMAGES).logits, adapted(IMAGES).logits)
+
+
 # ---------------------------------------------------------------- another base
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -46,6 +47,15 @@ def test_at_least_two_are_kept(tmp_path: Path):
     for step in (1, 2, 3):
         write(tmp_path, step, keep=1)
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+def test_a_step_that_is_saved_again_replaces_the_first_save(tmp_path: Path):
+    write(tmp_path, 1)
+    write(tmp_path, 2, b"first")
+    write(tmp_path, 2, b"second")
+    newest = ckpt.find_latest(tmp_path, warn=fail_if_called)
+    assert (newest.path / "model.safetensors").read_bytes() == b"second"
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
 def flip_a_bit(path: Path) -> None:
@@ -99,6 +109,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_pa
     assert ckpt.find_latest(tmp_path, warn=warnings.append).step == 1
     assert len(warnings) == 1
     assert "step-00000002" in warnings[0]
+
+
+def test_a_file_that_its_disk_cannot_read_back_is_damaged_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    read = ckpt._sha256
+
+    def fail(file: Path) -> str:
+        if file.parent.name == "step-00000002":
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        return read(file)
+
+    monkeypatch.setattr(ckpt, "_sha256", fail)
+    warnings: list[str] = []
+    assert ckpt.find_latest(tmp_path, warn=warnings.append).step == 1
+    assert "step-00000002/model.safetensors cannot be read ([Errno 5] Input/output error" in warnings[0]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -190,6 +216,49 @@ def test_a_refusing_disk_is_one_error_and_leaves_the_old_ones(tmp_path: Path):
     assert names(tmp_path) == ["step-00000001"]
 
 
+def test_what_a_killed_save_left_is_gone_before_the_next_one_needs_its_room(tmp_path: Path):
+    write(tmp_path, 1)
+    (tmp_path / ".tmp-step-00000002").mkdir()
+    found: list[list[str]] = []
+
+    def write_files(directory: Path) -> None:
+        found.append(names(tmp_path))
+
+    ckpt.save_checkpoint(tmp_path, 3, write_files, facts={}, keep=2)
+    assert found == [[".tmp-step-00000003", "step-00000001"]]
+
+
+def test_a_rank_that_cannot_write_leaves_the_folder_to_the_main_process(tmp_path: Path):
+    write(tmp_path, 1)
+    begun = tmp_path / ".tmp-step-00000002"
+    begun.mkdir()
+
+    def write_files(directory: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ckpt.CheckpointError, match="No space left"):
+        ckpt.save_checkpoint(tmp_path, 2, write_files, facts={}, keep=2, is_main=False)
+    assert begun.is_dir()
+
+
+def test_a_file_that_its_writer_vouches_for_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    digest, read = ckpt._sha256, []
+    monkeypatch.setattr(ckpt, "_sha256", lambda file: read.append(file.name) or digest(file))
+
+    def write_files(directory: Path) -> None:
+        for name in ("shard", "small.json"):
+            (directory / name).write_bytes(b"{}")
+        ckpt.vouch_for(directory / "shard")
+
+    ckpt.save_checkpoint(tmp_path, 2, write_files, facts={}, keep=2)
+    assert read == ["shard", "small.json"]
+    assert names(tmp_path / "step-00000002") == ["manifest.json", "shard", "small.json"]
+    ckpt.verify(tmp_path / "step-00000002")
+    (tmp_path / "step-00000002" / "shard").write_bytes(b"[]")
+    with pytest.raises(ckpt.CheckpointError, match="shard is not what was written"):
+        ckpt.verify(tmp_path / "step-00000002")
+
+
 def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
@@ -201,6 +270,16 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, times: int) -> No
         model(torch.full((5, 3), 1.0 + time)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+def test_optimizer_state_from_before_any_update_is_continued(tmp_path: Path):
+    _, optimizer = model_and_optimizer()
+    ckpt.save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    model, other = model_and_optimizer()
+    ckpt.load_optimizer(other, tmp_path / "optimizer.safetensors")
+    assert not other.state_dict()["state"]
+    update(model, other, 1)
+    assert all(int(state["step"]) == 1 for state in other.state.values())
 
 
 def test_optimizer_state_continues_bit_for_bit(tmp_path: Path):

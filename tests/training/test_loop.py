@@ -1,10 +1,11 @@
 import hashlib
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from line_run import lines, objective, run
+from line_run import Line, LineConfig, lines, objective, run
 from safetensors.torch import load_file
 from tiny import draw_image
 from torch import nn
@@ -12,6 +13,8 @@ from torch import nn
 from maws_hf.data.sources import open_stream
 from maws_hf.training.checkpoint import CheckpointError
 from maws_hf.training.loop import Outcome, TrainingError
+from maws_hf.training.records import JsonLines
+from maws_hf.training.skips import note_skipped
 
 
 def test_training_lowers_the_loss_and_logs_every_step(image_shards: Path, tmp_path: Path):
@@ -84,7 +87,7 @@ def infinite_gradient(loss: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "spoil", [lambda loss: loss * float("nan"), lambda loss: loss * float("inf"), infinite_gradient]
 )
-def test_a_non_finite_step_is_refused_and_its_images_are_noted(spoil, image_shards: Path, tmp_path: Path):
+def test_a_non_finite_step_is_refused_and_its_images_are_noted(spoil, image_shards: Path, tmp_path: Path, capsys):
     spoiled = Spoiled({2}, spoil)
     outcome, model = run(image_shards, tmp_path, batch_loss=spoiled)
     assert outcome.step == 6
@@ -96,6 +99,9 @@ def test_a_non_finite_step_is_refused_and_its_images_are_noted(spoil, image_shar
     (refused,) = lines(tmp_path / "refused.jsonl")
     assert refused["step"] == 3
     assert len(refused["keys"]) == 4
+    assert not math.isfinite(float(refused["grad_norm"]))
+    told = capsys.readouterr().out
+    assert f"step 3 refused: loss {refused['loss']}, gradient norm {refused['grad_norm']}; its images" in told
 
 
 def test_non_finite_steps_in_a_row_end_the_run_with_the_checkpoint_intact(image_shards: Path, tmp_path: Path):
@@ -103,6 +109,16 @@ def test_non_finite_steps_in_a_row_end_the_run_with_the_checkpoint_intact(image_
     with pytest.raises(TrainingError, match=r"step 6 refused.*2 in a row.*--max_grad_norm"):
         run(image_shards, tmp_path, batch_loss=spoiled, max_nonfinite_steps=2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_a_run_saved_before_any_update_was_accepted_goes_on(image_shards: Path, tmp_path: Path):
+    spoiled = Spoiled({0, 1}, lambda loss: loss * float("nan"))
+    run(image_shards, tmp_path / "stopped", batch_loss=spoiled, max_steps=2)
+    outcome, resumed = run(image_shards, tmp_path / "stopped", batch_loss=spoiled)
+    assert outcome.step == 6
+    _, straight = run(image_shards, tmp_path / "straight", Spoiled({0, 1}, lambda loss: loss * float("nan")))
+    for left, right in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right)
 
 
 @pytest.fixture
@@ -141,6 +157,30 @@ def test_too_many_bad_images_end_the_run(half_broken: Path, tmp_path: Path):
     assert int(saved.name[-8:]) == lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
 
 
+def test_a_run_that_met_too_many_bad_images_goes_on_once_they_are_repaired(half_broken: Path, tmp_path: Path):
+    options = {"max_steps": 40, "logging_steps": 40, "max_skip_rate": 0.002}
+    with pytest.raises(TrainingError, match="Repair the data"):
+        run(half_broken, tmp_path / "run", **options)
+    with pytest.raises(TrainingError, match="Repair the data"):
+        run(half_broken, tmp_path / "run", **options)  # nothing is repaired yet
+    from datasets import Dataset, Features, Image
+
+    rows = [{"bytes": draw_image(i), "path": row["image"]["path"]} for i, row in enumerate(open_stream(half_broken))]
+    dataset = Dataset.from_dict({"image": rows}, features=Features({"image": Image()}))
+    dataset.to_parquet(half_broken / "train.parquet")
+    outcome, _ = run(half_broken, tmp_path / "run", **options)
+    assert outcome.step == 40
+
+
+def test_the_rate_of_bad_images_is_one_of_all_images_of_a_large_update(tmp_path: Path):
+    def too_many(bad: int) -> bool:
+        update = {"keys": ["good"] * 20_000, "skipped": [{"key": str(number)} for number in range(bad)]}
+        return note_skipped([update], 1, [], JsonLines(tmp_path / "skipped.jsonl"), 0.01)[1]
+
+    assert not too_many(199)
+    assert too_many(210)
+
+
 def test_one_bad_image_in_a_small_folder_is_no_reason_to_stop(tmp_path: Path):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -173,6 +213,26 @@ def test_resuming_with_another_seed_is_refused(image_shards: Path, tmp_path: Pat
         run(image_shards, tmp_path, seed=1)
 
 
+def test_a_run_that_cannot_take_up_another_model_writes_nothing(image_shards: Path, tmp_path: Path, monkeypatch):
+    def contents() -> dict[str, bytes]:
+        files = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock")
+        return {str(path): path.read_bytes() for path in files}
+
+    run(image_shards, tmp_path, max_steps=3)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 1.0}\n')  # what the run would cut back if it could go on
+    before, init = contents(), Line.__init__
+
+    def wider(model: Line, config: LineConfig) -> None:
+        init(model, config)
+        model.line = nn.Linear(1, 2)
+
+    monkeypatch.setattr(Line, "__init__", wider)
+    with pytest.raises(CheckpointError, match=r"line\.\w+ has shape \(1.*\), the model's \(2"):
+        run(image_shards, tmp_path)
+    assert contents() == before
+
+
 def test_resuming_with_other_options_says_so_and_goes_on(image_shards: Path, tmp_path: Path, capsys):
     run(image_shards, tmp_path, max_steps=3)
     outcome, _ = run(image_shards, tmp_path, max_steps=5, weight_decay=0.1)
@@ -202,8 +262,9 @@ def test_going_back_is_refused_in_the_same_folder(image_shards: Path, tmp_path: 
 def test_a_run_started_elsewhere_continues_its_own_checkpoints(image_shards: Path, tmp_path: Path):
     run(image_shards, tmp_path / "first", max_steps=3)
     seed = str(tmp_path / "first" / "checkpoints" / "step-00000003")
-    for max_steps in (6, 9):
-        run(image_shards, tmp_path / "second", max_steps=max_steps, resume_from_checkpoint=seed)
+    run(image_shards, tmp_path / "second", max_steps=6, resume_from_checkpoint=seed)
+    shutil.rmtree(seed)  # as the first run does when it goes on
+    run(image_shards, tmp_path / "second", max_steps=9, resume_from_checkpoint=seed)
     assert [line["step"] for line in lines(tmp_path / "second" / "metrics.jsonl")] == [4, 5, 6, 7, 8, 9]
 
 

@@ -6,9 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import tiny_config
+from torch import nn
 
+from maws_hf import MawsViTModel
+from maws_hf.optim.groups import parameter_groups
 from maws_hf.training.checkpoint import CheckpointError
-from maws_hf.training.sharded_files import CheckpointTensors
+from maws_hf.training.initial_weights import new_model
+from maws_hf.training.sharded_files import (
+    CheckpointTensors,
+    load_moments,
+    save_training,
+    training_tensors,
+    write_shard,
+)
 
 MATRIX = torch.arange(35.0).reshape(7, 5)
 COUNTER = torch.tensor(12.0)
@@ -39,6 +50,14 @@ def test_any_rows_come_from_whichever_files_have_them(tmp_path: Path, bounds: li
         assert tensors.dtype("weights/m") == torch.float32
 
 
+def test_an_optimizer_that_has_made_no_update_comes_back_as_one(tmp_path: Path):
+    model = nn.Linear(2, 3)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1))
+    write_shard(training_tensors(model, optimizer, None), tmp_path, 0, 1)
+    load_moments(optimizer, None, tmp_path)
+    assert not any(optimizer.state.values())
+
+
 def test_a_missing_file_is_an_error(tmp_path: Path):
     write_parts(tmp_path, [0, 3, 6, 7])
     (tmp_path / "shard-00001-of-00003.safetensors").unlink()
@@ -63,3 +82,11 @@ def test_a_file_that_is_cut_off_is_an_error_that_names_the_folder(tmp_path: Path
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match=tmp_path.name):
         CheckpointTensors(tmp_path)
+
+
+def test_what_was_saved_before_any_update_has_no_moments_and_is_continued(tmp_path: Path):
+    model = new_model(MawsViTModel, tiny_config(), 1)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05))
+    save_training(model, optimizer, None, tmp_path, rank=0, world_size=1)
+    load_moments(optimizer, None, tmp_path)
+    assert not any(optimizer.state.values())

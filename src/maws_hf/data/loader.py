@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -76,10 +77,14 @@ def _live_and_die_with_the_main_process(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         # The main process ends its workers by SIGTERM, and at its own exit waits until they are gone: that one counts.
+        main_process = multiprocessing.parent_process().pid
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_when_the_main_process_says_so, args=(os.getppid(),), daemon=True).start()
-        # And when the main process is killed, they must not stay behind.
+        threading.Thread(target=_exit_when_the_main_process_says_so, args=(main_process,), daemon=True).start()
+        # And when the main process is killed, they must not stay behind: they have its connections, and the other
+        # ranks would wait for a process that is gone.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != main_process and multiprocessing.get_start_method() != "forkserver":
+            os._exit(1)  # it was killed before
 
 
 def _exit_when_the_main_process_says_so(main_process: int) -> None:

@@ -18,6 +18,7 @@ _MOST_TENSORS = 100_000
 _CHUNK = 1 << 24  # elements looked at together
 _SLOW = 200_000_000
 _SHOWN = 5
+_EMPTY = "holds no tensor"
 
 
 def weight_problems(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -31,6 +32,9 @@ def weight_problems(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem
         yield shards[0], f"lies beside {WEIGHTS}: only one of both is read"
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
     tensors: dict[str, list[str]] = {}
+    if broken := [name for name in names if not (folder / name).is_file()]:
+        yield from ((name, "is no file, or a link that leads nowhere") for name in broken)
+        names = [name for name in names if name not in broken]
     total = sum((folder / name).stat().st_size for name in names)
     with tqdm(total=total, desc="Weights", unit="B", unit_scale=True, disable=total < _SLOW) as progress:
         for name in names:
@@ -42,10 +46,11 @@ def weight_problems(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem
         yield from ((WEIGHT_INDEX, problem) for problem in _index_problems(index, tensors))
 
 
-def tensor_problems(path: Path) -> Iterator[str]:
+def tensor_problems(path: Path, *, may_be_empty: bool = False) -> Iterator[str]:
     """What is wrong with one safetensors file, of whatever dtype: it does not open, or holds a number that is none."""
     with tqdm(disable=True) as progress:
-        yield from _file_problems(path, "", [], progress)
+        problems = list(_file_problems(path, "", [], progress))
+    yield from (problem for problem in problems if not (may_be_empty and problem == _EMPTY))
 
 
 def _file_problems(path: Path, dtype: str, found: list[str], progress: tqdm) -> Iterator[str]:
@@ -70,7 +75,7 @@ def _file_problems(path: Path, dtype: str, found: list[str], progress: tqdm) -> 
         yield f"is not a whole safetensors file ({error})"
         return
     if not found:
-        yield "holds no tensor"
+        yield _EMPTY
     if broken:
         yield f"holds NaN or infinity in {_listed(broken)}"
     for stored, count in others.items():

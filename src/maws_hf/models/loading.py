@@ -143,7 +143,7 @@ class CheckedLoading:
         with explained_for_hub(where):
             model, info = cls._load(where, *model_args, config=config, **kwargs)
         model.refuse_half_a_model(where, info, tolerant=tolerant, informed=wants_info)
-        if adapter is not None:
+        if adapter is not None and not adapter.is_in(model):
             info = model.load_adapter(adapter.folder, **adapter.options).to_dict()
         return (model, info) if wants_info else model
 
@@ -244,21 +244,28 @@ class _Adapter:
     @classmethod
     def at(cls, where: Any, kwargs: dict[str, Any]) -> "_Adapter | None":
         """The adapter in a folder or Hub id, or the one that an Auto class has found; takes its options out."""
-        adapter_kwargs = dict(kwargs.pop("adapter_kwargs", None) or {})
-        name = kwargs.pop("adapter_name", "default")
+        given = {name: kwargs.pop(name) for name in ("adapter_kwargs", "adapter_name") if name in kwargs}
+        adapter_kwargs = dict(given.get("adapter_kwargs") or {})
+        name = given.get("adapter_name", "default")
         folder = adapter_kwargs.pop("_adapter_model_path", None)
         hub_options = _hub_options(kwargs)
         options = {"adapter_name": name, "adapter_kwargs": {**hub_options, **adapter_kwargs}}
-        if folder is not None or not is_peft_available():
-            return None if folder is None else cls(folder, where, options)
+        if not is_peft_available():
+            return None
+        if Path(where, CONFIG_NAME).is_file() and Path(where, ADAPTER_CONFIG_NAME).is_file():
+            kwargs.update(given)  # transformers loads both, unless the base is of a format that we translate
+            return cls(where, where, options)
+        if folder is not None:
+            return cls(folder, where, options)
         file = find_adapter_config_file(where, **hub_options)
         if file is None:
             return None
-        if Path(where, CONFIG_NAME).is_file():  # the base lies beside it
-            return cls(where, where, options)
         for option in ("revision", "subfolder"):  # of the adapter, not of its base
             kwargs.pop(option, None)
         return cls(where, json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"], options)
+
+    def is_in(self, model: Any) -> bool:
+        return self.options["adapter_name"] in getattr(model, "peft_config", {})
 
 
 def _dora_weights(folder: Any, hub_options: dict[str, Any]) -> dict[str, Tensor]:
@@ -363,6 +370,11 @@ def _refuse_other_than_safetensors(where: Any, kwargs: dict[str, Any]) -> None:
     if kwargs.setdefault("use_safetensors", True) is False:
         raise ValueError("use_safetensors=False: weights are read from .safetensors files only; leave the option out")
     folder = Path(where, kwargs.get("subfolder") or "")
+    if any(folder.glob("shard-*-of-*.safetensors")):
+        raise ModelLoadingError(
+            f"{where} is a checkpoint of sharded parameters, and no model yet: `maws-hf export {where} --output_dir "
+            "NEW` makes one of it"
+        )
     for index in folder.glob("*.safetensors.index*.json") if folder.is_dir() else ():
         _check_index(index)
 

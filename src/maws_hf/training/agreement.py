@@ -37,14 +37,15 @@ def reasons_of_ranks(accelerator: Accelerator, error: Exception | None) -> list[
 
 
 @contextmanager
-def named_failures(rank: int, world_size: int, step: Callable[[], int]) -> Iterator[None]:
-    """Says on which rank and in which step something fails, if there are several. Entered by all ranks at once.
+def named_failures(rank: int, world_size: int, when: Callable[[], str]) -> Iterator[None]:
+    """Says on which rank and when (such as "in step 5") something fails, if there are several. Entered by all at once.
 
     A process that ends takes the others along: their next exchange with it fails, in seconds on gloo. That becomes a
-    sentence with the rank that is gone; the backend's own error is its cause.
+    sentence with the rank that is gone; the backend's own error is its cause. One that hangs is given up after the
+    backend's time limit, and is not said to have ended.
 
     Raises:
-        TrainingError: another process is gone.
+        TrainingError: another process is gone, or does not answer.
     """
     processes: list[tuple[str, int]] = []  # unknown to one that another has left before
     try:
@@ -55,22 +56,25 @@ def named_failures(rank: int, world_size: int, step: Callable[[], int]) -> Itera
         raise
     except Exception as error:
         if world_size > 1 and _is_of_lost_process(error):
+            late = any(word in str(error).lower() for word in ("timed out", "timeout"))
             raise TrainingError(
-                f"rank {rank} cannot go on in step {step()}: {who_has_ended(processes)} (its own message, or the "
-                "launcher's, says why); checkpoints are intact, the same command continues"
+                f"rank {rank} cannot go on {when()}: {who_has_ended(processes, late=late)}; checkpoints are "
+                "intact, the same command continues"
             ) from error
         if world_size > 1:
-            print(f"rank {rank} fails in step {step()}: {_name(error)}", file=sys.stderr)
+            print(f"rank {rank} fails {when()}: {_name(error)}", file=sys.stderr)
         raise
 
 
-def who_has_ended(processes: list[tuple[str, int]], patience: float = PATIENCE) -> str:
-    """A clause such as "rank 1 (process 1234) has ended".
+def who_has_ended(processes: list[tuple[str, int]], patience: float = PATIENCE, *, late: bool = False) -> str:
+    """A clause such as "rank 1 (process 1234) has ended (its own message, or the launcher's, says why)".
 
     Args:
         processes: host and process id of each rank. Whether one lives can only be told on its own host.
         patience: seconds to wait for an end that is under way; a connection is closed a little before.
+        late: no connection was lost, an answer did not come in time.
     """
+    why = "(its own message, or the launcher's, says why)"
     here = socket.gethostname()
     deadline = time.monotonic() + patience
     while True:
@@ -80,14 +84,16 @@ def who_has_ended(processes: list[tuple[str, int]], patience: float = PATIENCE) 
             if host == here and not is_alive(process)
         ]
         if ended:
-            return f"{' and '.join(ended)} {'has' if len(ended) == 1 else 'have'} ended"
+            return f"{' and '.join(ended)} {'has' if len(ended) == 1 else 'have'} ended {why}"
         if not processes or time.monotonic() >= deadline:
             break
         time.sleep(0.02)
+    if late:
+        return "another process has not answered in time: it is slow (in reading its data?), or hangs"
     elsewhere = [str(rank) for rank, (host, _) in enumerate(processes) if host != here]
     if not elsewhere:
-        return "another process of the run has ended"
-    return f"another process has ended, on another host than {here} (one of the ranks {', '.join(elsewhere)})"
+        return f"another process of the run has ended {why}"
+    return f"another process has ended, on another host than {here} (one of the ranks {', '.join(elsewhere)}) {why}"
 
 
 def _is_of_lost_process(error: Exception) -> bool:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_VOUCHER = ".sha256"
 _STEP_NAME = re.compile(r"step-(\d{8})")
 
 
@@ -53,41 +55,61 @@ def save_checkpoint(
     keep: int,
     is_main: bool = True,
     barrier: Callable[[], None] = lambda: None,
+    agree: Callable[[Exception | None], list[str]] = lambda error: [] if error is None else [str(error)],
 ) -> None:
     """Writes `root/step-00000123` (for step 123) atomically; called by every rank.
 
     Args:
-        write_files: writes this rank's files into the directory it is given.
+        write_files: writes this rank's files into the directory it is given. Large ones it may `vouch_for`, so that
+            the ranks read them back at the same time and none waits long for the main one.
         facts: JSON values kept in the manifest beside the step and the hashes.
         keep: checkpoints that remain, at least 2: the newest may sit on a dying disk.
         barrier: waits for all ranks.
+        agree: gives all ranks the reasons of those that could not write, and so waits for them too. None is left
+            behind with a folder that another has removed.
 
     Raises:
-        CheckpointError: if the disk refuses; what was there before is intact.
+        CheckpointError: if the disk refuses any rank; what was there before is intact.
     """
     temporary, final = root / f".tmp-step-{step:08d}", root / f"step-{step:08d}"
     if is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_leftovers(root)  # before anything is written: the room may be needed
         temporary.mkdir(parents=True)
     barrier()
+    error: Exception | None = None
     try:
+        if not temporary.is_dir():
+            raise FileNotFoundError(
+                f"{temporary}, which the first process has made, is not there on {socket.gethostname()}: all hosts of "
+                "a run need the same --output_dir, on a disk that they share"
+            )
         write_files(temporary)
-        barrier()
-        if is_main:
+    except (OSError, SafetensorError) as raised:
+        error = raised
+    reasons = agree(error)
+    if is_main and not reasons:
+        try:
             _seal(temporary, {"format": FORMAT, "step": step, **facts})
             if final.exists():
                 _remove(final)
             os.rename(temporary, final)
             _flush(root)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(root).free
-        newest = max((path.name for path in root.glob("step-*")), default=None)
-        intact = f"{newest} is intact" if newest else "there is no earlier checkpoint"
-        raise CheckpointError(f"cannot write {final} ({error}); {free / 2**20:.0f} MiB are free; {intact}") from error
+        except OSError as raised:
+            error, reasons = raised, [str(raised)]
+    if reasons:
+        if is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        reason = error if error is not None and len(reasons) == 1 else "; ".join(reasons)
+        raise CheckpointError(f"cannot write {final} ({reason}); {_what_is_left(root)}") from error
     barrier()
     if is_main:
         prune(root, keep)
+
+
+def _what_is_left(root: Path) -> str:
+    newest = max((path.name for path in root.glob("step-*")), default=None)
+    intact = f"{newest} is intact" if newest else "there is no earlier checkpoint"
+    return f"{shutil.disk_usage(root).free / 2**20:.0f} MiB are free; {intact}" if root.is_dir() else intact
 
 
 def find_latest(root: Path, warn: Callable[[str], None], *, strict: bool = False) -> Checkpoint | None:
@@ -117,8 +139,11 @@ def find_latest(root: Path, warn: Callable[[str], None], *, strict: bool = False
     return None
 
 
-def verify(path: Path) -> Checkpoint:
+def verify(path: Path, *, any_name: bool = False) -> Checkpoint:
     """Reads the manifest and compares size and SHA-256 of every file.
+
+    Args:
+        any_name: it is a copy that need not be called after its step.
 
     Raises:
         CheckpointError: naming the first file that is missing or differs.
@@ -132,7 +157,7 @@ def verify(path: Path) -> Checkpoint:
     if not is_whole:
         raise CheckpointError(f"{path / MANIFEST} is not what was written")
     layout, step, files = (manifest.get(name) for name in ("format", "step", "files"))
-    if layout != FORMAT or type(step) is not int or path.name != f"step-{step:08d}":
+    if layout != FORMAT or type(step) is not int or not (any_name or path.name == f"step-{step:08d}"):
         raise CheckpointError(
             f"{path / MANIFEST} describes step {step} in format {layout}; this version reads format {FORMAT}"
         )
@@ -140,9 +165,19 @@ def verify(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / MANIFEST} does not say which files there are, with their bytes and sha256")
     for name, expected in files.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+        try:
+            is_whole = file.stat().st_size == expected["bytes"] and _sha256(file) == expected["sha256"]
+        except (OSError, ValueError) as error:  # it is missing, its disk is dying, or it has no possible name
+            raise CheckpointError(f"{file} cannot be read ({error})") from error
+        if not is_whole:
             raise CheckpointError(f"{file} is not what was written")
     return Checkpoint(path, manifest)
+
+
+def with_own_name(folder: str | Path) -> Path:
+    """The path, with the folder's own name at its end: a checkpoint is known by it, and "." does not tell."""
+    path = Path(folder)
+    return path if path.name not in ("", "..") else path.resolve()
 
 
 def _is_entry(name: str, expected: Any) -> bool:
@@ -151,10 +186,14 @@ def _is_entry(name: str, expected: Any) -> bool:
     return inside and isinstance(expected, dict) and {"bytes", "sha256"} <= expected.keys()
 
 
-def prune(root: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, at least 2, and what a killed save has left behind."""
+def remove_leftovers(root: Path) -> None:
+    """Removes what a killed save has left behind."""
     for leftover in root.glob(".tmp-step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def prune(root: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, at least 2."""
     steps = sorted(path for path in root.glob("step-*") if _STEP_NAME.fullmatch(path.name))
     for path in steps[: -max(keep, 2)]:
         _remove(path)
@@ -171,7 +210,7 @@ def set_aside_newer(root: Path, step: int) -> None:
 
 def _remove(path: Path) -> None:
     # Out of sight first: a kill during the removal must not leave a half checkpoint under a good name.
-    doomed = path.with_name(f".tmp-{path.name}")
+    doomed = path.with_name(f".tmp-{path.name}-removed")  # no name that a save may be using
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -193,10 +232,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
         CheckpointError: naming the first parameter that is missing, unknown or has another shape.
     """
     tensors = load_file(path)
+    if not tensors:
+        return  # the updates before it were all refused
     states: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, state_name = key.rpartition("|")
         states.setdefault(name, {})[state_name] = tensor
+    if not states:
+        return  # saved before any update was made: all had been refused
     members = dict(named_members(optimizer))
     compare_names(set(states), set(members), path)
     for name, parameter in members.items():
@@ -253,17 +296,33 @@ def compare_names(found: set[str], expected: set[str], where: Path) -> None:
             )
 
 
+def vouch_for(file: Path) -> None:
+    """Flushes a file and notes its digest beside it, until the manifest has it."""
+    entry = json.dumps(_entry(file))
+    file.with_name(file.name + _VOUCHER).write_text(entry, encoding="utf-8")
+
+
 def _seal(directory: Path, manifest: dict[str, Any]) -> None:
-    """Flushes every file, then writes the manifest that vouches for them."""
+    """Flushes every file that nobody has vouched for, then writes the manifest that vouches for all."""
     files = {}
-    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
-        _flush(file)
-        files[str(file.relative_to(directory))] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    for file in sorted(path for path in directory.rglob("*") if path.is_file() and path.suffix != _VOUCHER):
+        voucher = file.with_name(file.name + _VOUCHER)
+        if voucher.exists():
+            entry = json.loads(voucher.read_text(encoding="utf-8"))
+            voucher.unlink()
+        else:
+            entry = _entry(file)
+        files[str(file.relative_to(directory))] = entry
     manifest = {**manifest, "files": files}
     manifest_file = directory / MANIFEST
     manifest_file.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1), encoding="utf-8")
     _flush(manifest_file)
     _flush(directory)
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    _flush(file)
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -52,12 +52,18 @@ def start_cpu_ranks() -> None:
     process then replaces itself by torchrun with N of its kind. N is known only to the launcher, our parent.
 
     Raises:
-        ValueError: if the launcher's command does not tell N.
+        ValueError: if the launcher's command does not tell N, or the processes are to be on several machines.
     """
     if "MASTER_PORT" not in os.environ or "ACCELERATE_USE_CPU" not in os.environ or "RANK" in os.environ:
         return
     if any(name in os.environ for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")):
         return
+    if os.environ.get("MASTER_ADDR", "127.0.0.1") not in ("127.0.0.1", "localhost"):
+        # Each machine would become a run of its own.
+        raise ValueError(
+            "accelerate launch does not start CPU processes on several machines; use `torchrun --nnodes M "
+            "--nproc_per_node N --rdzv_backend c10d --rdzv_endpoint HOST:PORT` on each, with ACCELERATE_USE_CPU=true"
+        )
     launcher = psutil.Process().parent()
     count = _num_processes(launcher.cmdline() if launcher else [])
     if count is None:

@@ -10,8 +10,9 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,15 @@ def train(
         TrainingError: after too many non-finite updates in a row or too many bad images.
         CheckpointError: if a checkpoint does not fit the recipe, or cannot be written.
     """
-    run = _Run(model, loader, recipe, accelerator, groups)
+    ranks = accelerator.process_index, accelerator.num_processes
+    with named_failures(*ranks, lambda: "at its start"):
+        run = _Run(model, loader, recipe, accelerator, groups)
     run.flops_per_image = flops_per_image
     if flops_per_image and matmul_peak:
         run.utilization_of_image_rate = flops_per_image / (matmul_peak * accelerator.num_processes)
     batches = iter(loader)
     exit_code = 0
-    with GracefulStop(launcher_process()) as stop, run.named_failures():
+    with GracefulStop(launcher_process()) as stop, named_failures(*ranks, lambda: f"in step {run.state.step + 1}"):
         while run.state.step < recipe.max_steps:
             learning_rate = run.set_learning_rate()
             window = run.read_window(batches)
@@ -150,7 +153,8 @@ class _Run:
         self.images_per_step = images_per_step(asdict(recipe), accelerator.num_processes)
         self.peak_learning_rate = peak_learning_rate(asdict(recipe), accelerator.num_processes)
         if accelerator.is_main_process:
-            self.lock = lock_output(Path(recipe.output_dir))
+            # Kept by what outlives the run: its script has yet to write the model there.
+            accelerator.output_lock = lock_output(Path(recipe.output_dir))
         self.state = State()
         self.saved_step: int | None = None
         self.flops_per_image: int | None = None
@@ -191,10 +195,6 @@ class _Run:
         if resumed is not None:
             self.progress.say(f"resuming after step {self.state.step} from {resumed.path}")
         self._tick = (time.perf_counter(), self.state.step)
-
-    def named_failures(self) -> AbstractContextManager[None]:
-        accelerator = self.accelerator
-        return named_failures(accelerator.process_index, accelerator.num_processes, lambda: self.state.step + 1)
 
     def read_window(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
         """The batches of one update. If a rank has none, all ranks save where they were before, and stop."""
@@ -261,6 +261,7 @@ class _Run:
         self.state.images_skipped += int(all_skipped)
         if any_too_many:
             self.give_up = too_many_bad_images(recent, self.skipped, limit, here=too_many)
+            recent.clear()  # the data are repaired before the run goes on, or judged anew
         return loss_sum / self.accelerator.num_processes, stops + any_too_many > 0
 
     def skips_spike(self, window: list[dict[str, Any]], loss: float, gradient_norm: float) -> bool:
@@ -358,6 +359,7 @@ class _Run:
             keep=self.recipe.save_total_limit,
             is_main=self.accelerator.is_main_process,
             barrier=self.accelerator.wait_for_everyone,
+            agree=partial(reasons_of_ranks, self.accelerator),
         )
         self.saved_step = self.state.step
 

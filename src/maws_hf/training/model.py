@@ -19,8 +19,9 @@ from .initial_weights import draw_weights, meta_model, new_model
 from .ledger import Stage, write_ledger
 from .native_start import NativeStart
 from .seeding import seed_for
-from .sharded_export import assemble_model, newest_checkpoint
+from .sharded_export import assemble_model, last_checkpoint
 from .sharding import is_sharded, sharding_wanted, start_from
+from .weight_sums import remove_weight_sums, write_weight_sums
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -91,7 +92,10 @@ def _started(model_class: type[Model], config: MawsViTConfig, recipe: ModelRecip
             model.name_or_path = where
             return model
         if dist.get_rank() == 0:
-            print(f"{where} is no folder in our own format: each process reads it whole, once, and keeps its part")
+            print(
+                f"{where} is no folder in our own format, nor one that `hf download` has fetched: each process reads "
+                "it whole, once, and keeps its part"
+            )
     torch.manual_seed(seed_for("weights", recipe.seed))
     model = model_class.from_pretrained(where, config=config, **options)
     start = NativeStart.of(where, model_class)
@@ -140,16 +144,19 @@ def save_trained_model(
 ) -> None:
     """Saves the model with what prepares its inputs and the stages that have led to it.
 
-    A sharded model is put together file by file from the run's last checkpoint.
+    A sharded model is put together file by file from the run's last checkpoint. `SHA256SUMS` vouches for the weights.
 
     Raises:
         OSError: if the disk refuses; the run's checkpoints are intact.
+        CheckpointError: of a sharded model, the last checkpoint is damaged.
     """
+    remove_weight_sums(output_dir)
     try:
         if is_sharded(model):
-            assemble_model(newest_checkpoint(output_dir / "checkpoints"), output_dir)
+            assemble_model(last_checkpoint(output_dir / "checkpoints"), output_dir)
         else:
             model.save_pretrained(output_dir)
+        write_weight_sums(output_dir)
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"the model cannot be written to {output_dir} ({error}); checkpoints are intact: make room, and the same "

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import warnings
 from pathlib import Path
 from typing import IO
 
@@ -17,12 +18,18 @@ def lock_output(output_dir: Path) -> IO[str]:
     file = (output_dir / ".lock").open("a+", encoding="utf-8")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except (BlockingIOError, PermissionError) as error:  # systems differ in which
         file.seek(0)
         holder = file.read().strip() or "unknown"
         raise ValueError(
             f"process {holder} is training in {output_dir}: stop it (kill {holder}), or choose another --output_dir"
         ) from error
+    except OSError as error:
+        warnings.warn(
+            f"the file system of {output_dir} has no locks ({error.strerror}): whether another run trains there is "
+            "not checked",
+            stacklevel=2,
+        )
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

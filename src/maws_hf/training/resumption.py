@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from ..data.loader import begin_next_epoch, restore_loader
 from ..optim.schedules import scaled_learning_rate
@@ -29,28 +30,40 @@ def peak_learning_rate(recipe: dict[str, Any], world_size: int) -> float:
 def find_checkpoint(
     root: Path, chosen: str, accelerator: Accelerator, *, strict: bool = False
 ) -> ckpt.Checkpoint | None:
-    """The run's own newest checkpoint; before its first one, the one it was told to start from.
+    """The run's own newest checkpoint; before its first one, the one it was told to start from. Called by all ranks.
 
     Args:
         chosen: "auto", or the folder of a checkpoint.
         strict: a damaged newest one is an error; otherwise the run falls back to the one before.
 
     Raises:
-        CheckpointError: the chosen one is damaged, or is not the newest of this very run.
+        CheckpointError: the chosen one is damaged, or is not the newest of this very run; or the ranks do not all find
+            the same one.
     """
     own = ckpt.find_latest(root, warn=accelerator.print, strict=strict)
-    accelerator.wait_for_everyone()
-    if own is not None and accelerator.is_main_process:
+    _refuse_different(gather_object([None if own is None else own.path.name]), root)
+    if own is None:
+        return None if chosen == "auto" else ckpt.verify(Path(chosen))
+    if accelerator.is_main_process:
         ckpt.set_aside_newer(root, own.step)
-    if chosen == "auto":
-        return own
-    start = ckpt.verify(Path(chosen))
-    if own is not None and start.path.resolve().parent == root.resolve() and start.step != own.step:
+    # The start itself may be gone by now: the run that it belongs to keeps its newest ones only.
+    start = Path(chosen)
+    if chosen != "auto" and start.resolve().parent == root.resolve() and start.name != own.path.name:
         raise ckpt.CheckpointError(
             f"{root} already holds step {own.step}: leave out --resume_from_checkpoint to continue from it, "
-            f"or branch off from step {start.step} with another --output_dir"
+            f"or branch off from {start.name} with another --output_dir"
         )
-    return own or start
+    return own
+
+
+def _refuse_different(found: list[str | None], root: Path) -> None:
+    """A rank may fail to read what the others can, or have a folder of its own on another host."""
+    if len(set(found)) > 1:
+        listed = "; ".join(f"rank {rank}: {name or 'none'}" for rank, name in enumerate(found))
+        raise ckpt.CheckpointError(
+            f"the processes do not find the same checkpoint in {root} ({listed}): --output_dir must be one folder "
+            "that all of them can read, on a disk that their hosts share; then the same command continues"
+        )
 
 
 def compare_recipes(checkpoint: ckpt.Checkpoint, recipe: TrainingArguments, world_size: int, say: Say) -> None:

@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from ..hub.native_writer import SHARD_BYTES, write_shards
-from .checkpoint import MANIFEST, CheckpointError, find_latest, verify
+from .checkpoint import MANIFEST, CheckpointError, find_latest, verify, with_own_name
 from .sharded_files import AVERAGE, WEIGHTS, CheckpointTensors
 
 
-def newest_checkpoint(root: Path) -> Path:
+def _newest_checkpoint(root: Path) -> Path:
     """The newest whole checkpoint of a run.
 
     Raises:
@@ -20,6 +20,21 @@ def newest_checkpoint(root: Path) -> Path:
     if found is None:
         raise CheckpointError(f"{root} holds no checkpoint; train first")
     return found.path
+
+
+def last_checkpoint(root: Path) -> Path:
+    """The one that a run has just ended with. An older one is not its result, so there is no falling back.
+
+    Raises:
+        CheckpointError: there is none, or it is not what was written.
+    """
+    last = max(root.glob("step-" + 8 * "[0-9]"), default=root / "step-00000000")
+    try:
+        return verify(last).path
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}, so no model is written; the same command trains again from the checkpoint before"
+        ) from error
 
 
 def assemble_model(checkpoint: Path, output_dir: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -63,11 +78,11 @@ def checkpoint_in(where: str) -> Path | None:
     Raises:
         CheckpointError: it is not what was written, or the run has none that is.
     """
-    folder = Path(where)
+    folder = with_own_name(where)
     if (folder / MANIFEST).is_file():
         return verify(folder).path
     unfinished = (folder / "checkpoints").is_dir() and not (folder / "config.json").exists()
-    return newest_checkpoint(folder / "checkpoints") if unfinished else None
+    return _newest_checkpoint(folder / "checkpoints") if unfinished else None
 
 
 def _parameters(tensors: CheckpointTensors) -> int:
@@ -81,4 +96,4 @@ def _parameters(tensors: CheckpointTensors) -> int:
     return total
 
 
-__all__ = ["assemble_model", "checkpoint_in", "newest_checkpoint"]
+__all__ = ["assemble_model", "checkpoint_in", "last_checkpoint"]

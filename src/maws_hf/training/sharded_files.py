@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ..optim.ema import WeightAverage
-from .checkpoint import CheckpointError, compare_names, named_members
+from .checkpoint import CheckpointError, compare_names, named_members, vouch_for
 from .sharding import own_part, own_rows
 
 WEIGHTS, OPTIMIZER, AVERAGE = "weights/", "optimizer/", "average/"
@@ -187,8 +187,8 @@ def save_training(
     rank: int,
     world_size: int,
 ) -> None:
-    """Writes this process' file, and the first process the model's config. Nothing is gathered."""
-    write_shard(training_tensors(model, optimizer, average), directory, rank, world_size)
+    """Writes this process' file and vouches for it, and the first process the model's config. Nothing is gathered."""
+    vouch_for(write_shard(training_tensors(model, optimizer, average), directory, rank, world_size))
     if rank == 0:
         save_config(model, directory)
 
@@ -224,9 +224,14 @@ def load_moments(optimizer: torch.optim.Optimizer, average: WeightAverage | None
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: CheckpointTensors) -> None:
     members = dict(named_members(optimizer))
     found: dict[str, list[str]] = {}
-    for name in tensors.names(OPTIMIZER):
+    names = tensors.names(OPTIMIZER)
+    if not names:
+        return  # the updates before the checkpoint were all refused
+    for name in names:
         parameter_name, _, key = name.rpartition("|")
         found.setdefault(parameter_name, []).append(key)
+    if not found:
+        return  # saved before any update was made: all had been refused
     compare_names(set(found), set(members), tensors.directory)
     on_device = optimizer.param_groups[0].get("fused") or optimizer.param_groups[0].get("capturable")
     for name, parameter in members.items():

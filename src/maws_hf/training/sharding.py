@@ -25,6 +25,12 @@ from transformers import PreTrainedModel
 from ..models.modeling_maws_vit import MawsViTLayer, MawsViTPreTrainedModel
 from .initial_weights import draw_weights
 
+# Of Accelerate's fsdp_config: what would save memory there, and what is to be done here.
+_NOT_HERE = {
+    "OFFLOAD_PARAMS": "but weights and moments stay on the devices: leave it out, and take more devices",
+    "ACTIVATION_CHECKPOINTING": "which the scripts decide: leave it out, and add --gradient_checkpointing",
+}
+
 
 class Start(Protocol):
     """Weights that a run begins with, which are read row by row."""
@@ -35,11 +41,14 @@ class Start(Protocol):
 
 
 def sharding_wanted() -> bool:
-    """Whether this run's launcher asks for sharded parameters, and there are processes to share them.
+    """Whether this run's launcher asks for sharded parameters, and there is a group of processes to share them.
+
+    The group may be a single process: Accelerate would otherwise shard the model itself, its own way.
 
     Raises:
         ValueError: it asks for what would end in other weights: the first FSDP, or models that transformers loads on
-            the first process only.
+            the first process only; or for memory that would not be saved, because the model is split here and not by
+            Accelerate.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
@@ -53,7 +62,10 @@ def sharding_wanted() -> bool:
             "the accelerate config lets only the first process load weights; put `fsdp_cpu_ram_efficient_loading: "
             "false` into its fsdp_config, or use examples/accelerate/fsdp2.yaml"
         )
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    for option, advice in _NOT_HERE.items():
+        if os.environ.get(f"FSDP_{option}", "false").lower() == "true":
+            raise ValueError(f"the accelerate config asks for `fsdp_{option.lower()}: true`, {advice}")
+    return dist.is_available() and dist.is_initialized()
 
 
 def is_sharded(model: nn.Module) -> bool:

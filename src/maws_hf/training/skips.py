@@ -24,7 +24,8 @@ def note_skipped(
     while sum(images for images, _ in recent[1:]) >= SKIP_WINDOW:
         recent.pop(0)
     bad = [key for _, keys in recent for key in keys]
-    return len(skipped), len(bad) > max_rate * SKIP_WINDOW and len(set(bad)) >= TOLERATED_BAD_IMAGES
+    images = len(bad) + sum(images for images, _ in recent)  # more than the window if the updates are large
+    return len(skipped), len(bad) > max_rate * max(SKIP_WINDOW, images) and len(set(bad)) >= TOLERATED_BAD_IMAGES
 
 
 def too_many_bad_images(recent: list[list], file: JsonLines, max_rate: float, *, here: bool) -> str:
