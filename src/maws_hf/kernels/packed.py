@@ -1,4 +1,4 @@
-"""A linear layer for inference on x86 CPUs: its matrix in oneDNN's own order, and what follows it done in the same pass.
+"""A linear layer for inference on x86 CPUs: its matrix in oneDNN's own order, and what follows it in the same pass.
 
 `nn.Linear` hands a CPU's matrix to the BLAS library as it lies in memory. oneDNN, which PyTorch brings along, reads
 its own order faster, and applies a GELU or adds a residual to a tile of the result while that is still in cache. The

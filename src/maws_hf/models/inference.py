@@ -1,7 +1,7 @@
 """Models that only answer: the blocks' matrices packed for the CPU at hand, GELU and residuals added in the same pass.
 
-A block spends nearly all of its time in six matrices. Packed, they run at the rate that oneDNN reaches on this CPU, and
-the passes over memory that follow them disappear. Results are those of the ordinary model but for rounding.
+A block spends nearly all of its time in six matrices. Packed, they run at the rate that oneDNN reaches on this CPU,
+and the passes over memory that follow them disappear. Results are those of the ordinary model but for rounding.
 """
 
 from collections.abc import Iterator
@@ -28,10 +28,10 @@ _LINEARS = {
 def prepare_for_inference(model: Model) -> Model:
     """The same model, changed in place to answer faster on a CPU: in evaluation mode, without gradients, for good.
 
-    Every linear layer in the blocks of an encoder (in MAE also of the decoder, in LiT those of the image tower) gives its
-    weights to a [`PackedLinear`], in float32 or bfloat16, whichever they have; nothing is held twice. Inputs and outputs
-    stay what they were, for every image size and batch, and so do hidden states and attentions. Layers that PEFT has
-    wrapped stay as they are, so merge what can be merged (`merge_and_unload`) first.
+    Every linear layer in the blocks of an encoder (in MAE also of the decoder, in LiT of the image tower) gives its
+    weights to a [`PackedLinear`], in float32 or bfloat16, whichever they have; nothing is held twice. Inputs and
+    outputs stay what they were, for every image size and batch, and so do hidden states and attentions. Layers that
+    PEFT has wrapped stay as they are, so merge what can be merged (`merge_and_unload`) first.
 
     On other devices, in other dtypes, on other processors than x86 and where PyTorch has no oneDNN, it changes nothing
     but evaluation mode and gradients. Autocast is not for packed weights: `model.to(torch.bfloat16)` comes first.
