@@ -288,3 +288,17 @@ def test_a_while_does_not_undo_what_is_for_good_nor_touch_a_model_in_training():
     with prepared_for_inference(model):
         pass
     assert packed_layers(model) == 2 * LINEARS
+
+
+@needs_packing
+@torch.no_grad()
+def test_a_hook_on_the_activation_is_called_before_and_after():
+    model = randomize(MawsViTModel(tiny_config()))
+    expected, seen = model(pictures(2)), []
+    first, second = (layer.mlp.activation_fn for layer in model.layers)
+    first.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    prepare_for_inference(model)
+    assert_same_outputs(model(pictures(2)), expected)
+    second.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    assert_same_outputs(model(pictures(2)), expected)
+    assert len(seen) == 1 + 2

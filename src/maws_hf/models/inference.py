@@ -77,7 +77,9 @@ class FusedMLP(MawsViTMLP):
     """With packed layers: the GELU belongs to the first, the residual to the second."""
 
     def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.fc2(self.fc1(hidden_states, gelu=_gelu_of(self.activation_fn)), residual)
+        gelu = _gelu_of(self.activation_fn)
+        hidden_states = self.fc1(hidden_states, gelu=gelu)
+        return self.fc2(hidden_states if gelu else self.activation_fn(hidden_states), residual)
 
 
 class FusedAttention(MawsViTAttention):
@@ -136,7 +138,9 @@ def _can_fuse(module: nn.Module) -> bool:
 
 
 def _gelu_of(activation: nn.Module) -> str | None:
-    """What [`PackedLinear`] calls this activation; None for one that it does not know."""
+    """What [`PackedLinear`] calls this activation; None for one that it does not know, or that somebody listens to."""
+    if activation._forward_hooks or activation._forward_pre_hooks:
+        return None
     if isinstance(activation, nn.GELU):
         return activation.approximate
     if isinstance(activation, GELUActivation):
