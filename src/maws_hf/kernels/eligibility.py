@@ -1,9 +1,13 @@
 """When an operation of our own may stand in for torch's: only on ordinary tensors that nobody else looks into."""
 
+import platform
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
 _ORDINARY = (Tensor, nn.Parameter)
+_X86 = ("x86_64", "amd64")
 
 
 def is_plain(*tensors: Tensor) -> bool:
@@ -16,3 +20,14 @@ def is_plain(*tensors: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
     )
+
+
+def has_onednn() -> bool:
+    """Whether oneDNN's linear operators are there and not switched off: on x86, where they have been measured."""
+    return torch.backends.mkldnn.enabled and _is_built_in()
+
+
+@cache
+def _is_built_in() -> bool:
+    operators = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+    return platform.machine().lower() in _X86 and torch.backends.mkldnn.is_available() and operators

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .eligibility import is_plain
+from .eligibility import has_onednn, is_plain
 
 
 class Linear(nn.Linear):
@@ -29,8 +29,7 @@ def suits_onednn(input: Tensor, weight: Tensor) -> bool:
         and input.device.type == "cpu"
         and input.dtype == weight.dtype == torch.float32
         and input.numel() > 0
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and has_onednn()
         and not torch.is_autocast_enabled("cpu")
     )
 

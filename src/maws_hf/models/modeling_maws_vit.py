@@ -28,6 +28,7 @@ from ..kernels.linear import Linear, cast_for_autocast
 from ..losses import classification_loss
 from .configuration_maws_vit import MawsViTConfig, as_pair
 from .loading import CheckedLoading
+from .prepared import RefusesWhenPrepared
 
 
 def sincos_position_table(width: int, grid_size: tuple[int, int]) -> Tensor:
@@ -130,6 +131,13 @@ class MawsViTAttention(nn.Module):
         self, hidden_states: Tensor, queries: slice = slice(None), **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[Tensor, Tensor | None]:
         """`(B, T, D)` -> the attended tokens of `queries` `(B, T', D)` and, with eager attention, probabilities."""
+        attended, probabilities = self.attend(hidden_states, queries, **kwargs)
+        return self.o_proj(attended), probabilities
+
+    def attend(
+        self, hidden_states: Tensor, queries: slice = slice(None), **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The heads' results side by side, `(B, T', D)`, before the last projection; and the probabilities."""
         hidden_states = cast_for_autocast(hidden_states)
         query = self.q_proj(hidden_states[:, queries]).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         key = self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -144,7 +152,7 @@ class MawsViTAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(attended.flatten(2)), probabilities
+        return attended.flatten(2), probabilities
 
     def _attention_function(self, query: Tensor, kwargs: TransformersKwargs):
         # No fused backend can hand out probabilities: a call that asks for them gets the eager form for that call.
@@ -324,7 +332,7 @@ class MawsViTEmbeddings(nn.Module):
         return shape[2] // patch_height, shape[3] // patch_width
 
 
-class MawsViTPreTrainedModel(CheckedLoading, PreTrainedModel):
+class MawsViTPreTrainedModel(RefusesWhenPrepared, CheckedLoading, PreTrainedModel):
     """Initialisation and capabilities of all MAWS vision models.
 
     One class and one `base_model_prefix` for every head, so that each head's checkpoint loads into every other.
