@@ -1,7 +1,6 @@
 """When an operation of our own may stand in for torch's: only on ordinary tensors that nobody else looks into."""
 
 import platform
-from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +23,7 @@ def is_plain(*tensors: Tensor) -> bool:
 
 def has_onednn() -> bool:
     """Whether oneDNN's linear operators are there and not switched off: on x86, where they have been measured."""
-    return torch.backends.mkldnn.enabled and _is_built_in()
-
-
-@cache
-def _is_built_in() -> bool:
-    operators = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
-    return platform.machine().lower() in _X86 and torch.backends.mkldnn.is_available() and operators
+    if not (torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()):
+        return False
+    operators = ("_linear_pointwise", "_reorder_linear_weight")
+    return platform.machine().lower() in _X86 and all(hasattr(torch.ops.mkldnn, name) for name in operators)
