@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "maws_hf"
 # A room may import from rooms of its own row and of the rows above.
 ROWS = [
+    {"kernels"},
     {"models", "masking", "losses", "processing"},
     {"data", "optim", "evaluation", "visualization", "hub", "adapters"},
     {"training", "reporting"},

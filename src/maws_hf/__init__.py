@@ -19,6 +19,7 @@ from transformers.utils import is_peft_available
 
 from .models.configuration_maws_lit import MawsLiTConfig
 from .models.configuration_maws_vit import MawsViTConfig
+from .models.inference import prepare_for_inference
 from .models.modeling_maws_lit import MawsLiTModel
 from .models.modeling_maws_mae import MawsMAEForPreTraining
 from .models.modeling_maws_vit import MawsViTBackbone, MawsViTForImageClassification, MawsViTModel
@@ -49,4 +50,5 @@ __all__ = [
     "MawsViTConfig",
     "MawsViTForImageClassification",
     "MawsViTModel",
+    "prepare_for_inference",
 ]

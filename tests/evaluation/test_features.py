@@ -21,6 +21,8 @@ from maws_hf.evaluation.features import (
     find_label_column,
     model_digest,
 )
+from maws_hf.kernels.packed import can_pack
+from maws_hf.models.prepared import is_prepared
 from maws_hf.processing import EvalTransform, decode_image, normalize
 
 TRANSFORM = EvalTransform(32)
@@ -105,6 +107,26 @@ def test_a_model_is_left_as_it_was_and_so_is_the_global_generator(encoder: MawsV
         assert encoder.training is training
         assert not features.is_inference()
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.skipif(not can_pack(torch.nn.Linear(1, 1)), reason="no oneDNN, or no x86 processor")
+def test_an_encoder_is_packed_meanwhile_where_that_is_exact(encoder: MawsViTModel, shards: Path, monkeypatch):
+    seen = []
+
+    def look(model, pixels, **options):
+        seen.append(is_prepared(model))
+        return encode_images(model, pixels, **options)
+
+    monkeypatch.setattr("maws_hf.evaluation.features.encode_images", look)
+    digest = model_digest(encoder)
+    packed = extract(encoder.eval(), shards).features
+    assert set(seen) == {True}
+    assert model_digest(encoder) == digest
+    plain = torch.cat([encode_images(encoder, pixels_of(number)) for number in range(21)])
+    assert (packed - plain).norm() < 2e-6 * plain.norm()
+    seen.clear()
+    extract(encoder, shards, bf16=True)
+    assert set(seen) == {False}
 
 
 def test_bad_images_are_left_out_and_listed(encoder: MawsViTModel, tmp_path: Path):

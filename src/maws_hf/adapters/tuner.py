@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from ..models.adapter_base import check_base, describe_base
+from ..models.prepared import refuse_if_prepared
 
 _OFF_SWITCH = "set base_record to null in adapter_config.json"
 
@@ -105,7 +106,9 @@ class EncoderTuner(BaseTuner):
 
         Raises:
             AdapterBaseError: on another base.
+            PackedModelError: its weights are packed for inference.
         """
+        refuse_if_prepared(model, "a new adapter")
         config = copy.copy(self.peft_config.pop(adapter_name))  # a copy: one config may serve several models
         if config.base_record is not None:
             check_base(model, config.base_record, config.base_model_name_or_path, _OFF_SWITCH)

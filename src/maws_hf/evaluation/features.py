@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 from ..data.sources import DataSourceError, find_image_column
 from ..data.streaming import KEY_COLUMNS
 from ..data.targets import NO_LABEL
+from ..models.inference import prepared_for_inference
 from ..models.modeling_maws_vit import MawsViTModel
 from ..processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, normalize
 from .feature_cache import CacheError, digest_of, load_entry, save_entry
@@ -176,7 +178,8 @@ def extract_features(
         label_column: see `find_label_column`.
         image_mean, image_std: for models that do not normalise uint8 themselves, as MAWS encoders do.
         num_workers: processes that read and decode; 0 does it in this one.
-        bf16: bfloat16 autocast; features come out as float32 all the same.
+        bf16: bfloat16 autocast; features come out as float32 all the same. Without it, a MAWS encoder on a CPU is
+            prepared for inference meanwhile: features differ by a rounding, as between two devices, and share a cache.
         cache_dir: None keeps nothing.
         say: told of a damaged cache file, whose features are computed again.
 
@@ -211,11 +214,12 @@ def extract_features(
             return cached
 
     records, outputs = [], []
-    for rows, pixels in read(transform=transform):
-        records += rows
-        if pixels is not None:
-            features = encode_images(encoder, pixels, bf16=bf16, image_mean=image_mean, image_std=image_std)
-            outputs.append(features.cpu())
+    with nullcontext() if bf16 else prepared_for_inference(encoder):
+        for rows, pixels in read(transform=transform):
+            records += rows
+            if pixels is not None:
+                features = encode_images(encoder, pixels, bf16=bf16, image_mean=image_mean, image_std=image_std)
+                outputs.append(features.cpu())
     if not outputs:
         reasons = sorted({row.reason for row in records if row.reason})
         raise ValueError(f"none of {len(records)} images can be decoded: {'; '.join(reasons[:3]) or 'there is none'}")

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from .prepared import refuse_if_prepared
+
 RECORD_NAME = "base_record.json"
 # An image encoder, alone or in a model; not a decoder or a text tower.
 _ENCODER = r"((.*\.)?(vit|pixio|dinov2|vision_model)\.)?"
@@ -42,7 +44,11 @@ def encoder_digest(model: nn.Module) -> str | None:
 
     Returns:
         None for weights that are on the meta device.
+
+    Raises:
+        PackedModelError: they are packed for inference.
     """
+    refuse_if_prepared(model, "comparing the base of an adapter")
     weights = dict(_base_weights(model))
     hashes = []
     layers = [name for name in weights if _LAYERS.fullmatch(name)]

@@ -29,6 +29,7 @@ from ..processing.text_batches import TextBatch, pack_captions, pad_captions
 from .configuration_maws_lit import MAX_LOGIT_SCALE, MawsLiTConfig
 from .loading import CheckedLoading, explained_for_hub
 from .modeling_maws_vit import MawsViTModel
+from .prepared import RefusesWhenPrepared
 
 # Text towers that with sdpa attention take `position_ids` and a mask of who sees whom; the position of a first token.
 _FIRST_POSITION = {
@@ -62,7 +63,7 @@ class MawsLiTOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-class MawsLiTPreTrainedModel(CheckedLoading, PreTrainedModel):
+class MawsLiTPreTrainedModel(RefusesWhenPrepared, CheckedLoading, PreTrainedModel):
     """Initialisation and capabilities."""
 
     config: MawsLiTConfig

@@ -16,6 +16,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from ..kernels.linear import Linear
 from ..losses import masked_pixel_loss
 from ..masking import mask_from_ids, num_kept_patches, split_by_mask, split_by_noise
 from .configuration_maws_vit import MawsViTConfig, as_pair
@@ -74,7 +75,7 @@ class MawsMAEDecoder(nn.Module):
         super().__init__()
         self.config = config
         width = config.decoder_hidden_size
-        self.embed = nn.Linear(config.hidden_size, width)
+        self.embed = Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         # A constant, but stored: a buffer that is not in the checkpoint would be garbage after a careless load.
         # Copied into an empty tensor, which has the dtype and device under construction.
@@ -86,7 +87,7 @@ class MawsMAEDecoder(nn.Module):
         )
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         patch_height, patch_width = as_pair(config.patch_size)
-        self.head = nn.Linear(width, patch_height * patch_width * config.num_channels)
+        self.head = Linear(width, patch_height * patch_width * config.num_channels)
 
     def forward(self, encoded: Tensor, ids_keep: Tensor, ids_mask: Tensor, grid: tuple[int, int]) -> Tensor:
         """Encoder output `(B, 1 + K, D)`, class token first -> predictions `(B, M, P)`."""

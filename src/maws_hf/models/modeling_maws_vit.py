@@ -23,9 +23,12 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ..kernels.attention import fastest_backend
+from ..kernels.linear import Linear, cast_for_autocast
 from ..losses import classification_loss
 from .configuration_maws_vit import MawsViTConfig, as_pair
 from .loading import CheckedLoading
+from .prepared import RefusesWhenPrepared
 
 
 def sincos_position_table(width: int, grid_size: tuple[int, int]) -> Tensor:
@@ -119,19 +122,27 @@ class MawsViTAttention(nn.Module):
         self.head_dim = hidden_size // num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
-        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(hidden_size, hidden_size)
+        self.q_proj = Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.k_proj = Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.v_proj = Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.o_proj = Linear(hidden_size, hidden_size)
 
     def forward(
         self, hidden_states: Tensor, queries: slice = slice(None), **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[Tensor, Tensor | None]:
         """`(B, T, D)` -> the attended tokens of `queries` `(B, T', D)` and, with eager attention, probabilities."""
+        attended, probabilities = self.attend(hidden_states, queries, **kwargs)
+        return self.o_proj(attended), probabilities
+
+    def attend(
+        self, hidden_states: Tensor, queries: slice = slice(None), **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The heads' results side by side, `(B, T', D)`, before the last projection; and the probabilities."""
+        hidden_states = cast_for_autocast(hidden_states)
         query = self.q_proj(hidden_states[:, queries]).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         key = self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         value = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        attended, probabilities = self._attention_function(kwargs)(
+        attended, probabilities = self._attention_function(query, kwargs)(
             self,
             query,
             key,
@@ -141,21 +152,22 @@ class MawsViTAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(attended.flatten(2)), probabilities
+        return attended.flatten(2), probabilities
 
-    def _attention_function(self, kwargs: TransformersKwargs):
+    def _attention_function(self, query: Tensor, kwargs: TransformersKwargs):
         # No fused backend can hand out probabilities: a call that asks for them gets the eager form for that call.
         if kwargs.get("output_attentions"):
             return eager_attention_forward
-        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        backend = fastest_backend(self.config._attn_implementation, query)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
 
 
 class MawsViTMLP(nn.Module):
     def __init__(self, config: MawsViTConfig, hidden_size: int, intermediate_size: int):
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc1 = Linear(hidden_size, intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+        self.fc2 = Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))
@@ -320,7 +332,7 @@ class MawsViTEmbeddings(nn.Module):
         return shape[2] // patch_height, shape[3] // patch_width
 
 
-class MawsViTPreTrainedModel(CheckedLoading, PreTrainedModel):
+class MawsViTPreTrainedModel(RefusesWhenPrepared, CheckedLoading, PreTrainedModel):
     """Initialisation and capabilities of all MAWS vision models.
 
     One class and one `base_model_prefix` for every head, so that each head's checkpoint loads into every other.

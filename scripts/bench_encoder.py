@@ -1,0 +1,222 @@
+r"""How fast does an encoder answer, features or class scores, beside timm's and transformers' form of the same model?
+
+    pip install timm
+    OMP_NUM_THREADS=1 python scripts/bench_encoder.py
+    OMP_NUM_THREADS=1 python scripts/bench_encoder.py --size vit_l16 --image_size 224 512
+    python scripts/bench_encoder.py --size vit_h14 --image_size 224 518 --device cuda --dtype bfloat16 --batch 256
+
+Same weights, same normalised images, weights in the dtype named, no gradients, attention by PyTorch's
+`scaled_dot_product_attention` everywhere. `ours` computes the class token alone in the last block; `ours, prepared`
+has gone through `prepare_for_inference` besides, which concerns CPUs only. Printed are medians, and the relative
+distance of the outputs from those of the first peer in float32. Memory is that of the weights and one pass: the peak
+of a process of its own above what it held before it built the model (on a GPU, of what PyTorch has allocated).
+"""
+
+import argparse
+import copy
+import ctypes
+import gc
+import multiprocessing
+import statistics
+import sys
+from collections.abc import Callable
+
+import peers  # before maws_hf, which imports transformers
+import torch
+from side_by_side import describe_machine, markdown_table, ratio, take_turns
+from torch import Tensor, nn
+
+from maws_hf import MawsViTConfig, MawsViTForImageClassification, prepare_for_inference
+from maws_hf.hub.export import in_tree_model
+from maws_hf.models.configuration_maws_vit import SIZES, as_pair
+from maws_hf.models.foreign import translate_timm
+
+PEERS = ("timm", "transformers")
+TASKS = ("features", "classification")
+CLASSES = 1000
+
+Form = Callable[[Tensor], Tensor]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    print(describe_machine(arguments.device))
+    for image_size in arguments.image_size:
+        for dtype in arguments.dtype:
+            for task in arguments.task:
+                heading = f"{task}, {arguments.size}, {image_size} pixels, batch {arguments.batch}, {dtype}"
+                print(f"\n{heading}{', compiled' if arguments.compile else ''}, {arguments.rounds} rounds\n")
+                print(compare(arguments, image_size, getattr(torch, dtype), task), flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--size", default="vit_b16", choices=[*SIZES], help="default: vit_b16")
+    parser.add_argument("--layers", type=int, help="fewer blocks than the size has, for a quick look")
+    parser.add_argument(
+        "--image_size", type=int, nargs="+", default=[224], help="multiples of the patch (default: 224)"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="images a pass (default: 8)")
+    parser.add_argument("--task", nargs="+", default=["features"], choices=TASKS, help="default: features")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        default=["float32", "bfloat16"],
+        choices=["float32", "bfloat16"],
+        help="default: both",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="each form once a round (default: 5)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--compile", action="store_true", help="torch.compile all but the prepared form")
+    parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="default: timm transformers")
+    parser.add_argument("--no_memory", action="store_true", help="leave out the peaks, which take a process each")
+    arguments = parser.parse_args()
+    patch = SIZES[arguments.size]["patch_size"]
+    if wrong := [size for size in arguments.image_size if size < 1 or size % patch]:
+        parser.error(f"--image_size {wrong[0]} is no multiple of the patch of {patch}")
+    return arguments
+
+
+@torch.inference_mode()
+def compare(arguments: argparse.Namespace, image_size: int, dtype: torch.dtype, task: str) -> str:
+    torch.manual_seed(0)
+    images = torch.randn(arguments.batch, 3, image_size, image_size, device=arguments.device)
+    config = config_of(arguments, image_size)
+    ours = MawsViTForImageClassification(config).eval()
+    first = peer_of(arguments.peers[0], ours).to(arguments.device)
+    truth = form_of(arguments.peers[0], first, task)(images)
+    del first
+    ours, images = ours.to(arguments.device, dtype), images.to(dtype)
+    models: dict[str, nn.Module] = {name: peer_of(name, ours) for name in arguments.peers}
+    models["ours"] = ours
+    if images.device.type == "cpu":
+        models["ours, prepared"] = prepare_for_inference(copy.deepcopy(ours))
+    forms = {name: form_of(name, model, task, arguments.compile) for name, model in models.items()}
+    seconds, outputs = take_turns(
+        {name: lambda form=form: form(images) for name, form in forms.items()}, arguments.rounds, arguments.device
+    )
+    rows = []
+    for name in forms:
+        median = statistics.median(seconds[name])
+        rows.append(
+            [
+                name,
+                f"{median:.3f}",
+                f"{arguments.batch / median:.2f}",
+                *(f"{ratio(seconds, name, peer):.2f}" for peer in arguments.peers),
+                f"{relative_distance(outputs[name], truth):.1e}",
+            ]
+        )
+    header = ["", "s", "images/s", *(f"x {peer}" for peer in arguments.peers), f"from {arguments.peers[0]} in float32"]
+    if not arguments.no_memory:
+        del models, forms, ours
+        header.append("peak MB")
+        for row in rows:
+            row.append(f"{peak_memory(row[0], arguments, image_size, dtype, task) / 1e6:.0f}")
+    return markdown_table(header, rows)
+
+
+def config_of(arguments: argparse.Namespace, image_size: int) -> MawsViTConfig:
+    overrides = {} if arguments.layers is None else {"num_hidden_layers": arguments.layers}
+    return MawsViTConfig.from_size(
+        arguments.size, image_size=image_size, num_labels=CLASSES, attn_implementation="sdpa", **overrides
+    )
+
+
+def peer_of(name: str, ours: MawsViTForImageClassification) -> nn.Module:
+    """The same model in another library, on the device and in the dtype of ours."""
+    if name == "transformers":
+        theirs, _ = in_tree_model(ours, "vit")
+        theirs.set_attn_implementation("sdpa")
+        return theirs
+    config, weights = ours.config, ours.state_dict()
+    theirs = (
+        peers.import_timm()
+        .models.VisionTransformer(
+            img_size=config.image_size,
+            patch_size=as_pair(config.patch_size)[0],
+            num_classes=config.num_labels,
+            embed_dim=config.hidden_size,
+            depth=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            mlp_ratio=config.intermediate_size / config.hidden_size,
+        )
+        .to(ours.device, ours.dtype)
+    )
+    for name, view in translate_timm(theirs.state_dict()).items():
+        view.copy_(weights[name])
+    return theirs.eval()
+
+
+def form_of(name: str, model: nn.Module, task: str, compiled: bool = False) -> Form:
+    def features_of_timm(images: Tensor) -> Tensor:
+        return model.forward_features(images)[:, 0]
+
+    def features_of_transformers(images: Tensor) -> Tensor:
+        return model.vit(images).last_hidden_state[:, 0]
+
+    def features_of_ours(images: Tensor) -> Tensor:
+        return model.vit(images, class_token_only=True).pooler_output
+
+    def scores(images: Tensor) -> Tensor:
+        output = model(images)
+        return output if isinstance(output, Tensor) else output.logits
+
+    form = {"timm": features_of_timm, "transformers": features_of_transformers}.get(name, features_of_ours)
+    form = form if task == "features" else scores
+    return torch.compile(form) if compiled and name != "ours, prepared" else form
+
+
+def relative_distance(output: Tensor, truth: Tensor) -> float:
+    return ((output.double() - truth.double()).norm() / truth.double().norm()).item()
+
+
+def peak_memory(name: str, arguments: argparse.Namespace, image_size: int, dtype: torch.dtype, task: str) -> float:
+    """Bytes, measured in a new process, which holds this form alone."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_memory, (name, arguments, image_size, dtype, task))
+
+
+@torch.inference_mode()
+def _peak_memory(name: str, arguments: argparse.Namespace, image_size: int, dtype: torch.dtype, task: str) -> float:
+    if name == "timm":
+        peers.import_timm()
+    on_gpu = torch.device(arguments.device).type == "cuda"
+    images = torch.randn(arguments.batch, 3, image_size, image_size, device=arguments.device, dtype=dtype)
+    before = 0 if on_gpu else _resident("VmRSS")
+    model: nn.Module = MawsViTForImageClassification(config_of(arguments, image_size)).eval()
+    model = model.to(arguments.device, dtype)
+    if name == "ours, prepared":
+        prepare_for_inference(model)
+    elif name != "ours":
+        model = peer_of(name, model)
+    form = form_of(name, model, task, arguments.compile)
+    gc.collect()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        _forget_peak()
+    form(images)
+    return torch.cuda.max_memory_allocated() if on_gpu else _resident("VmHWM") - before
+
+
+def _forget_peak() -> None:
+    """Gives freed memory back and lets the kernel count the peak of resident memory anew."""
+    if sys.platform != "linux":
+        raise SystemExit("peaks of memory are read from Linux: give --no_memory")
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+
+
+def _resident(field: str) -> float:
+    with open("/proc/self/status", encoding="ascii") as file:
+        line = next(line for line in file if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

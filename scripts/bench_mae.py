@@ -1,0 +1,180 @@
+r"""How fast is a step of masked pre-training (forward, backward, AdamW), against the public implementations?
+
+    OMP_NUM_THREADS=1 python scripts/bench_mae.py --peers transformers
+    git clone https://github.com/facebookresearch/mae
+    pip install timm lightly
+    OMP_NUM_THREADS=1 python scripts/bench_mae.py --original mae
+
+All hold the same weights, get the same images and hide the same patches, so their losses must agree; a loss that
+differs is printed beside the ratio. Each peer runs as it is fastest with fused AdamW; the original also as its authors
+run it, with the default AdamW. Ours gets uint8 pixels and normalises them itself, the peers get normalised floats.
+Memory is the peak of a process of its own that runs two steps, above what it held before the model was built.
+"""
+
+import argparse
+import multiprocessing
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peers_mae import Loss, facebook_mae, lightly_mae, transformers_vit_mae
+from side_by_side import describe_machine, markdown_table, ratio, take_turns
+from torch import Tensor, nn
+
+from maws_hf import MawsMAEForPreTraining, MawsViTConfig
+from maws_hf.models.configuration_maws_vit import SIZES
+
+OURS = "maws_hf"
+PEERS = ("transformers", "lightly", "original")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Step = Callable[[], Tensor]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    print(describe_machine(arguments.device))
+    print(
+        f"\nMAE step: {arguments.size}, batch {arguments.batch}, {arguments.image_size} pixels, forward + backward + "
+        f"AdamW, {arguments.rounds} rounds"
+    )
+    for dtype in arguments.dtype:
+        print(f"\n{dtype}{' autocast' if dtype != 'float32' else ''}{', compiled' if arguments.compile else ''}\n")
+        print(table(arguments, dtype))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--size", default="vit_b16", choices=[*SIZES], help="default: vit_b16")
+    parser.add_argument("--image_size", type=int, default=224, help="pixels (default: 224)")
+    parser.add_argument("--batch", type=int, default=8, help="images (default: 8)")
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=[*DTYPES], help="default: both")
+    parser.add_argument("--rounds", type=int, default=7, help="each form once a round (default: 7)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--compile", action="store_true", help="torch.compile all of them")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help="default: transformers, lightly; original if given")
+    parser.add_argument("--original", type=Path, metavar="DIR", help="a clone of github.com/facebookresearch/mae")
+    parser.add_argument("--no_memory", action="store_true", help="do not measure peaks, which takes a process each")
+    arguments = parser.parse_args()
+    if arguments.peers is None:
+        arguments.peers = [peer for peer in PEERS if peer != "original" or arguments.original]
+    if "original" in arguments.peers and not arguments.original:
+        parser.error("--peers original wants --original DIR, a clone of github.com/facebookresearch/mae")
+    return arguments
+
+
+def forms_of(arguments: argparse.Namespace) -> dict[str, tuple[str, bool]]:
+    """Name of each row -> whose model, and whether its AdamW is the fused one."""
+    rows = {"transformers": "transformers, fused AdamW", "lightly": "lightly, fused AdamW"}
+    forms = {rows[peer]: (peer, True) for peer in arguments.peers if peer in rows}
+    if "original" in arguments.peers:
+        forms |= {"original": ("original", False), "original, fused AdamW": ("original", True)}
+    return {**forms, OURS: (OURS, True)}
+
+
+def build(implementation: str, arguments: argparse.Namespace) -> tuple[nn.Module, Loss]:
+    torch.manual_seed(0)
+    config = MawsViTConfig.from_size(arguments.size, image_size=arguments.image_size, norm_pix_loss=True)
+    ours = MawsMAEForPreTraining(config)
+    if implementation == "transformers":
+        return transformers_vit_mae(ours)
+    if implementation == "lightly":
+        return lightly_mae(ours)
+    if implementation == "original":
+        return facebook_mae(ours, arguments.original)
+    return ours, lambda images, noise: ours(images, noise=noise).loss
+
+
+def step_of(implementation: str, fused: bool, dtype: str, arguments: argparse.Namespace) -> Step:
+    model, loss_of = build(implementation, arguments)
+    model.to(arguments.device).train()
+    decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    # A learning rate of zero: all the work of an update, and every round starts from the same weights.
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=fused or None)
+    images, noise = inputs(arguments)
+    if implementation != OURS:
+        config = MawsViTConfig()
+        mean, std = (torch.tensor(v).view(3, 1, 1).to(images.device) for v in (config.image_mean, config.image_std))
+        images = (images.float() / 255 - mean) / std
+    if arguments.compile:
+        loss_of = torch.compile(loss_of)
+
+    def step() -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = loss_of(images, noise)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def inputs(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """uint8 images with some structure, and the noise that hides their patches."""
+    generator = torch.Generator().manual_seed(0)
+    side, patch = arguments.image_size, MawsViTConfig.from_size(arguments.size).patch_size
+    coarse = torch.rand(arguments.batch, 3, 16, 16, generator=generator)
+    images = nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
+    images = (images + 0.05 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+    noise = torch.rand(arguments.batch, (side // patch) ** 2, generator=generator)
+    return (images * 255).to(torch.uint8).to(arguments.device), noise.to(arguments.device)
+
+
+def table(arguments: argparse.Namespace, dtype: str) -> str:
+    forms = forms_of(arguments)
+    steps = {name: step_of(whose, fused, dtype, arguments) for name, (whose, fused) in forms.items()}
+    seconds, losses = take_turns(steps, arguments.rounds, arguments.device)
+    del steps
+    rows = []
+    for name, (whose, fused) in forms.items():
+        median = sorted(seconds[name])[len(seconds[name]) // 2]
+        rows.append(
+            [
+                name,
+                f"{median:.3f}",
+                f"{arguments.batch / median:.2f}",
+                "" if name == OURS else f"{ratio(seconds, OURS, name):.2f}",
+                f"{losses[name]:.7f}",
+                f"{losses[name] - losses[OURS]:+.1e}",
+                "" if arguments.no_memory else f"{peak_gib(whose, fused, dtype, arguments):.2f}",
+            ]
+        )
+    return markdown_table(["", "s/step", "images/s", "ours is x as fast", "loss", "loss - ours", "peak GiB"], rows)
+
+
+def peak_gib(implementation: str, fused: bool, dtype: str, arguments: argparse.Namespace) -> float:
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_report_peak, args=(send, implementation, fused, dtype, arguments))
+    process.start()
+    send.close()
+    try:
+        return receive.recv()
+    except EOFError:
+        raise SystemExit(f"the process that measured the memory of {implementation} died") from None
+    finally:
+        process.join()
+
+
+def _report_peak(send, implementation: str, fused: bool, dtype: str, arguments: argparse.Namespace) -> None:
+    on_gpu = torch.device(arguments.device).type == "cuda"
+    build(implementation, argparse.Namespace(**{**vars(arguments), "size": "vit_b16"}))  # imports are not counted
+    before = _peak_bytes(on_gpu=False)
+    step = step_of(implementation, fused, dtype, arguments)
+    for _ in range(2):
+        step()
+    send.send((_peak_bytes(on_gpu) - (0 if on_gpu else before)) / 2**30)
+
+
+def _peak_bytes(on_gpu: bool) -> int:
+    return torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Attention by plain matrix products, for training in bfloat16 on CPUs.
+
+torch's fused attention has a slow backward pass there: for the 197 tokens and 16 heads of 32 of MAE's decoder, matrix
+products and a softmax take half its time. Elsewhere the fused kernels win: they keep no probabilities.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .eligibility import is_plain
+
+MATMUL = "matmul"
+
+
+def fastest_backend(implementation: str, query: Tensor) -> str:
+    """The attention backend for what is configured: "matmul" instead of "sdpa" where that is faster.
+
+    torch's "sdpa" is itself a choice among kernels by device and dtype; this is one more of them.
+
+    Args:
+        implementation: `config._attn_implementation`.
+        query: of any shape.
+    """
+    slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
+    return MATMUL if implementation == "sdpa" and slow and is_plain(query) else implementation
+
+
+def matmul_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[Tensor, None]:
+    """Softmax attention with a backward pass written out, on any device and in any dtype.
+
+    A mask or dropout, which no MAWS recipe has, is left to "sdpa".
+
+    Args:
+        query, key, value: `(B, heads, T, head_dim)`; there may be fewer queries than keys.
+
+    Returns:
+        `(B, T, heads, head_dim)` and None.
+    """
+    if attention_mask is not None or dropout:
+        fused = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return fused(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    return _MatmulAttention.apply(query, key, value, scaling), None
+
+
+class _MatmulAttention(torch.autograd.Function):
+    """Heads are copied together first: products of strided matrices are up to twice as slow on CPUs."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        batch = query.shape[:2]
+        query, key, value = (tensor.reshape(-1, *tensor.shape[2:]) for tensor in (query, key, value))
+        probabilities = _scaled_product(query, key.mT, scaling).softmax(dim=-1)
+        ctx.save_for_backward(query, key, value, probabilities)
+        ctx.scaling, ctx.batch = scaling, batch
+        return (probabilities @ value).unflatten(0, batch).transpose(1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value, probabilities = ctx.saved_tensors
+        gradient = gradient.transpose(1, 2).reshape(len(query), -1, value.shape[2])
+        of_value = probabilities.mT @ gradient
+        of_scores = torch._softmax_backward_data(gradient @ value.mT, probabilities, -1, probabilities.dtype)
+        of_query = _scaled_product(of_scores, key, ctx.scaling)
+        of_key = _scaled_product(of_scores.mT, query, ctx.scaling)
+        return *(tensor.unflatten(0, ctx.batch) for tensor in (of_query, of_key, of_value)), None
+
+
+def _scaled_product(left: Tensor, right: Tensor, scaling: float) -> Tensor:
+    """`scaling * left @ right`, scaled before it is rounded."""
+    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scaling)
+
+
+ALL_ATTENTION_FUNCTIONS.register(MATMUL, matmul_attention_forward)

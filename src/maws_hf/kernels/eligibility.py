@@ -1,0 +1,29 @@
+"""When an operation of our own may stand in for torch's: only on ordinary tensors that nobody else looks into."""
+
+import platform
+
+import torch
+from torch import Tensor, nn
+
+_ORDINARY = (Tensor, nn.Parameter)
+_X86 = ("x86_64", "amd64")
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """False under compilers, exporters, function transforms and dispatch modes (which count or fake operations), and
+    for subclasses of tensors (sharded, quantised): they know torch's operations, not ours."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(tensor) in _ORDINARY for tensor in tensors)
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def has_onednn() -> bool:
+    """Whether oneDNN's linear operators are there and not switched off: on x86, where they have been measured."""
+    if not (torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()):
+        return False
+    operators = ("_linear_pointwise", "_reorder_linear_weight")
+    return platform.machine().lower() in _X86 and all(hasattr(torch.ops.mkldnn, name) for name in operators)

@@ -1,0 +1,117 @@
+"""A linear layer for inference on x86 CPUs: its matrix in oneDNN's own order, and what follows it in the same pass.
+
+`nn.Linear` hands a CPU's matrix to the BLAS library as it lies in memory. oneDNN, which PyTorch brings along, reads
+its own order faster, and applies a GELU or adds a residual to a tile of the result while that is still in cache. The
+order depends on nothing but the matrix: any number of rows goes with it, and it can be taken back without a rounding.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .eligibility import has_onednn
+from .linear import Linear
+
+
+class PackedModelError(RuntimeError):
+    """Something was asked of packed weights that only ordinary ones can do; the message says what to do instead."""
+
+
+def refusal(what: str) -> PackedModelError:
+    return PackedModelError(
+        f"{what} is not possible after prepare_for_inference, which has repacked the weights for this CPU: do it "
+        "before, or with the model loaded anew"
+    )
+
+
+def can_pack(linear: nn.Module) -> bool:
+    """Whether this is a plain linear layer whose matrix oneDNN takes here.
+
+    Wrapped, quantised, sharded or parametrised layers are other classes, and hooks would be lost: those stay as they
+    are, and so does everything on builds of PyTorch without these operators.
+    """
+    if type(linear) not in (nn.Linear, Linear) or linear._forward_hooks or linear._forward_pre_hooks:
+        return False
+    weight = linear.weight
+    if type(weight) is not nn.Parameter or weight.device.type != "cpu" or not has_onednn():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32
+
+
+class PackedLinear(nn.Module):
+    """Stands in for an `nn.Linear`, of which it takes the weights over; nothing is held twice. No gradients."""
+
+    def __init__(self, linear: nn.Linear):
+        """
+        Args:
+            linear: one that `can_pack`. It is empty from here on, until `unpack` fills it again.
+        """
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._source = (linear,)  # a tuple: no child, whose weight would be listed, moved or saved
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        linear.weight.data = linear.weight.data.new_empty(0)
+        self.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._weight.dtype
+
+    @torch.compiler.disable  # Inductor takes these operators for its own, with weights that it has packed itself.
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None, gelu: str | None = None) -> Tensor:
+        """
+        Args:
+            hidden_states: `(..., in_features)`.
+            residual: `(..., out_features)`, added to the result.
+            gelu: "none" for the exact GELU of the result, "tanh" for its approximation.
+
+        Raises:
+            PackedModelError: the input has another dtype than the weights, as under autocast, or wants gradients.
+        """
+        if hidden_states.requires_grad and torch.is_grad_enabled():
+            raise refusal("a backward pass")
+        # Autocast does not know this operator: left alone, it would compute in the precision of the weights.
+        autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.dtype
+        if autocast != self.dtype or hidden_states.dtype != self.dtype:
+            other = autocast if autocast != self.dtype else hidden_states.dtype
+            raise refusal(f"computing in {other} with weights in {self.dtype} (model.to(dtype) converts them)")
+        bias = self._source[0].bias
+        if residual is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(hidden_states, residual, self._weight, bias, "add")
+        after = "none" if gelu is None else "gelu"
+        return torch.ops.mkldnn._linear_pointwise(hidden_states, self._weight, bias, after, [], gelu or "")
+
+    def unpack(self) -> nn.Linear:
+        """The layer it was made of, with the very parameters it had, bit for bit; this one is void afterwards."""
+        (linear,) = self._source
+        with torch.inference_mode(False):
+            linear.weight.data = self._weight.to_dense()
+        del self._weight
+        return linear
+
+    def train(self, mode: bool = True) -> "PackedLinear":
+        if mode:
+            raise refusal("train()")
+        return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True):
+        raise refusal("moving or converting the model")
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        raise refusal("state_dict() or saving")
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        raise refusal("load_state_dict()")
+
+    def __reduce_ex__(self, protocol):
+        raise refusal("copying or pickling the model")
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, packed by prepare_for_inference: "
+            "adapters go in before it"
+        )
+
+
+__all__ = ["PackedLinear", "PackedModelError", "can_pack", "refusal"]
