@@ -12,11 +12,12 @@ Legend: B images, R predicted patches, T = 1 + kept tokens, D encoder width, W d
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_maws_vit import MawsViTConfig, as_pair
-from .modeling_maws_vit import MawsViTAttention, MawsViTLayer, resample_position_table, sincos_position_table
+from .modeling_maws_vit import MawsViTAttention, MawsViTMLP, resample_position_table, sincos_position_table
 
 
 class MawsMAECrossAttention(MawsViTAttention):
@@ -47,18 +48,24 @@ class MawsMAECrossAttention(MawsViTAttention):
         return self.o_proj(attended.flatten(2)), probabilities
 
 
-class MawsMAECrossLayer(MawsViTLayer):
-    """Pre-norm block without self-attention: x + attention(norm(x), encoded), then x + mlp(norm(x))."""
+class MawsMAECrossLayer(GradientCheckpointingLayer):
+    """Pre-norm block without self-attention: x + attention(norm(x), encoded), then x + mlp(norm(x)).
+
+    The attention's name is its own, so that no weights of a self-attention are ever taken for it.
+    """
 
     def __init__(self, config: MawsViTConfig):
-        super().__init__(
-            config, config.decoder_hidden_size, config.decoder_num_attention_heads, config.decoder_intermediate_size
-        )
-        self.attention = MawsMAECrossAttention(config)
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.layernorm_before = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.cross_attention = MawsMAECrossAttention(config)
+        self.layernorm_after = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = MawsViTMLP(config, width, config.decoder_intermediate_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, encoded: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         """`(B, R, W)` and `(B, T, D)` -> `(B, R, W)`."""
-        attended, _ = self.attention(self.layernorm_before(hidden_states), encoded, **kwargs)
+        attended, _ = self.cross_attention(self.layernorm_before(hidden_states), encoded, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
 
