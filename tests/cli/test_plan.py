@@ -43,3 +43,13 @@ def test_an_unknown_size_is_an_error_that_names_those_there_are(capsys: pytest.C
         main(["plan", "--size", "vit_g14"])
     assert exit_.value.code
     assert "vit_6.5b14" in capsys.readouterr().err + str(exit_.value.code)
+
+
+def test_config_fields_count(capsys: pytest.CaptureFixture):
+    base = ["plan", "--size", "vit_b16", "--task", "mae", "--batch", "64", "--json"]
+    plain = json.loads(run(base, capsys)[1])
+    cross = json.loads(
+        run([*base, "--config_overrides", "decoder_attention=cross,prediction_ratio=0.3333"], capsys)[1]
+    )
+    assert cross["activations"] < 0.8 * plain["activations"]
+    assert cross["parameters"] != plain["parameters"]

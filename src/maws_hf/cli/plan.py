@@ -18,6 +18,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--size", required=True, help="vit_b16, vit_l16, vit_h14, vit_2b14 or vit_6.5b14")
     plan.add_argument("--task", default="mae", help="mae (default), wsp, finetune or lit")
     plan.add_argument("--image_size", type=_count, default=224, metavar="PIXELS", help="side of the image (224)")
+    plan.add_argument(
+        "--config_overrides", default="", metavar="FIELDS", help="config fields, as the scripts take them"
+    )
     plan.add_argument("--batch", type=_count, default=64, metavar="N", help="images a device and forward pass (64)")
     plan.add_argument("--labels", type=_count, metavar="N", help="classes (wsp: 28000, finetune: 1000)")
     plan.add_argument("--gpus", type=_count, default=1, metavar="N", help="processes, one a device (1)")
@@ -43,8 +46,10 @@ def _count(text: str) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from ..evaluation.memory_plan import GIB, RESERVED, Setting, largest_batch, plan_memory
     from ..models.configuration_maws_vit import MawsViTConfig
+    from ..training.model import parse_overrides
 
-    config = MawsViTConfig.from_size(arguments.size, image_size=arguments.image_size)
+    fields = {"image_size": arguments.image_size, **parse_overrides(arguments.config_overrides)}
+    config = MawsViTConfig.from_size(arguments.size, **fields)
     setting = Setting(
         task=arguments.task,
         batch=arguments.batch,
