@@ -214,11 +214,13 @@ def test_inter_block_attention_leaves_the_encoders_last_norm_alone_after_loading
     assert all(p.requires_grad for p in build(**CROSS).vit.layernorm.parameters())
 
 
-def test_hidden_states_are_handed_out_only_if_asked_for(images, noise):
-    model = build(**INTER_BLOCK)
-    assert model(images, noise=noise).hidden_states is None
-    states = model(images, noise=noise, output_hidden_states=True).hidden_states
-    assert [tuple(state.shape) for state in states] == [(2, 7, 32)] * 3
+@pytest.mark.parametrize(
+    ("asked_for", "handed_out"), [(None, []), (False, []), (True, [0, 1, 2]), (0, [0]), ([0, -1], [0, 2])]
+)
+def test_hidden_states_are_handed_out_as_asked_for(asked_for: object, handed_out: list[int], images, noise):
+    states = build(**INTER_BLOCK)(images, noise=noise, output_hidden_states=asked_for).hidden_states
+    assert [index for index, state in enumerate(states or ()) if state is not None] == handed_out
+    assert all(states[index].shape == (2, 7, 32) for index in handed_out)
 
 
 def test_weights_of_one_attention_are_never_taken_for_the_other(tmp_path):

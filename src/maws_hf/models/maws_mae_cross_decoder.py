@@ -13,11 +13,18 @@ Legend: B images, R predicted patches, T = 1 + kept tokens, D encoder width, W d
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_maws_vit import MawsViTConfig, as_pair
-from .modeling_maws_vit import MawsViTAttention, MawsViTMLP, resample_position_table, sincos_position_table
+from .modeling_maws_vit import (
+    MawsViTAttention,
+    MawsViTMLP,
+    MawsViTModel,
+    resample_position_table,
+    sincos_position_table,
+)
 
 
 class MawsMAECrossAttention(MawsViTAttention):
@@ -120,4 +127,20 @@ class MawsMAECrossDecoder(nn.Module):
         return [norm(mixture) for norm, mixture in zip(self.feature_norms, mixtures, strict=True)]
 
 
-__all__ = ["MawsMAECrossDecoder", "MawsMAECrossLayer"]
+def encode_all_layers(
+    encoder: MawsViTModel, pixel_values: Tensor, ids_keep: Tensor, **kwargs: Unpack[TransformersKwargs]
+) -> tuple[BaseModelOutputWithPooling, tuple[Tensor, ...]]:
+    """What inter-block attention reads: the encoder's output with no more hidden states in it than were asked for, and
+    all of them: the embeddings and each layer's output, `(B, T, D)`."""
+    asked_for = kwargs.get("output_hidden_states", encoder.config.output_hidden_states)
+    encoded = encoder(pixel_values, ids_keep=ids_keep, return_dict=True, **{**kwargs, "output_hidden_states": True})
+    states = encoded.hidden_states
+    if asked_for is None or asked_for is False:
+        encoded.hidden_states = None
+    elif asked_for is not True:  # indices, as transformers takes them
+        chosen = {index % len(states) for index in ([asked_for] if isinstance(asked_for, int) else asked_for)}
+        encoded.hidden_states = tuple(state if index in chosen else None for index, state in enumerate(states))
+    return encoded, states
+
+
+__all__ = ["MawsMAECrossDecoder", "MawsMAECrossLayer", "encode_all_layers"]

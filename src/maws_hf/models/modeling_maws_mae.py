@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -29,7 +28,7 @@ from ..masking import (
     split_by_noise,
 )
 from .configuration_maws_vit import MawsViTConfig, as_pair
-from .maws_mae_cross_decoder import MawsMAECrossDecoder, MawsMAECrossLayer
+from .maws_mae_cross_decoder import MawsMAECrossDecoder, MawsMAECrossLayer, encode_all_layers
 from .modeling_maws_vit import (
     MawsViTLayer,
     MawsViTModel,
@@ -188,7 +187,11 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
         if ratio < 1 and bool_masked_pos is not None:
             ids_mask = shuffle_ids(ids_mask, generator)  # it is in raster order; noise has shuffled it already
         ids_predicted = ids_mask[:, : num_predicted_patches(ids_mask.shape[1], ratio)]
-        encoded, features = self._encode(pixel_values, ids_keep, kwargs)
+        if self.config.decoder_inter_block_attention:
+            encoded, features = encode_all_layers(self.vit, pixel_values, ids_keep, **kwargs)
+        else:
+            encoded = self.vit(pixel_values, ids_keep=ids_keep, return_dict=True, **kwargs)
+            features = encoded.last_hidden_state
         predictions = self.decoder(features, ids_keep, ids_predicted, grid)
         targets = self.target_pixels(pixel_values, ids_predicted)
         return MawsMAEForPreTrainingOutput(
@@ -262,21 +265,6 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
             noise_device = device if generator is None else generator.device
             noise = torch.rand(shape, generator=generator, device=noise_device)
         return split_by_noise(noise.to(device), num_kept_patches(shape[1], self.config.mask_ratio))
-
-    def _encode(
-        self, pixel_values: Tensor, ids_keep: Tensor, kwargs: TransformersKwargs
-    ) -> tuple[BaseModelOutputWithPooling, Tensor | tuple[Tensor, ...]]:
-        """The encoder's output, and what of it the decoder reads: its tokens or the hidden states of all layers."""
-        if not self.config.decoder_inter_block_attention:
-            encoded = self.vit(pixel_values, ids_keep=ids_keep, return_dict=True, **kwargs)
-            return encoded, encoded.last_hidden_state
-        asked_for = kwargs.get("output_hidden_states", self.config.output_hidden_states)
-        recorded = {**kwargs, "output_hidden_states": True}
-        encoded = self.vit(pixel_values, ids_keep=ids_keep, return_dict=True, **recorded)
-        features = encoded.hidden_states
-        if not asked_for:
-            encoded.hidden_states = None
-        return encoded, features
 
     def target_pixels(self, pixel_values: Tensor, ids: Tensor) -> Tensor:
         """Normalised pixels of chosen patches `(B, R)`: `(B, R, P)` float32."""
