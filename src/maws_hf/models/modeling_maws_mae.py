@@ -217,7 +217,8 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
 
         Visible patches are kept as they are. A model trained with `norm_pix_loss` predicts only the pattern within a
         patch; its brightness and contrast are taken from the hidden patch itself, as only those make it a picture.
-        Dropout is off.
+        Every hidden patch is predicted, also by a model that was trained to predict a part (whose decoder, if of
+        self-attention, meets more tokens here than it is used to). Dropout is off.
         """
         was_training = self.training
         self.eval()
