@@ -76,7 +76,9 @@ def worker_lines(arguments: argparse.Namespace, first: int) -> Iterator[dict]:
     options = ("target", "mutations", "seed")
     command = [sys.executable, __file__, *(f"--{name}={getattr(arguments, name)}" for name in options)]
     with tempfile.TemporaryFile() as errors, selectors.DefaultSelector() as selector:
-        worker = subprocess.Popen([*command, f"--first={first}"], stdout=subprocess.PIPE, stderr=errors, env=_QUIET)
+        command.append(f"--first={first}")
+        # Unbuffered: a line that was read ahead would not wake `select`, and an innocent file be blamed for the hang.
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=_QUIET, bufsize=0)
         selector.register(worker.stdout, selectors.EVENT_READ)
         number, patience, hung, ready = first, _STARTING, False, False
         while True:

@@ -1,6 +1,7 @@
 """`maws-hf plan`."""
 
 import json
+import re
 
 import pytest
 
@@ -53,3 +54,13 @@ def test_config_fields_count(capsys: pytest.CaptureFixture):
     )
     assert cross["activations"] < 0.8 * plain["activations"]
     assert cross["parameters"] != plain["parameters"]
+
+
+def test_config_fields_that_cannot_be_are_an_error(capsys: pytest.CaptureFixture):
+    for fields, message in (
+        ("prediction_ratio=half", "prediction_ratio"),
+        ("decoder_attention=x", "self .* or cross"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main([*LARGE, "--config_overrides", fields])
+        assert re.search(message, capsys.readouterr().err + str(exit_.value.code))

@@ -14,6 +14,7 @@ from tiny import draw_image
 
 from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification
 from maws_hf.training.sharded_files import CheckpointTensors
+from maws_hf.training.verification import verify_folder
 
 TINY = (
     "image_size=16,patch_size=4,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,"
@@ -78,6 +79,12 @@ def test_mae_ends_in_the_weights_of_a_data_parallel_run_and_continues(image_shar
     run("run_mae.py", image_shards, tmp_path / "sharded", SHARDED, picture_steps=2)
     assert_same_weights(tmp_path / "sharded", tmp_path / "whole")
     MawsMAEForPreTraining.from_pretrained(tmp_path / "sharded")
+    verdicts = list(verify_folder(tmp_path / "sharded"))
+    assert [(verdict.path.name, verdict.faults) for verdict in verdicts] == [
+        ("step-00000002", ()),
+        ("step-00000004", ()),
+        ("sharded", ()),
+    ]
     for picture in ("reconstruction.png", "loss.png", "reconstructions/step-00000002.png"):
         assert (tmp_path / "sharded" / picture).read_bytes().startswith(b"\x89PNG"), picture
     files = {path.name for path in (tmp_path / "sharded/checkpoints/step-00000004").iterdir()}

@@ -1,6 +1,7 @@
 """The plan against tensors counted one by one, and against what must hold for any model."""
 
 import importlib.util
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from tiny import tiny_config
 
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig
+from maws_hf.cli import main
 from maws_hf.evaluation.memory_plan import GIB, RESERVED, Setting, largest_batch, plan_memory
 
 # Activations must weigh something beside the parameters, or their formula is not tested.
@@ -107,6 +109,30 @@ def test_logits_of_weak_labels_are_one_row_of_float32_an_image():
 def test_an_unknown_task_is_an_error_that_names_those_there_are():
     with pytest.raises(ValueError, match="'clip' is unknown; there are mae, wsp, finetune, lit"):
         plan_memory(tiny_config(), Setting("clip", 1))
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        (Setting("lit", 1, gpus=8, fsdp=True), "'lit' is not trained with sharded parameters"),
+        (Setting("finetune", 1, gpus=8, fsdp=True), "'finetune' is not trained with sharded parameters"),
+        (Setting("wsp", 1, labels=10**8), "100,000,000 labels are not possible"),
+        (Setting("lit", 1, text_tokens=513), "513 tokens are more than the 512"),
+    ],
+)
+def test_what_no_run_does_is_not_planned(setting: Setting, told: str):
+    with pytest.raises(ValueError, match=told):
+        plan_memory(tiny_config(), setting)
+
+
+@pytest.mark.parametrize(
+    "odd", [["--memory", "nan"], ["--memory=-5"], ["--memory", "inf"], ["--memory", "0"], ["--batch", "x"]]
+)
+def test_an_odd_number_is_an_error_that_names_the_option(odd: list[str], capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--size", "vit_b16", *odd])
+    assert ended.value.code == 2
+    assert re.search(rf"argument {odd[0].partition('=')[0]}: \S+ must be a (whole )?number", capsys.readouterr().err)
 
 
 def test_nothing_is_built_in_memory():

@@ -5,12 +5,14 @@ import re
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny import draw_image
 
 from maws_hf.cli import main
-from maws_hf.training import health, health_disks, health_hub, health_machine
+from maws_hf.training import health, health_data, health_disks, health_hub, health_machine
 from maws_hf.training.health_data import check_dataset, images_a_second
 from maws_hf.training.health_findings import Finding
 
@@ -107,6 +109,26 @@ def test_a_data_set_is_opened_and_decoded(tmp_path: Path):
     assert (finding.status, "not a JPEG" in finding.found) == ("warning", True)
     (finding,) = check_dataset(str(tmp_path), "test", None)
     assert (finding.status, "no split 'test'" in finding.found) == ("fails", True)
+
+
+def test_a_column_of_numbers_is_told_and_no_traceback(tmp_path: Path):
+    pq.write_table(pa.table({"number": [1, 2]}), tmp_path / "train-00000-of-00001.parquet")
+    (finding,) = check_dataset(str(tmp_path), "train", "number")
+    assert (finding.status, "row 0: data is int" in finding.found) == ("fails", True)
+
+
+def test_a_device_that_cannot_multiply_ends_no_other_check(monkeypatch):
+    def broken(*_: object) -> float:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(health_data, "measure_matmul_peak", broken)
+    (finding,) = health_data.check_data_path("vit_b16", seconds=0.05)
+    assert "pictures of 500 x 375 a second" in finding.found
+
+
+def test_fewer_checkpoints_than_a_run_keeps_are_an_error():
+    with pytest.raises(SystemExit, match="--save_total_limit 1 must be at least 2"):
+        main(["doctor", "--save_total_limit", "1"])
 
 
 def test_offline_mode_asks_nobody(monkeypatch):

@@ -20,7 +20,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     doctor.add_argument("--dataset_name", metavar="NAME", help="data set of the run: a few images of it are decoded")
     doctor.add_argument("--dataset_split", default="train", help="split of it (default: train)")
     doctor.add_argument("--image_column_name", metavar="NAME", help="column of its images, if there are several")
-    doctor.add_argument("--size", default="vit_b16", help="size of the model that is to be trained (default: vit_b16)")
+    doctor.add_argument("--size", default="vit_b16", help="of the model to train, vit_b16 (default) to vit_6.5b14")
     doctor.add_argument("--save_total_limit", type=int, default=2, help="checkpoints that are kept (default: 2)")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
@@ -32,6 +32,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     if arguments.size not in SIZES:
         raise ValueError(f"--size {arguments.size} is unknown; there are {', '.join(SIZES)}")
+    if arguments.save_total_limit < 2:
+        raise ValueError(f"--save_total_limit {arguments.save_total_limit} must be at least 2, as in a run")
     names = ("output_dir", "dataset_name", "dataset_split", "image_column_name", "size", "save_total_limit")
     findings = []
     for finding in examine(Plan(**{name: getattr(arguments, name) for name in names})):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -24,10 +25,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--batch", type=_count, default=64, metavar="N", help="images a device and forward pass (64)")
     plan.add_argument("--labels", type=_count, metavar="N", help="classes (wsp: 28000, finetune: 1000)")
     plan.add_argument("--gpus", type=_count, default=1, metavar="N", help="processes, one a device (1)")
-    plan.add_argument("--memory", type=float, default=80.0, metavar="GIB", help="of a device (80)")
+    plan.add_argument("--memory", type=_gib, default=80.0, metavar="GIB", help="of a device (80)")
     plan.add_argument("--bf16", action="store_true", help="autocast, as the scripts' --bf16")
     plan.add_argument("--checkpointing", action="store_true", help="as the scripts' --gradient_checkpointing")
-    plan.add_argument("--fsdp", action="store_true", help="shard over all devices (examples/accelerate/fsdp2.yaml)")
+    plan.add_argument(
+        "--fsdp", action="store_true", help="shard over all devices, mae and wsp (examples/accelerate/fsdp2.yaml)"
+    )
     plan.add_argument("--ema", action="store_true", help="keep an average of the weights, as the scripts' --ema_decay")
     text = plan.add_argument_group("the text tower, for lit")
     text.add_argument("--text_size", choices=("base", "large"), default="base", help="of XLM-RoBERTa (base)")
@@ -37,19 +40,31 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _count(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.strip().isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
+    return number
+
+
+def _gib(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
     return number
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     from ..evaluation.memory_plan import GIB, RESERVED, Setting, largest_batch, plan_memory
-    from ..models.configuration_maws_vit import MawsViTConfig
-    from ..training.model import parse_overrides
+    from ..models.configuration_maws_vit import SIZES
+    from ..training.model import ModelOptions, build_config
 
-    fields = {"image_size": arguments.image_size, **parse_overrides(arguments.config_overrides)}
-    config = MawsViTConfig.from_size(arguments.size, **fields)
+    if arguments.size not in SIZES:
+        raise ValueError(f"--size {arguments.size} is not possible: it must be one of {', '.join(SIZES)}")
+    options = ModelOptions(model_size=arguments.size, config_overrides=arguments.config_overrides)
+    config = build_config(options, image_size=arguments.image_size)
     setting = Setting(
         task=arguments.task,
         batch=arguments.batch,

@@ -8,11 +8,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     """Adds it to the command line."""
     verify = commands.add_parser(
         "verify",
-        help="read a run, checkpoint, model, release or labels through, and say whether all of it is whole",
+        help="read a run, checkpoint, model, release or data set through, and say whether all of it is whole",
         description="Reads all that lies in a folder and compares it with what is known of it: the checkpoints of a "
-        "run with their manifests, a model's weights with its config, a release with what may be released, shards of "
-        "labels or features with their records. Nothing is changed and nothing is held in memory but one tensor. The "
-        "exit status is 1 if something is not whole.",
+        "run with their manifests, a model's weights with its config and, at the end of a run, their checksums, a "
+        "release with what may be released, the shards of a corpus that was built with its manifest, shards of labels "
+        "or features with their records. Nothing is changed and nothing is held in memory but one tensor. The exit "
+        "status is 1 if something is not whole.",
         epilog="maws-hf verify runs/mae",
         allow_abbrev=False,
     )

@@ -17,13 +17,15 @@ import torch
 from torch import nn
 
 from ..masking import num_kept_patches, num_predicted_patches
+from ..models.configuration_limits import MOST_LABELS
 from ..models.configuration_maws_vit import MawsViTConfig, as_pair
 from ..models.modeling_maws_mae import MawsMAEForPreTraining
 from ..models.modeling_maws_vit import MawsViTForImageClassification
 from .cross_decoder_memory import cross_block_bytes, cross_bridge_bytes, hidden_state_gradient_bytes
-from .text_memory import image_work_bytes, lit_model_without_memory, text_block_bytes, text_config_of
+from .text_memory import MOST_TOKENS, image_work_bytes, lit_model_without_memory, text_block_bytes, text_config_of
 
 TASKS = ("mae", "wsp", "finetune", "lit")
+_SHARDED = ("mae", "wsp")
 RESERVED = 0.08
 GIB = 2**30
 _LARGEST_BATCH = 1 << 16
@@ -103,7 +105,7 @@ def plan_memory(config: MawsViTConfig, setting: Setting) -> MemoryPlan:
     """The memory of one device in a training step with AdamW.
 
     Raises:
-        ValueError: the task is unknown.
+        ValueError: the task is unknown, or never runs like that: sharded, with so many labels or tokens.
     """
     return _plan(_measure_model(config, setting), config, setting)
 
@@ -137,8 +139,7 @@ class _Model:
 
 
 def _measure_model(config: MawsViTConfig, setting: Setting) -> _Model:
-    if setting.task not in TASKS:
-        raise ValueError(f"the task {setting.task!r} is unknown; there are {', '.join(TASKS)}")
+    _refuse_what_no_run_does(setting)
     config = copy.deepcopy(config)
     config.num_labels = setting.labels
     model = _without_memory(config, setting)
@@ -150,6 +151,17 @@ def _measure_model(config: MawsViTConfig, setting: Setting) -> _Model:
         decoder_block=_size(model.decoder.layers) if setting.task == "mae" else 0,
         constants=sum(buffer.nbytes for buffer in model.buffers()),
     )
+
+
+def _refuse_what_no_run_does(setting: Setting) -> None:
+    if setting.task not in TASKS:
+        raise ValueError(f"the task {setting.task!r} is unknown; there are {', '.join(TASKS)}")
+    if setting.fsdp and setting.task not in _SHARDED:
+        raise ValueError(f"the task {setting.task!r} is not trained with sharded parameters (FSDP); leave it out")
+    if setting.labels > MOST_LABELS:
+        raise ValueError(f"{setting.labels:,} labels are not possible: {MOST_LABELS:,} are the most")
+    if setting.task == "lit" and setting.text_tokens > MOST_TOKENS:
+        raise ValueError(f"{setting.text_tokens:,} tokens are more than the {MOST_TOKENS} that the text tower reads")
 
 
 def _without_memory(config: MawsViTConfig, setting: Setting) -> nn.Module:

@@ -15,12 +15,17 @@ TEXT_SIZES = {
     "base": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
     "large": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
 }
+MOST_TOKENS = 512  # positions from 2 on
 
 
 def text_config_of(size: str) -> PreTrainedConfig:
     """XLM-RoBERTa's, without anything to download."""
     return XLMRobertaConfig(
-        vocab_size=250_002, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, **TEXT_SIZES[size]
+        vocab_size=250_002,
+        max_position_embeddings=MOST_TOKENS + 2,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        **TEXT_SIZES[size],
     )
 
 

@@ -173,7 +173,7 @@ def read_staging(staging_dir: Path) -> Staging:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["files"]
         files = {name: StagedFile(**record) for name, record in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StagingError(f"{path} is no manifest of a release ({error!r}): build the folder anew") from error
     for name, now in _records(staging_dir, files).items():
         if now != files[name]:

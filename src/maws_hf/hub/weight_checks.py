@@ -31,6 +31,9 @@ def weight_problems(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem
         yield shards[0], f"lies beside {WEIGHTS}: only one of both is read"
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
     tensors: dict[str, list[str]] = {}
+    if broken := [name for name in names if not (folder / name).is_file()]:
+        yield from ((name, "is no file, or a link that leads nowhere") for name in broken)
+        names = [name for name in names if name not in broken]
     total = sum((folder / name).stat().st_size for name in names)
     with tqdm(total=total, desc="Weights", unit="B", unit_scale=True, disable=total < _SLOW) as progress:
         for name in names:

@@ -117,8 +117,11 @@ def find_latest(root: Path, warn: Callable[[str], None], *, strict: bool = False
     return None
 
 
-def verify(path: Path) -> Checkpoint:
+def verify(path: Path, *, any_name: bool = False) -> Checkpoint:
     """Reads the manifest and compares size and SHA-256 of every file.
+
+    Args:
+        any_name: it is a copy that need not be called after its step.
 
     Raises:
         CheckpointError: naming the first file that is missing or differs.
@@ -132,7 +135,7 @@ def verify(path: Path) -> Checkpoint:
     if not is_whole:
         raise CheckpointError(f"{path / MANIFEST} is not what was written")
     layout, step, files = (manifest.get(name) for name in ("format", "step", "files"))
-    if layout != FORMAT or type(step) is not int or path.name != f"step-{step:08d}":
+    if layout != FORMAT or type(step) is not int or not (any_name or path.name == f"step-{step:08d}"):
         raise CheckpointError(
             f"{path / MANIFEST} describes step {step} in format {layout}; this version reads format {FORMAT}"
         )

@@ -16,7 +16,11 @@ _BYTES_A_PARAMETER = 4 + 8  # weights and both moments of AdamW, all float32
 
 
 def check_disks(output_dir: Path | None, size: str, kept: int) -> Iterator[Finding]:
-    """The run's folder against its checkpoints, the cache of the Hub, and the memory that data workers share."""
+    """The run's folder against its checkpoints, the cache of the Hub, and the memory that data workers share.
+
+    Args:
+        kept: checkpoints that remain, at least 2, as in a run.
+    """
     checkpoint = parameters_of(size) * _BYTES_A_PARAMETER
     needed = (kept + 1) * checkpoint  # one is written before the oldest goes
     what = f"{size} needs {in_bytes(needed)} for {kept} checkpoints and one being written"
@@ -29,7 +33,10 @@ def check_disks(output_dir: Path | None, size: str, kept: int) -> Iterator[Findi
 
 
 def parameters_of(size: str) -> int:
-    """Of MAE's encoder and decoder together, which is the most that any run of that size trains."""
+    """Of MAE's encoder and decoder together; a head of 28,000 classes weighs about as much as the decoder.
+
+    Not counted is LiT's text tower.
+    """
     import torch
 
     from ..models.configuration_maws_vit import MawsViTConfig

@@ -21,6 +21,7 @@ from .native_start import NativeStart
 from .seeding import seed_for
 from .sharded_export import assemble_model, newest_checkpoint
 from .sharding import is_sharded, sharding_wanted, start_from
+from .weight_sums import remove_weight_sums, write_weight_sums
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -140,16 +141,18 @@ def save_trained_model(
 ) -> None:
     """Saves the model with what prepares its inputs and the stages that have led to it.
 
-    A sharded model is put together file by file from the run's last checkpoint.
+    A sharded model is put together file by file from the run's last checkpoint. `SHA256SUMS` vouches for the weights.
 
     Raises:
         OSError: if the disk refuses; the run's checkpoints are intact.
     """
+    remove_weight_sums(output_dir)
     try:
         if is_sharded(model):
             assemble_model(newest_checkpoint(output_dir / "checkpoints"), output_dir)
         else:
             model.save_pretrained(output_dir)
+        write_weight_sums(output_dir)
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"the model cannot be written to {output_dir} ({error}); checkpoints are intact: make room, and the same "

@@ -1,6 +1,5 @@
 """Whether what lies in a folder is whole: a run, a checkpoint, a model, a release, or shards with their records."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -8,14 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..hub.release_checks import release_problems
-from ..hub.staging import CONFIG, MANIFEST, STUB, WEIGHTS, StagingError, read_staging
+from ..hub.staging import (
+    CONFIG,
+    MANIFEST,
+    SHARDS,
+    STUB,
+    WEIGHT_INDEX,
+    WEIGHTS,
+    StagingError,
+    files_below,
+    read_staging,
+)
 from ..hub.weight_checks import tensor_problems
 from . import checkpoint as ckpt
-from .verification_model import model_problems
+from .sharded_files import holds_shards
+from .verification_model import model_problems, sharded_problems
+from .verification_shards import corpus_problems, is_corpus, shard_problems, shard_records
+from .weight_sums import SUMS, weight_sum_problems
 
 _STEP = re.compile(r"step-\d{8}")
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.json")
-_ADAPTER = "adapter_model.safetensors"
+_ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 class VerificationError(ValueError):
@@ -41,7 +52,7 @@ def verify_folder(folder: Path) -> Iterator[Verdict]:
 
     Args:
         folder: a training run, one of its checkpoints, a model in our format or an export of it, an adapter, a release
-            that was laid out, labels or features.
+            that was laid out, a corpus that was built, labels or features.
 
     Raises:
         VerificationError: it is none of these.
@@ -53,7 +64,7 @@ def verify_folder(folder: Path) -> Iterator[Verdict]:
     if not parts:
         raise VerificationError(
             f"{folder} holds nothing to verify: no {CONFIG}, no checkpoint such as step-00001000, no {MANIFEST} of a "
-            "release, and no records of shards"
+            "release, and no manifest or records of shards"
         )
     for path, checked, problems in parts:
         yield Verdict(path, checked, tuple(problems()))
@@ -69,8 +80,8 @@ def _parts(folder: Path) -> Iterator[tuple[Path, str, Callable[[], Iterator[str]
     if (folder / MANIFEST).is_file():
         yield folder, f"files against {MANIFEST}, and what a release must hold", lambda: _release_faults(folder)
         return
-    if _STEP.fullmatch(folder.name):  # corpora have a manifest of that name, too
-        yield folder, _CHECKPOINT, lambda: _checkpoint_faults(folder)
+    if checkpoint := _checkpoint_at(folder):
+        yield checkpoint, _CHECKPOINT, lambda: _checkpoint_faults(checkpoint)
         return
     inside = folder / "checkpoints"  # of a run
     for path in sorted(inside.iterdir() if inside.is_dir() else ()) + sorted(folder.iterdir()):
@@ -78,13 +89,25 @@ def _parts(folder: Path) -> Iterator[tuple[Path, str, Callable[[], Iterator[str]
             yield path, _CHECKPOINT, lambda path=path: _checkpoint_faults(path)
         elif (path / MANIFEST).is_file():
             yield from _parts(path)
-    if (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file():
-        checked = "config, weights (all there, nothing else, finite), what prepares the input"
-        yield folder, checked, lambda: model_problems(folder, complete=True)
-    elif (folder / _ADAPTER).is_file():
-        yield folder, "weights of an adapter (finite)", lambda: _adapter_faults(folder)
-    if records := sorted(file for file in folder.rglob("*.json") if _SHARD.fullmatch(file.name)):
-        yield folder, f"{len(records)} shards against their records", lambda: _shard_faults(records)
+    if any((folder / name).is_file() for name in (CONFIG, WEIGHTS, WEIGHT_INDEX)) or any(folder.glob(SHARDS)):
+        sums = f"weights against {SUMS}, " if (folder / SUMS).exists() else ""
+        checked = f"{sums}config, weights (all there, nothing else, finite), what prepares the input"
+        yield folder, checked, lambda: _model_faults(folder)
+    if any((folder / name).is_file() for name in (_ADAPTER, _ADAPTER_CONFIG)):
+        yield folder, "config and weights of an adapter (finite)", lambda: _adapter_faults(folder)
+    if is_corpus(folder):
+        yield folder, f"shards against {ckpt.MANIFEST}", lambda: corpus_problems(folder)
+    if records := shard_records(folder):
+        yield folder, f"{len(records)} shards against their records", lambda: shard_problems(records)
+
+
+def _checkpoint_at(folder: Path) -> Path | None:
+    """A checkpoint under its own name, where there is one: `.` and links have another, and a copy may have any."""
+    here = folder if _STEP.fullmatch(folder.name) else folder.resolve()
+    if _STEP.fullmatch(here.name):
+        return here
+    # Corpora have a manifest of that name, too.
+    return folder if (folder / ckpt.MANIFEST).is_file() and any(folder.glob("rank-*.json")) else None
 
 
 _CHECKPOINT = f"sizes and SHA-256 of all files against {ckpt.MANIFEST}, numbers finite, weights those of the config"
@@ -92,7 +115,7 @@ _CHECKPOINT = f"sizes and SHA-256 of all files against {ckpt.MANIFEST}, numbers 
 
 def _checkpoint_faults(path: Path) -> Iterator[str]:
     try:
-        checkpoint = ckpt.verify(path)
+        checkpoint = ckpt.verify(path, any_name=not _STEP.fullmatch(path.name))
     except ckpt.CheckpointError as error:
         yield str(error)
         return
@@ -108,49 +131,40 @@ def _checkpoint_faults(path: Path) -> Iterator[str]:
                 yield f"{file} is no JSON ({type(error).__name__})"
         elif file.suffix == ".safetensors" and not name.startswith("model"):
             yield from (f"{file} {problem}" for problem in tensor_problems(file))
-    if (path / CONFIG).is_file():
+    if holds_shards(path):
+        yield from sharded_problems(path)
+    elif (path / CONFIG).is_file():
         yield from model_problems(path, complete=False)
+
+
+def _model_faults(folder: Path) -> Iterator[str]:
+    yield from weight_sum_problems(folder)
+    yield from model_problems(folder, complete=True)
 
 
 def _release_faults(folder: Path) -> Iterator[str]:
     try:
-        read_staging(folder)
+        listed = {*read_staging(folder).files, MANIFEST}
     except StagingError as error:
         yield str(error)
+    else:
+        yield from (f"{folder / name} is not in {MANIFEST}" for name in files_below(folder) if name not in listed)
     for name, problem in release_problems(folder, native=(folder / STUB).is_file()):
         yield f"{folder / name} {problem}"
 
 
 def _adapter_faults(folder: Path) -> Iterator[str]:
+    """Without its base; whether it fits is seen when it is loaded."""
+    try:
+        kind = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))["peft_type"]
+        if not isinstance(kind, str):
+            raise TypeError(f"peft_type is {kind!r}")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        yield f"{folder / _ADAPTER_CONFIG} is missing or describes no adapter ({type(error).__name__}: {error})"
+    if not (folder / _ADAPTER).is_file():
+        yield f"{folder / _ADAPTER} is missing"
+        return
     yield from (f"{folder / _ADAPTER} {problem}" for problem in tensor_problems(folder / _ADAPTER))
-
-
-def _shard_faults(records: list[Path]) -> Iterator[str]:
-    """Labels keep their records in a folder beside `data`, features beside each shard."""
-    numbers: dict[tuple[Path, str, int], set[int]] = {}
-    for record in records:
-        stem, number, count = _SHARD.fullmatch(record.name).groups()
-        numbers.setdefault((record.parent, stem, int(count)), set()).add(int(number))
-        beside = record.with_suffix(".parquet")
-        shard = record.parent.parent / "data" / beside.name if record.parent.name == "records" else beside
-        try:
-            known = json.loads(record.read_text(encoding="utf-8"))
-            size, digest = known["bytes"], known["sha256"]
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-            yield f"{record} is no record of a shard ({type(error).__name__})"
-            continue
-        if not shard.is_file():
-            yield f"{shard} is missing: the command that made it makes it again"
-        elif shard.stat().st_size != size or _sha256(shard) != digest:
-            yield f"{shard} is not what was written: the command that made it makes it again"
-    for (parent, stem, count), found in numbers.items():
-        if absent := sorted(set(range(count)) - found):
-            yield f"{parent} lacks {len(absent)} of {count} shards of {stem}, the first number {absent[0]}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["Verdict", "VerificationError", "newest_usable", "verify_folder"]

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ from transformers.utils import logging
 
 import maws_hf
 
+from ..evaluation.two_towers import load_tokenizer
 from ..hub.staging import CONFIG
 from ..hub.weight_checks import weight_problems
+from .initial_weights import meta_model
+from .sharded_files import WEIGHTS, CheckpointTensors
 
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _LISTED = 5
@@ -34,16 +37,64 @@ def model_problems(folder: Path, *, complete: bool) -> Iterator[str]:
     yield from broken
     if config is not None and not broken:
         yield from _fit_problems(folder, config)
-    if complete:
+    if complete and not _reads_text_only(config):
         yield from _processor_problems(folder)
+    if complete and (_reads_text_only(config) or hasattr(config, "text_config")):
+        yield from _tokenizer_problems(folder)
+
+
+def sharded_problems(folder: Path) -> Iterator[str]:
+    """As `model_problems`, of a checkpoint whose tensors lie in rows in the files of several processes.
+
+    Their numbers are not looked at; what is compared are the names and shapes of the whole tensors.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of a file that can say anything
+        yield f"{folder / CONFIG} describes no model ({_one_line(error)})"
+        return
+    name, model_class = _architecture(config)
+    if model_class is None:
+        yield _unknown(folder, name)
+        return
+    try:
+        with CheckpointTensors(folder) as tensors:
+            found = {key: tensors.shapes[WEIGHTS + key] for key in tensors.names(WEIGHTS)}
+        due = {key: tuple(value.shape) for key, value in meta_model(model_class, config).state_dict().items()}
+    except Exception as error:  # as above
+        yield f"{folder} cannot be loaded as {name} ({_one_line(error)})"
+        return
+    shapes = [
+        f"{key} of shape {found[key]}, not {due[key]}" for key in found.keys() & due.keys() if found[key] != due[key]
+    ]
+    yield from _misfits(folder, name, due.keys() - found.keys(), found.keys() - due.keys(), shapes)
+
+
+def _architecture(config: PreTrainedConfig) -> tuple[Any, type[PreTrainedModel] | None]:
+    """What a config says first, and the class of that name; None if there is none."""
+    names = config.architectures
+    name = names[0] if isinstance(names, list) and names else None
+    found = getattr(maws_hf, str(name), None) or getattr(transformers, str(name), None)
+    return name, found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+
+
+def _unknown(folder: Path, name: Any) -> str:
+    return f"{folder / CONFIG} names the architecture {name!r}, which neither maws_hf nor transformers has"
+
+
+def _misfits(
+    folder: Path, name: str, missing: Collection[str], unknown: Collection[str], shapes: Collection[str]
+) -> Iterator[str]:
+    for what, names in (("lack", missing), ("hold the unknown", unknown), ("hold", shapes)):
+        if names:
+            yield f"{folder}: the weights {what} {_listed(names)}; {CONFIG} says {name}"
 
 
 def _fit_problems(folder: Path, config: PreTrainedConfig) -> Iterator[str]:
     """Names and shapes of the weights against those of the config's model; nothing is read but their headers."""
-    name = next(iter(config.architectures or []), None)
-    model_class = getattr(maws_hf, str(name), None) or getattr(transformers, str(name), None)
-    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
-        yield f"{folder / CONFIG} names the architecture {name!r}, which neither maws_hf nor transformers has"
+    name, model_class = _architecture(config)
+    if model_class is None:
+        yield _unknown(folder, name)
         return
     try:
         with _silence():
@@ -54,10 +105,9 @@ def _fit_problems(folder: Path, config: PreTrainedConfig) -> Iterator[str]:
         yield f"{folder} cannot be loaded as {name} ({_one_line(error)})"
         return
     shapes = {key: f"{key} of shape {tuple(found)}, not {tuple(due)}" for key, found, due in info["mismatched_keys"]}
-    missing = [key for key in info["missing_keys"] if key not in shapes]
-    for what, names in (("lack", missing), ("hold the unknown", info["unexpected_keys"]), ("hold", shapes.values())):
-        if names:
-            yield f"{folder}: the weights {what} {_listed(names)}; {CONFIG} says {name}"
+    new = "pooler." if _reads_text_only(config) else ()  # which a text tower of LiT does without
+    missing = [key for key in info["missing_keys"] if key not in shapes and not key.startswith(new)]
+    yield from _misfits(folder, name, missing, info["unexpected_keys"], shapes.values())
 
 
 def _processor_problems(folder: Path) -> Iterator[str]:
@@ -69,6 +119,19 @@ def _processor_problems(folder: Path) -> Iterator[str]:
         AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # as above
         yield f"{folder / there[0]} makes no image processor ({_one_line(error)})"
+
+
+def _reads_text_only(config: PreTrainedConfig | None) -> bool:
+    return hasattr(config, "vocab_size")
+
+
+def _tokenizer_problems(folder: Path) -> Iterator[str]:
+    try:
+        load_tokenizer(str(folder))
+    except ValueError as error:
+        yield _one_line(error)
+    except Exception as error:  # as above
+        yield f"{folder} comes without a tokenizer that can be loaded ({_one_line(error)})"
 
 
 @contextlib.contextmanager
@@ -105,4 +168,4 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-__all__ = ["model_problems"]
+__all__ = ["model_problems", "sharded_problems"]
