@@ -3,6 +3,9 @@ r"""MAE pre-pretraining (paper section 3): learn visual features from images alo
     accelerate launch examples/run_mae.py --config examples/recipes/mae_laptop.yaml \
         --dataset_name FOLDER_OR_HUB_ID --output_dir runs/mae
 
+`--config_overrides prediction_ratio=0.5` and `decoder_attention=cross` are faster because they change the objective;
+the paper uses neither (README, "Cheaper objectives").
+
 Kill it at any time; the same command continues. `output_dir` ends up with the model (`from_pretrained` reads it),
 `loss.png`, `reconstruction.png`, `metrics.jsonl` and `checkpoints/`.
 """

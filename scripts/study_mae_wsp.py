@@ -13,14 +13,12 @@ and `study.png`.
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from study_runs import as_flags, call, read_scores, spread
 from tqdm.auto import tqdm
 
 from maws_hf import MawsViTConfig
@@ -29,7 +27,6 @@ from maws_hf.training.entry_point import run_script
 from maws_hf.training.ledger import LEDGER
 from maws_hf.visualization import plot_scaling
 
-ROOT = Path(__file__).parents[1]
 BATCH = 64
 ARMS = ("MAE", "WSP", "MAE->WSP", "long MAE->WSP")
 MODEL = {
@@ -213,24 +210,6 @@ def probe_command(run: Run, output_dir: Path) -> list[str]:
     return ["examples/run_linear_probe.py", *as_flags(options)]
 
 
-def as_flags(options: dict[str, object]) -> list[str]:
-    return [f"--{name}={value}" for name, value in options.items()]
-
-
-def call(command: list[object], log: Path) -> None:
-    """Runs a command on one thread, its output in a file beside what it makes; its last line if it fails."""
-    log = log.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("w", encoding="utf-8") as file:
-        done = subprocess.run(
-            list(map(str, command)), cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
-        )
-    if done.returncode:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no output"]
-        raise RuntimeError(f"{log.stem} failed: {lines[-1]} (all of it: {log})")
-
-
 # ---------------------------------------------------------------- results
 
 
@@ -250,18 +229,6 @@ def report(points: list[Run], output_dir: Path) -> None:
         for arm, by_budget in methods.items():
             print(f"  {arm:<32}" + "".join(f"{spread(by_budget.get(budget)):>18}" for budget in budgets))
     print(f"\n{output_dir / 'study.png'}\n{output_dir / 'study.json'}")
-
-
-def read_scores(folder: Path) -> dict[str, float]:
-    (result,) = json.loads((folder / "probe" / "results.json").read_text(encoding="utf-8"))["results"]
-    return {"linear probe": result["linear"]["top1"], "20-NN": result["knn"]["20"]["top1"]}
-
-
-def spread(values: list[float] | None) -> str:
-    if values is None:
-        return ""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1%} +- {deviation:.1%}"
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
 def masked_pixel_loss(predictions: Tensor, targets: Tensor, norm_pix: bool = True) -> Tensor:
     """Mean squared error on the masked patches (MAWS section 3; MAE `forward_loss`).
 
-    Every sample hides equally many patches, so the mean over all values equals the original's mean over the pixels of
-    a patch followed by the mean over the masked patches.
+    Of every sample equally many patches are predicted, so the mean over all values equals the original's mean over the
+    pixels of a patch followed by the mean over the masked patches.
 
     Args:
-        predictions: `(B, M, values)`, one row a masked patch.
+        predictions: `(B, M, values)`, one row a masked patch that is predicted.
         targets: `(B, M, values)`, the pixels of the same patches.
         norm_pix: compare with patches normalised by `normalize_patches`.
 

@@ -1,6 +1,6 @@
 """Which patches the encoder sees: noise or an explicit mask -> kept and masked patch indices.
 
-Legend: B images, L patches an image, K kept, M = L - K masked.
+Legend: B images, L patches an image, K kept, M = L - K masked, R of them predicted.
 """
 
 import torch
@@ -20,6 +20,11 @@ def num_kept_patches(num_patches: int, mask_ratio: float) -> int:
             "masked: use a larger image, a smaller patch_size or another mask_ratio"
         )
     return kept
+
+
+def num_predicted_patches(num_masked: int, prediction_ratio: float) -> int:
+    """R for M hidden patches: the nearest whole number to `M * prediction_ratio`, at least one."""
+    return max(1, round(num_masked * prediction_ratio))
 
 
 def split_by_noise(noise: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
@@ -64,6 +69,13 @@ def split_by_mask(bool_masked_pos: Tensor) -> tuple[Tensor, Tensor]:
         )
     ids = masked.to(torch.uint8).argsort(dim=1, stable=True)
     return ids[:, : num_patches - num_masked], ids[:, num_patches - num_masked :]
+
+
+def shuffle_ids(ids: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """`(B, M)` indices, each row in a random order of its own, drawn on the generator's device."""
+    device = ids.device if generator is None else generator.device
+    order = torch.rand(ids.shape, generator=generator, device=device).argsort(dim=1)
+    return ids.gather(1, order.to(ids.device))
 
 
 def mask_from_ids(ids_mask: Tensor, num_patches: int) -> Tensor:

@@ -32,8 +32,8 @@ TABLES = {
 class TinyModels:
     """What the common tests call a model tester: a small configuration and a batch for it."""
 
-    def __init__(self, mask_ratio=None):
-        self.is_training = True
+    def __init__(self, mask_ratio=None, **decoder):
+        self.is_training, self.decoder = True, decoder
         self.batch_size, self.num_channels, self.image_size, self.patch_size = 4, 3, 16, 4
         self.num_hidden_layers, self.hidden_size, self.num_attention_heads = 2, 32, 4
         self.num_patches = (self.image_size // self.patch_size) ** 2
@@ -60,6 +60,7 @@ class TinyModels:
             decoder_num_attention_heads=3,
             decoder_intermediate_size=40,
             out_features=["stage1", "stage2"],
+            **self.decoder,
         )
 
     def prepare_config_and_inputs_for_common(self):
@@ -143,6 +144,25 @@ class MawsMAETest(VisionModelTests):
     def setUp(self):
         super().setUp()
         self.model_tester = TinyModels(mask_ratio=0.5)
+
+
+class MawsMAECrossDecoderTest(VisionModelTests):
+    __test__ = True
+    all_model_classes = (MawsMAEForPreTraining,)
+
+    def setUp(self):
+        super().setUp()
+        self.model_tester = TinyModels(mask_ratio=0.5, decoder_attention="cross", prediction_ratio=0.5)
+
+
+class MawsMAEInterBlockDecoderTest(VisionModelTests):
+    __test__ = True
+    all_model_classes = (MawsMAEForPreTraining,)
+
+    def setUp(self):
+        super().setUp()
+        inter_block = {"decoder_attention": "cross", "decoder_inter_block_attention": True}
+        self.model_tester = TinyModels(mask_ratio=0.5, **inter_block)
 
 
 class MawsViTBackboneTest(hf.BackboneTesterMixin, KnownToTransformers):

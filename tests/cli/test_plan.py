@@ -1,6 +1,7 @@
 """`maws-hf plan`."""
 
 import json
+import re
 
 import pytest
 
@@ -43,3 +44,23 @@ def test_an_unknown_size_is_an_error_that_names_those_there_are(capsys: pytest.C
         main(["plan", "--size", "vit_g14"])
     assert exit_.value.code
     assert "vit_6.5b14" in capsys.readouterr().err + str(exit_.value.code)
+
+
+def test_config_fields_count(capsys: pytest.CaptureFixture):
+    base = ["plan", "--size", "vit_b16", "--task", "mae", "--batch", "64", "--json"]
+    plain = json.loads(run(base, capsys)[1])
+    cross = json.loads(
+        run([*base, "--config_overrides", "decoder_attention=cross,prediction_ratio=0.3333"], capsys)[1]
+    )
+    assert cross["activations"] < 0.8 * plain["activations"]
+    assert cross["parameters"] != plain["parameters"]
+
+
+def test_config_fields_that_cannot_be_are_an_error(capsys: pytest.CaptureFixture):
+    for fields, message in (
+        ("prediction_ratio=half", "prediction_ratio"),
+        ("decoder_attention=x", "self .* or cross"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main([*LARGE, "--config_overrides", fields])
+        assert re.search(message, capsys.readouterr().err + str(exit_.value.code))

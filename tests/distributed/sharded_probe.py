@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from sharded_steps import CONFIG, IMAGES, MODELS, SEED, batch, make_optimizer, update
+from sharded_steps import CONFIGS, IMAGES, MODELS, SEED, batch, make_optimizer, update
 from tiny import tiny_config
 from torch.distributed.tensor import DTensor
 
@@ -42,7 +42,7 @@ def take_steps(folder: Path, task: str) -> dict:
     """Two updates from new weights; then one more from the checkpoint of whole tensors that the test has put there."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     own = slice(rank * IMAGES // world_size, (rank + 1) * IMAGES // world_size)
-    model = meta_model(MODELS[task], CONFIG)
+    model = meta_model(MODELS[task], CONFIGS[task])
     groups = parameter_groups(model, 0.05)  # as a script may make them before the model is sharded
     shard_model(model, CPU, SEED)
     all_sharded = all(isinstance(parameter, DTensor) for parameter in model.parameters())

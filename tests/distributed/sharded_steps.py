@@ -11,8 +11,9 @@ from maws_hf.optim.groups import parameter_groups
 from maws_hf.training.sharding import whole_norm
 
 IMAGES, SEED, CLASSES, MAX_NORM = 8, 3, 11, 0.3
-MODELS = {"mae": MawsMAEForPreTraining, "wsp": MawsViTForImageClassification}
-CONFIG = tiny_config(num_labels=CLASSES)
+MODELS = {"mae": MawsMAEForPreTraining, "wsp": MawsViTForImageClassification, "cross": MawsMAEForPreTraining}
+CONFIGS = {task: tiny_config(num_labels=CLASSES) for task in MODELS}
+CONFIGS["cross"].update({"decoder_attention": "cross", "decoder_inter_block_attention": True, "prediction_ratio": 0.5})
 
 
 def batch(task: str, step: int, images: slice = slice(None)) -> dict[str, Tensor]:
@@ -22,7 +23,7 @@ def batch(task: str, step: int, images: slice = slice(None)) -> dict[str, Tensor
     noise = torch.rand(IMAGES, 16, generator=generator)[images]
     labels = torch.randint(0, CLASSES, (IMAGES, 2), generator=generator)
     labels[:, 1] = torch.where(labels[:, 0] == labels[:, 1], -100, labels[:, 1])
-    if task == "mae":
+    if task != "wsp":
         return {"pixel_values": pixels, "noise": noise}
     return {"pixel_values": pixels, "labels": labels[images], "skip_logits": True}
 

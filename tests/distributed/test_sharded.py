@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from sharded_steps import CONFIG, MODELS, SEED, batch, make_optimizer, update
+from sharded_steps import CONFIGS, MODELS, SEED, batch, make_optimizer, update
 from tiny import tiny_config
 
 from maws_hf import MawsViTModel
@@ -29,7 +29,7 @@ class Reference:
 
     def __init__(self, task: str):
         self.task = task
-        self.model = new_model(MODELS[task], CONFIG, SEED)
+        self.model = new_model(MODELS[task], CONFIGS[task], SEED)
         self.optimizer, self.average = make_optimizer(self.model), WeightAverage(self.model, 0.9)
 
     def update(self, step: int) -> tuple[float, float]:

@@ -22,7 +22,10 @@ from runs import (
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
-from maws_hf import MawsMAEForPreTraining, MawsViTModel
+from maws_hf import MawsMAEForPreTraining, MawsViTConfig, MawsViTModel
+from maws_hf.evaluation.flops import mae_training_flops
+from maws_hf.training.ledger import read_ledger
+from maws_hf.training.model import parse_overrides
 
 STEPS = 60
 TINY = (
@@ -30,6 +33,7 @@ TINY = (
     "decoder_hidden_size=8,decoder_num_hidden_layers=1,decoder_num_attention_heads=2,decoder_intermediate_size=16,"
     "drop_path_rate=0.1"
 )
+TINY_FIELDS = parse_overrides(TINY)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -102,6 +106,22 @@ def test_a_rectangular_model_started_from_half_precision_weights_trains_in_float
     assert model.config.image_size == (16, 24)
     assert model.config.mask_ratio == 0.5
     assert {tensor.dtype for tensor in load_file(second / "model.safetensors").values()} == {torch.float32}
+
+
+def test_an_objective_that_is_not_the_papers_is_one_flag_and_counted_as_what_it_costs(
+    image_shards: Path, tmp_path: Path
+):
+    shortcut = "decoder_attention=cross,decoder_inter_block_attention=true,prediction_ratio=0.5"
+    options = {"max_steps": 3, "warmup_steps": 0, "picture_steps": 3, "gradient_checkpointing": True}
+    output = finish(start(command(image_shards, tmp_path, **options, config_overrides=f"{TINY},{shortcut}")))
+    assert "loss on masked patches" in output
+    assert (tmp_path / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
+    model, report = MawsMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    assert (model.config.decoder_attention, model.config.prediction_ratio) == ("cross", 0.5)
+    (stage,) = read_ledger(str(tmp_path))
+    assert stage.flops == stage.images * mae_training_flops(model.config)
+    assert stage.flops < 0.97 * stage.images * mae_training_flops(MawsViTConfig(**TINY_FIELDS))
 
 
 def test_another_seed_ends_in_other_weights(straight_run: Path, image_shards: Path, tmp_path: Path):

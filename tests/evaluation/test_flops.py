@@ -28,8 +28,13 @@ def small_config(**overrides) -> MawsViTConfig:
     )
 
 
-def test_the_closed_form_of_mae_equals_what_torch_counts():
-    config = small_config()
+INTER_BLOCK = {"decoder_attention": "cross", "decoder_inter_block_attention": True}
+
+
+@pytest.mark.parametrize("decoder", [{}, {"decoder_attention": "cross"}, INTER_BLOCK])
+@pytest.mark.parametrize("prediction_ratio", [1.0, 0.4])
+def test_the_closed_form_of_mae_equals_what_torch_counts(decoder: dict, prediction_ratio: float):
+    config = small_config(prediction_ratio=prediction_ratio, **decoder)
     model = MawsMAEForPreTraining._from_config(config, attn_implementation="eager")  # sdpa is not in torch's table
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(3, 3, 32, 48, dtype=torch.uint8)).loss.backward()
@@ -67,6 +72,22 @@ def test_the_closed_form_of_lit_equals_what_torch_counts():
 def test_wsp_costs_what_was_counted_for_the_papers_sizes(size: str, counted: float):
     # GFLOP of the encoder with 28,000 classes, whose patch embedding was counted three times instead of twice.
     assert wsp_training_flops(MawsViTConfig.from_size(size), 28_000) / 1e9 == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "share"),
+    [
+        ({"prediction_ratio": 0.5}, 0.784),
+        ({"decoder_attention": "cross"}, 0.822),
+        ({"decoder_attention": "cross", "prediction_ratio": 0.3333}, 0.598),
+    ],
+)
+def test_what_other_objectives_cost_beside_the_papers_at_vit_b16(shortcut: dict, share: float):
+    # By hand, in GFLOP: 57.14 for the paper's objective; 44.82, 46.96 and 34.16.
+    plain = mae_training_flops(MawsViTConfig.from_size("vit_b16"))
+    assert mae_training_flops(MawsViTConfig.from_size("vit_b16", **shortcut)) / plain == pytest.approx(
+        share, abs=0.001
+    )
 
 
 @pytest.mark.parametrize(("size", "original"), [("vit_b16", 58.456), ("vit_l16", 124.2), ("vit_h14", 291.0)])

@@ -49,6 +49,23 @@ def test_the_peak_is_that_of_tensors_counted_one_by_one(bench, task: str, bf16: 
     assert plan.peak - plan.standing > 0.5 * plan.peak, "mostly parameters: says little"
 
 
+CROSS = {"decoder_attention": "cross", "prediction_ratio": 0.3333}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    "shortcut", [{"prediction_ratio": 0.5}, CROSS, {**CROSS, "decoder_inter_block_attention": True}]
+)
+def test_the_peak_of_other_mae_objectives_is_too(bench, shortcut: dict, bf16: bool, checkpointing: bool):
+    setting = Setting("mae", 32, bf16=bf16, checkpointing=checkpointing)
+    counted = bench.measure_tensors(tiny_config(**SMALL, **shortcut), setting, fake=False)
+    plan = plan_memory(tiny_config(**SMALL, **shortcut), setting)
+    assert plan.peak == pytest.approx(counted, rel=0.07)
+    assert plan.peak < plan_memory(tiny_config(**SMALL), setting).peak
+    assert plan.peak - plan.standing > 0.5 * plan.peak, "mostly parameters: says little"
+
+
 def test_states_are_sixteen_bytes_a_trained_parameter_and_divided_by_the_devices():
     model = MawsMAEForPreTraining(tiny_config())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -9,10 +9,11 @@ import pytest
 import yaml
 from tiny import draw_image, tiny_config
 
-from maws_hf import MawsViTForImageClassification
+from maws_hf import MawsViTForImageClassification, MawsViTModel
 from maws_hf.hub.cards import AT_RELEASE, card_for_release, card_for_run
 from maws_hf.hub.released_models import RELEASED_MODELS
 from maws_hf.processing.image_processors import square_image_processor_of
+from maws_hf.training.ledger import Stage, write_ledger
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,6 +183,17 @@ def test_how_pictures_are_resized_is_read_and_not_assumed(tmp_path):
     assert "how they are resized is not recorded" in card_for_run(tmp_path, "me/mine", license="mit")
     square_image_processor_of(model.config).save_pretrained(tmp_path)
     assert "the whole image resized" in card_for_run(tmp_path, "me/mine", license="mit")
+
+
+def test_a_card_says_where_the_mae_stage_was_not_the_papers(tmp_path):
+    for fields, expected in (({}, False), ({"decoder_attention": "cross", "prediction_ratio": 0.5}, True)):
+        MawsViTModel(tiny_config(**fields)).save_pretrained(tmp_path)
+        write_ledger(tmp_path, [Stage("mae", 10, 10**9), Stage("wsp", 10, 10**9)])
+        card = card_for_run(tmp_path, "me/mine", license="mit")
+        assert ("is not the paper's: `prediction_ratio=0.5`, `decoder_attention=cross`." in card) == expected
+        assert ("is not the paper's" in card) == expected
+    write_ledger(tmp_path, [Stage("wsp", 10, 10**9)])  # the decoder was not used
+    assert "is not the paper's" not in card_for_run(tmp_path, "me/mine", license="mit")
 
 
 def test_the_card_names_the_class_that_the_model_was_exported_to(runs):

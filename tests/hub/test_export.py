@@ -93,6 +93,30 @@ def test_an_export_computes_the_same_and_comes_back_bit_for_bit(model_class, arc
     assert "auto_map" not in json.loads((export.folder / "config.json").read_text())
 
 
+def test_of_a_cross_attention_decoder_only_the_encoder_can_be_exported(tmp_path):
+    ours = random_model(MawsMAEForPreTraining, decoder_attention="cross", prediction_ratio=0.5)
+    ours.save_pretrained(tmp_path / "ours")
+    with pytest.raises(ExportError, match="decoder_attention=cross: vit_mae has no such decoder; name pixio, vit"):
+        export_model(tmp_path / "ours", tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
+    for architecture in ("pixio", "vit", "dinov2"):
+        export, theirs = exported(ours, tmp_path / architecture, architecture)
+        assert torch.equal(theirs(IMAGES).last_hidden_state, ours.vit(IMAGES).last_hidden_state)
+        back = MawsViTModel.from_pretrained(export.folder)
+        assert fields_of(back.config) == fields_of(ours.config)
+
+
+def test_an_autoencoder_that_predicted_a_part_is_exported_whole_and_keeps_its_share(tmp_path):
+    ours = random_model(MawsMAEForPreTraining, prediction_ratio=0.5)
+    export, theirs = exported(ours, tmp_path)
+    noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(2))
+    expected = ours(IMAGES, noise=noise, prediction_ratio=1.0)
+    torch.testing.assert_close(theirs(IMAGES, noise=noise).loss, expected.loss, rtol=1e-6, atol=0)
+    back = MawsMAEForPreTraining.from_pretrained(export.folder)
+    assert_same_weights(back, ours)
+    assert back.config.prediction_ratio == 0.5
+
+
 def test_other_image_sizes_shapes_and_dtypes_survive(tmp_path):
     ours = random_model(MawsViTModel, image_size=(32, 48), qkv_bias=False).to(torch.bfloat16)
     export, theirs = exported(ours, tmp_path, "vit")

@@ -19,6 +19,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--size", required=True, help="vit_b16, vit_l16, vit_h14, vit_2b14 or vit_6.5b14")
     plan.add_argument("--task", default="mae", help="mae (default), wsp, finetune or lit")
     plan.add_argument("--image_size", type=_count, default=224, metavar="PIXELS", help="side of the image (224)")
+    plan.add_argument(
+        "--config_overrides", default="", metavar="FIELDS", help="config fields, as the scripts take them"
+    )
     plan.add_argument("--batch", type=_count, default=64, metavar="N", help="images a device and forward pass (64)")
     plan.add_argument("--labels", type=_count, metavar="N", help="classes (wsp: 28000, finetune: 1000)")
     plan.add_argument("--gpus", type=_count, default=1, metavar="N", help="processes, one a device (1)")
@@ -55,9 +58,13 @@ def _gib(text: str) -> float:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from ..evaluation.memory_plan import GIB, RESERVED, Setting, largest_batch, plan_memory
-    from ..models.configuration_maws_vit import MawsViTConfig
+    from ..models.configuration_maws_vit import SIZES
+    from ..training.model import ModelOptions, build_config
 
-    config = MawsViTConfig.from_size(arguments.size, image_size=arguments.image_size)
+    if arguments.size not in SIZES:
+        raise ValueError(f"--size {arguments.size} is not possible: it must be one of {', '.join(SIZES)}")
+    options = ModelOptions(model_size=arguments.size, config_overrides=arguments.config_overrides)
+    config = build_config(options, image_size=arguments.image_size)
     setting = Setting(
         task=arguments.task,
         batch=arguments.batch,

@@ -9,7 +9,7 @@ import time
 import torch
 from transformers import PreTrainedConfig
 
-from ..masking import num_kept_patches
+from ..masking import num_kept_patches, num_predicted_patches
 from ..models.configuration_maws_vit import MawsViTConfig, as_pair
 
 
@@ -17,6 +17,14 @@ def block_flops(tokens: int, width: int, mlp_width: int, queries: int | None = N
     """Forward operations of one transformer block of which `queries` (all by default) output tokens are computed."""
     queries = tokens if queries is None else queries
     projections = 2 * tokens * 2 * width * width + 2 * queries * 2 * width * width
+    attention = 2 * 2 * queries * tokens * width
+    mlp = 2 * queries * 2 * width * mlp_width
+    return projections + attention + mlp
+
+
+def cross_block_flops(queries: int, tokens: int, width: int, token_width: int, mlp_width: int) -> int:
+    """Forward operations of one block of CrossMAE's decoder: `queries` that attend to `tokens` of another width."""
+    projections = 2 * queries * 2 * width * width + 2 * tokens * 2 * token_width * width
     attention = 2 * 2 * queries * tokens * width
     mlp = 2 * queries * 2 * width * mlp_width
     return projections + attention + mlp
@@ -39,24 +47,35 @@ def embedding_flops(config: MawsViTConfig, patches: int) -> int:
 def mae_training_flops(config: MawsViTConfig) -> int:
     """Forward and backward operations of one image of `config.image_size` in MAE pre-pretraining.
 
-    The backward pass costs twice the forward pass, except that no gradient flows to the pixels.
+    The backward pass costs twice the forward pass, except that no gradient flows to the pixels. Of the config's
+    `prediction_ratio` and `decoder_attention`, what they save is saved here too.
     """
     rows, columns = config.grid_size
-    patches = rows * columns
-    kept = num_kept_patches(patches, config.mask_ratio)
-    masked = patches - kept
+    kept = num_kept_patches(rows * columns, config.mask_ratio)
+    predicted = num_predicted_patches(rows * columns - kept, config.prediction_ratio)
+    encoder = config.num_hidden_layers * block_flops(kept + 1, config.hidden_size, config.intermediate_size)
+    decoder = (_cross_decoder_flops if config.decoder_attention == "cross" else _decoder_flops)(
+        config, kept, predicted
+    )
     patch_height, patch_width = as_pair(config.patch_size)
-    pixels = patch_height * patch_width * config.num_channels
-    width, decoder_width = config.hidden_size, config.decoder_hidden_size
+    head = 2 * predicted * config.decoder_hidden_size * patch_height * patch_width * config.num_channels
+    return 2 * embedding_flops(config, kept) + 3 * (encoder + decoder + head)
 
-    encoder = config.num_hidden_layers * block_flops(kept + 1, width, config.intermediate_size)
-    bridge = 2 * (kept + 1) * width * decoder_width
-    depth = config.decoder_num_hidden_layers
-    decoder_mlp = config.decoder_intermediate_size
-    decoder = max(depth - 1, 0) * block_flops(patches + 1, decoder_width, decoder_mlp)
-    decoder += block_flops(patches + 1, decoder_width, decoder_mlp, queries=masked) if depth else 0
-    head = 2 * masked * decoder_width * pixels
-    return 2 * embedding_flops(config, kept) + 3 * (encoder + bridge + decoder + head)
+
+def _decoder_flops(config: MawsViTConfig, kept: int, predicted: int) -> int:
+    width, depth = config.decoder_hidden_size, config.decoder_num_hidden_layers
+    block = (kept + 1 + predicted, width, config.decoder_intermediate_size)
+    blocks = (depth - 1) * block_flops(*block) + block_flops(*block, queries=predicted) if depth else 0
+    return 2 * (kept + 1) * config.hidden_size * width + blocks
+
+
+def _cross_decoder_flops(config: MawsViTConfig, kept: int, predicted: int) -> int:
+    width, depth, tokens = config.decoder_hidden_size, config.decoder_num_hidden_layers, kept + 1
+    mixtures = 0
+    if config.decoder_inter_block_attention:
+        mixtures = 2 * depth * (config.num_hidden_layers + 1) * tokens * config.hidden_size
+    block = cross_block_flops(predicted, tokens, width, config.hidden_size, config.decoder_intermediate_size)
+    return mixtures + depth * block
 
 
 def wsp_training_flops(config: MawsViTConfig, num_labels: int | None = None) -> int:

@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import nn
 
-from ..masking import num_kept_patches
+from ..masking import num_kept_patches, num_predicted_patches
 from ..models.configuration_limits import MOST_LABELS
 from ..models.configuration_maws_vit import MawsViTConfig, as_pair
 from ..models.modeling_maws_mae import MawsMAEForPreTraining
 from ..models.modeling_maws_vit import MawsViTForImageClassification
+from .cross_decoder_memory import cross_block_bytes, cross_bridge_bytes, hidden_state_gradient_bytes
 from .text_memory import MOST_TOKENS, image_work_bytes, lit_model_without_memory, text_block_bytes, text_config_of
 
 TASKS = ("mae", "wsp", "finetune", "lit")
@@ -219,9 +220,14 @@ def _plan(model: _Model, config: MawsViTConfig, setting: Setting) -> MemoryPlan:
 
 def _loss_bytes(config: MawsViTConfig, batch: int) -> int:
     """`mse_loss` returns a scalar in a buffer of all squared differences, which lives as long as the loss."""
+    _, predicted = _kept_and_predicted(config)
+    return 4 * batch * predicted * config.num_channels * torch.Size(as_pair(config.patch_size)).numel()
+
+
+def _kept_and_predicted(config: MawsViTConfig) -> tuple[int, int]:
     patches = config.grid_size[0] * config.grid_size[1]
-    masked = patches - num_kept_patches(patches, config.mask_ratio)
-    return 4 * batch * masked * config.num_channels * torch.Size(as_pair(config.patch_size)).numel()
+    kept = num_kept_patches(patches, config.mask_ratio)
+    return kept, num_predicted_patches(patches - kept, config.prediction_ratio)
 
 
 def _copies(stages: list[Stage], in_blocks: int, setting: Setting) -> tuple[float, float]:
@@ -316,10 +322,8 @@ def _label_stages(model: _Model, config: MawsViTConfig, setting: Setting) -> lis
 
 
 def _mae_stages(model: _Model, config: MawsViTConfig, setting: Setting) -> list[Stage]:
-    """The kept patches through the encoder, all through the decoder, the masked ones through its last block."""
-    patches = config.grid_size[0] * config.grid_size[1]
-    kept = num_kept_patches(patches, config.mask_ratio)
-    masked = patches - kept
+    """The kept patches through the encoder, all through the decoder, the predicted ones through its last block."""
+    kept, predicted = _kept_and_predicted(config)
     batch, width, narrow = setting.batch, config.hidden_size, config.decoder_hidden_size
     values = config.num_channels * torch.Size(as_pair(config.patch_size)).numel()
     half = 2 if setting.bf16 else 4
@@ -328,21 +332,44 @@ def _mae_stages(model: _Model, config: MawsViTConfig, setting: Setting) -> list[
     heads = config.num_attention_heads
     for index in range(config.num_hidden_layers):
         block = (kept + 1, kept + 1, width, config.intermediate_size, heads, model.block)
-        stages.append(_block(setting, f"block {index}", *block))
-    bridge = batch * (kept + 1) * width * (4 + half)
+        stage = _block(setting, f"block {index}", *block)
+        stages.append(replace(stage, work=stage.work + batch * hidden_state_gradient_bytes(config, kept + 1)))
     depth = config.decoder_num_hidden_layers
     rest = model.trained - embedding - config.num_hidden_layers * model.block - depth * model.decoder_block
     head = narrow * values + values + 2 * narrow
-    stages.append(Stage("bridge", bridge, 0, batch * (patches + 1) * narrow * 4, rest - head, False))
+    decoder = _cross_decoder_stages if config.decoder_attention == "cross" else _decoder_stages
+    stages += decoder(model, config, setting, rest - head)
+    predictions = batch * predicted * values
+    # Predictions and normalised targets; `_loss_bytes` has what is there besides while these are made.
+    saved = batch * predicted * narrow * (4 + half) + predictions * (8 + (half if setting.bf16 else 0))
+    stages.append(Stage("head", saved, 0, 4 * predictions, head, False))
+    return stages
+
+
+def _decoder_stages(model: _Model, config: MawsViTConfig, setting: Setting, parameters: int) -> list[Stage]:
+    """From the encoder's last norm to the decoder's; `parameters` are those in no block."""
+    kept, predicted = _kept_and_predicted(config)
+    tokens, narrow, depth = kept + 1 + predicted, config.decoder_hidden_size, config.decoder_num_hidden_layers
+    bridge = setting.batch * (kept + 1) * config.hidden_size * (6 if setting.bf16 else 8)
+    stages = [Stage("bridge", bridge, 0, setting.batch * tokens * narrow * 4, parameters, False)]
     heads = config.decoder_num_attention_heads
     for index in range(depth):
-        queries = masked if index == depth - 1 else patches + 1
-        block = (patches + 1, queries, narrow, config.decoder_intermediate_size, heads, model.decoder_block)
+        queries = predicted if index == depth - 1 else tokens
+        block = (tokens, queries, narrow, config.decoder_intermediate_size, heads, model.decoder_block)
         stages.append(_block(setting, f"decoder block {index}", *block))
-    predictions = batch * masked * values
-    # Predictions and normalised targets; `_loss_bytes` has what is there besides while these are made.
-    saved = batch * masked * narrow * (4 + half) + predictions * (8 + (half if setting.bf16 else 0))
-    stages.append(Stage("head", saved, 0, 4 * predictions, head, False))
+    return stages
+
+
+def _cross_decoder_stages(model: _Model, config: MawsViTConfig, setting: Setting, parameters: int) -> list[Stage]:
+    kept, predicted = _kept_and_predicted(config)
+    batch = setting.batch
+    saved, work = cross_bridge_bytes(config, kept + 1, setting.bf16, setting.checkpointing)
+    stages = [Stage("bridge", batch * saved, 0, batch * work, parameters, False)]
+    first, rest, work = cross_block_bytes(config, kept + 1, predicted, setting.bf16)
+    again = rest if setting.checkpointing else 0
+    for index in range(config.decoder_num_hidden_layers):
+        sizes = (batch * (first + rest - again), batch * again, batch * work)
+        stages.append(Stage(f"decoder block {index}", *sizes, model.decoder_block))
     return stages
 
 

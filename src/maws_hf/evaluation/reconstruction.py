@@ -13,7 +13,7 @@ from ..models.modeling_maws_mae import MawsMAEForPreTraining
 
 @torch.no_grad()
 def reconstruction_losses(model: MawsMAEForPreTraining, pixel_values: Tensor, noise: Tensor) -> dict[str, float]:
-    """Four losses on the same images and masks, dropout off.
+    """Four losses on the same images and masks, on every hidden patch whatever the `prediction_ratio`; dropout off.
 
     Args:
         pixel_values: `(B, C, H, W)`, uint8 or normalised float.
@@ -29,9 +29,9 @@ def reconstruction_losses(model: MawsMAEForPreTraining, pixel_values: Tensor, no
     was_training = model.training
     model.eval()
     try:
-        outputs = model(pixel_values, noise=noise)
+        outputs = model(pixel_values, noise=noise, prediction_ratio=1.0)
         with _shuffled_positions(model):
-            shuffled = model(pixel_values, noise=noise).loss
+            shuffled = model(pixel_values, noise=noise, prediction_ratio=1.0).loss
     finally:
         model.train(was_training)
     targets = model.target_pixels(pixel_values, outputs.ids_mask)

@@ -199,7 +199,7 @@ def card_for_run(
             preprocessing=_preprocessing(vision, takes_whole_images(folder)),
             license_name=license,
             scope="",
-            training=training_of(folder, datasets),
+            training=training_of(folder, datasets, vision),
             provenance=f"A `{_OUR_CLASSES[kind].__name__}` of maws_hf, which `maws-hf export` turns into the class of "
             "transformers above.",
             licence_text=f"Licence of these weights: {license}. The method is that of the paper:",

@@ -219,6 +219,11 @@ def in_tree_config(config: MawsViTConfig, architecture: str) -> PreTrainedConfig
     elif architecture == "dinov2":
         found |= {"layerscale_value": 1.0, "use_mask_token": False}
     elif architecture == "vit_mae":
+        if config.decoder_attention != "self":
+            raise ExportError(
+                f"decoder_attention={config.decoder_attention}: vit_mae has no such decoder; name pixio, vit or "
+                "dinov2 to export the encoder without it"
+            )
         found |= {name: getattr(config, name) for name in AUTOENCODER_FIELDS}
     theirs = _CONFIGS[architecture](**{name: value for name, value in found.items() if value is not None})
     _remember(theirs, config, MawsViTConfig(**vit_fields(theirs.to_dict())))

@@ -96,8 +96,9 @@ def _our_outputs(
     """Inputs, outputs, and for an autoencoder the `(2, masked)` places of its masked patches."""
     model = model_class.from_pretrained(native_dir, dtype=torch.float32).eval()
     inputs = _inputs(model)
-    outputs = model(**inputs)
-    masked = outputs["ids_mask"] if model_class is MawsMAEForPreTraining else None
+    autoencoder = model_class is MawsMAEForPreTraining
+    outputs = model(**inputs, **({"prediction_ratio": 1.0} if autoencoder else {}))  # theirs predicts everything
+    masked = outputs["ids_mask"] if autoencoder else None
     return inputs, {name: outputs[name].float() for name in _OUTPUTS[model_class]}, masked
 
 

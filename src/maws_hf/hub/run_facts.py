@@ -43,18 +43,31 @@ def what_a_run_is(kind: str) -> str:
     }[kind]
 
 
-def training_of(folder: Path, datasets: list[str] | None) -> str:
+def training_of(folder: Path, datasets: list[str] | None, config: MawsViTConfig) -> str:
     """The stages in `training.json`, which the training scripts leave, and the data as far as they are named.
+
+    Args:
+        config: of the image tower; says whether a MAE stage had the paper's objective.
 
     Raises:
         ValueError: the file is no ledger of stages.
     """
-    rows = "\n".join(f"| {name} | {images:,} | {flops:.2e} |" for name, images, flops in _stages(folder))
+    stages = _stages(folder)
+    rows = "\n".join(f"| {name} | {images:,} | {flops:.2e} |" for name, images, flops in stages)
     ledger = (
         f"| stage | images | operations |\n|---|---|---|\n{rows}" if rows else "How it was trained is not recorded."
     )
     data = "Data: " + ", ".join(datasets) + "." if datasets else "The data are not named here."
+    if any(name == "mae" for name, _, _ in stages):
+        ledger += _other_objective(config)
     return f"{ledger}\n\n{data}"
+
+
+def _other_objective(config: MawsViTConfig) -> str:
+    """Which fields make the MAE stage another than the paper's; nothing where none does."""
+    paper = {"prediction_ratio": 1.0, "decoder_attention": "self", "decoder_inter_block_attention": False}
+    found = [f"`{name}={getattr(config, name)}`" for name, value in paper.items() if getattr(config, name) != value]
+    return f"\n\nThe MAE stage's objective is not the paper's: {', '.join(found)}." if found else ""
 
 
 def takes_whole_images(folder: Path) -> bool | None:

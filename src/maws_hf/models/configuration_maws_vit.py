@@ -121,6 +121,14 @@ class MawsViTConfig(CheckedConfig, BackboneConfigMixin, PreTrainedConfig):
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size
             (`int`, default 512, 8, 16, 2048): the decoder of the original MAE. That ViT-2B and ViT-6.5B use the same
             decoder is inferred from the paper's "same hyperparameters as [33]".
+        decoder_attention (`str`, defaults to `"self"`): `"cross"` is CrossMAE's decoder (arXiv 2401.14391), in which
+            the hidden patches attend to the encoder's tokens and not to each other. Cheaper, but another objective:
+            the paper does not use it.
+        decoder_inter_block_attention (`bool`, defaults to `False`): with `"cross"`, each decoder block attends to its
+            own learned mixture of the embeddings and all encoder layers, instead of to the encoder's output.
+        prediction_ratio (`float`, defaults to 1.0): share of the hidden patches that are predicted, a random choice a
+            sample; the others cost nothing. Below 1 the loss is a sample of the paper's, which does not do this.
+            CrossMAE's prediction ratio counts against all patches: it is this one times `mask_ratio`.
         out_features, out_indices: stages that [`MawsViTBackbone`] returns: `"stem"`, `"stage1"`, ...
         apply_layernorm (`bool`, defaults to `True`): apply the encoder's final norm to each returned feature map.
         reshape_hidden_states (`bool`, defaults to `True`): feature maps as `(batch, hidden_size, height, width)`;
@@ -163,6 +171,9 @@ class MawsViTConfig(CheckedConfig, BackboneConfigMixin, PreTrainedConfig):
     decoder_num_hidden_layers: int = 8
     decoder_num_attention_heads: int = 16
     decoder_intermediate_size: int = 2048
+    decoder_attention: str = "self"
+    decoder_inter_block_attention: bool = False
+    prediction_ratio: float | int = 1.0
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
     apply_layernorm: bool = True
@@ -232,10 +243,21 @@ class MawsViTConfig(CheckedConfig, BackboneConfigMixin, PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             self._require(0 <= getattr(self, name) < 1, name, "a probability in [0, 1)")
         self._require(0 < self.mask_ratio < 1, "mask_ratio", "a share in (0, 1); the paper uses 0.75")
+        self._require(0 < self.prediction_ratio <= 1, "prediction_ratio", "a share in (0, 1]; the paper has 1.0")
+        self._validate_decoder_attention()
         self._require(self.hidden_act in ACT2FN, "hidden_act", "an activation of transformers, for example gelu")
         self._require(0 < self.layer_norm_eps <= 1, "layer_norm_eps", "in (0, 1]; the paper's models use 1e-6")
         self._require(0 <= self.initializer_range < 1, "initializer_range", "in [0, 1); the usual one is 0.02")
         self._validate_pixels()
+
+    def _validate_decoder_attention(self) -> None:
+        self._require(self.decoder_attention in ("self", "cross"), "decoder_attention", "self (the paper's) or cross")
+        if self.decoder_attention == "self":
+            fix = "False, unless decoder_attention=cross"
+            self._require(not self.decoder_inter_block_attention, "decoder_inter_block_attention", fix)
+        else:
+            fix = "a depth >= 1 with decoder_attention=cross: nothing else reads the encoder"
+            self._require(self.decoder_num_hidden_layers >= 1, "decoder_num_hidden_layers", fix)
 
     def _validate_width(self, prefix: str) -> None:
         width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")

@@ -2,9 +2,11 @@
 
 The mask is drawn first. The encoder embeds and transforms the kept patches only; the decoder works in the shuffled
 order (class token, kept, masked), so that no token is ever moved back; the last decoder block, the head, the targets
-and the loss are computed for masked patches only. None of this changes the loss.
+and the loss are computed for masked patches only. None of this changes the loss. Two fields of the config do, and are
+off: `prediction_ratio` and `decoder_attention` (CrossMAE, `maws_mae_cross_decoder.py`).
 
-Legend: B images, L patches, K kept, M masked, D encoder width, P = patch height * patch width * channels.
+Legend: B images, L patches, K kept, M masked, R of them predicted (all, unless configured), D encoder width, P = patch
+height * patch width * channels.
 """
 
 from dataclasses import dataclass
@@ -18,8 +20,16 @@ from transformers.utils.generic import can_return_tuple
 
 from ..kernels.linear import Linear
 from ..losses import masked_pixel_loss
-from ..masking import mask_from_ids, num_kept_patches, split_by_mask, split_by_noise
+from ..masking import (
+    mask_from_ids,
+    num_kept_patches,
+    num_predicted_patches,
+    shuffle_ids,
+    split_by_mask,
+    split_by_noise,
+)
 from .configuration_maws_vit import MawsViTConfig, as_pair
+from .maws_mae_cross_decoder import MawsMAECrossDecoder, MawsMAECrossLayer, encode_all_layers
 from .modeling_maws_vit import (
     MawsViTLayer,
     MawsViTModel,
@@ -34,12 +44,13 @@ from .modeling_maws_vit import (
 class MawsMAEForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss: scalar, mean squared error on the masked patches.
-        logits: `(B, M, P)` predictions, one row a masked patch, in the order of `ids_mask`; with `norm_pix_loss` in
-            units of the normalised patch.
+        loss: scalar, mean squared error on the predicted patches.
+        logits: `(B, R, P)` predictions, one row a patch of `ids_predicted`; with `norm_pix_loss` in units of the
+            normalised patch.
         mask: `(B, L)` in raster order, 1 where a patch was hidden.
         ids_keep: `(B, K)` kept patches in the order of the encoder's tokens.
         ids_mask: `(B, M)` hidden patches.
+        ids_predicted: `(B, R)` those that were predicted: the first of `ids_mask`, or all of them.
         hidden_states, attentions: of the encoder, on request.
     """
 
@@ -48,6 +59,7 @@ class MawsMAEForPreTrainingOutput(ModelOutput):
     mask: Tensor | None = None
     ids_keep: Tensor | None = None
     ids_mask: Tensor | None = None
+    ids_predicted: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -112,31 +124,36 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
     """Encoder, decoder and pixel loss. `.vit` is a plain [`MawsViTModel`]; its position table is fixed here."""
 
     _may_be_new = ("decoder.",)
+    _no_split_modules = [*MawsViTPreTrainedModel._no_split_modules, MawsMAECrossLayer.__name__]
 
     def __init__(self, config: MawsViTConfig):
         super().__init__(config)
         self.vit = MawsViTModel(config)
-        self.decoder = MawsMAEDecoder(config)
+        self.decoder = MawsMAECrossDecoder(config) if config.decoder_attention == "cross" else MawsMAEDecoder(config)
         self.post_init()
-        self._fix_positions()
+        self._fix_constants()
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         loaded = super().from_pretrained(*args, **kwargs)
         # Loading makes every floating-point parameter trainable again.
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._fix_positions()
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._fix_constants()
         return loaded
 
-    def _fix_positions(self) -> None:
+    def _fix_constants(self) -> None:
         self.vit.embeddings.position_embeddings.requires_grad_(False)
+        if self.config.decoder_inter_block_attention:  # reads layers only: no gradient would ever reach the last norm
+            self.vit.layernorm.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, MawsMAEDecoder):
+        if isinstance(module, MawsMAEDecoder | MawsMAECrossDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
             table = sincos_position_table(self.config.decoder_hidden_size, self.config.grid_size)
             init.copy_(module.position_embeddings, table)
+            if self.config.decoder_inter_block_attention:
+                init.normal_(module.feature_weights, std=module.feature_weights.shape[1] ** -0.5)
 
     @can_return_tuple
     def forward(
@@ -145,32 +162,46 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         bool_masked_pos: Tensor | None = None,
+        prediction_ratio: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MawsMAEForPreTrainingOutput:
         """
         The mask of each sample comes from `bool_masked_pos`, else from `noise`, else is drawn with `generator`, else
-        from torch's global generator.
+        from torch's global generator. Where only some of the hidden patches are predicted, they are those with the
+        smallest noise; with `bool_masked_pos` they are drawn as a mask is.
 
         Args:
             pixel_values: `(B, C, H, W)`, uint8 or normalised float, any multiples of `patch_size`.
             noise: `(B, L)`; the patches with the smallest values stay visible.
             generator: draws the noise, on its own device.
             bool_masked_pos: `(B, L)`, true where a patch is hidden; equally many a sample.
+            prediction_ratio: share of the hidden patches to predict; the config's if None.
 
         Raises:
-            ValueError: for a mask of the wrong shape or count.
+            ValueError: for a mask of the wrong shape or count, or a share that is none.
         """
+        ratio = self.config.prediction_ratio if prediction_ratio is None else prediction_ratio
+        if not 0 < ratio <= 1:
+            raise ValueError(f"prediction_ratio={ratio!r} is not possible: it must be a share in (0, 1]")
         grid = self.vit.embeddings.grid_of(pixel_values)
         ids_keep, ids_mask = self._draw_mask(pixel_values, grid, noise, generator, bool_masked_pos)
-        encoded = self.vit(pixel_values, ids_keep=ids_keep, return_dict=True, **kwargs)
-        predictions = self.decoder(encoded.last_hidden_state, ids_keep, ids_mask, grid)
-        targets = self.target_pixels(pixel_values, ids_mask)
+        if ratio < 1 and bool_masked_pos is not None:
+            ids_mask = shuffle_ids(ids_mask, generator)  # it is in raster order; noise has shuffled it already
+        ids_predicted = ids_mask[:, : num_predicted_patches(ids_mask.shape[1], ratio)]
+        if self.config.decoder_inter_block_attention:
+            encoded, features = encode_all_layers(self.vit, pixel_values, ids_keep, **kwargs)
+        else:
+            encoded = self.vit(pixel_values, ids_keep=ids_keep, return_dict=True, **kwargs)
+            features = encoded.last_hidden_state
+        predictions = self.decoder(features, ids_keep, ids_predicted, grid)
+        targets = self.target_pixels(pixel_values, ids_predicted)
         return MawsMAEForPreTrainingOutput(
             loss=masked_pixel_loss(predictions, targets, self.config.norm_pix_loss),
             logits=predictions,
             mask=mask_from_ids(ids_mask, grid[0] * grid[1]),
             ids_keep=ids_keep,
             ids_mask=ids_mask,
+            ids_predicted=ids_predicted,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
@@ -183,16 +214,23 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
         generator: torch.Generator | None = None,
         bool_masked_pos: Tensor | None = None,
     ) -> MawsMAEReconstruction:
-        """Pictures of what was hidden and what the model makes of it. Arguments as for `forward`.
+        """Pictures of what was hidden and what the model makes of all of it. Arguments as for `forward`.
 
         Visible patches are kept as they are. A model trained with `norm_pix_loss` predicts only the pattern within a
         patch; its brightness and contrast are taken from the hidden patch itself, as only those make it a picture.
-        Dropout is off.
+        Every hidden patch is predicted, also by a model that was trained to predict a part (whose decoder, if of
+        self-attention, meets more tokens here than it is used to). Dropout is off.
         """
         was_training = self.training
         self.eval()
         try:
-            outputs = self(pixel_values, noise=noise, generator=generator, bool_masked_pos=bool_masked_pos)
+            outputs = self(
+                pixel_values,
+                noise=noise,
+                generator=generator,
+                bool_masked_pos=bool_masked_pos,
+                prediction_ratio=1.0,
+            )
         finally:
             self.train(was_training)
         targets = self.target_pixels(pixel_values, outputs.ids_mask)
@@ -230,9 +268,9 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
             noise = torch.rand(shape, generator=generator, device=noise_device)
         return split_by_noise(noise.to(device), num_kept_patches(shape[1], self.config.mask_ratio))
 
-    def target_pixels(self, pixel_values: Tensor, ids_mask: Tensor) -> Tensor:
-        """Normalised pixels of the hidden patches, `(B, M, P)` float32."""
-        patches = gather_patches(pixel_values, ids_mask, as_pair(self.config.patch_size))
+    def target_pixels(self, pixel_values: Tensor, ids: Tensor) -> Tensor:
+        """Normalised pixels of chosen patches `(B, R)`: `(B, R, P)` float32."""
+        patches = gather_patches(pixel_values, ids, as_pair(self.config.patch_size))
         return self.vit.embeddings.normalize(patches, dtype=torch.float32).flatten(2)
 
     def _to_picture(self, pixel_values: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from ..models.maws_mae_cross_decoder import MawsMAECrossLayer
 from ..models.modeling_maws_vit import MawsViTLayer, MawsViTPreTrainedModel
 from .initial_weights import draw_weights
 
@@ -30,6 +31,7 @@ _NOT_HERE = {
     "OFFLOAD_PARAMS": "but weights and moments stay on the devices: leave it out, and take more devices",
     "ACTIVATION_CHECKPOINTING": "which the scripts decide: leave it out, and add --gradient_checkpointing",
 }
+_BLOCKS = (MawsViTLayer, MawsMAECrossLayer)
 
 
 class Start(Protocol):
@@ -94,7 +96,7 @@ def shard_model(model: PreTrainedModel, device: torch.device, seed: int, *, bf16
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     halved = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in [module for module in model.modules() if isinstance(module, MawsViTLayer)]:
+    for block in [module for module in model.modules() if isinstance(module, _BLOCKS)]:
         if bf16:  # autocast would round the weights of linear layers as well, but leaves those of norms as they are
             fully_shard([block.layernorm_before, block.layernorm_after], mesh=mesh, mp_policy=whole)
         fully_shard(block, mesh=mesh, mp_policy=halved if bf16 else whole)
