@@ -71,7 +71,9 @@ def processor_name() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     fields = {name.strip(): value.strip() for name, value in lines.items()}
-    units = [unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if unit in fields.get("flags", "").split()]
+    units = [
+        unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if unit in fields.get("flags", "").split()
+    ]
     return f"{fields.get('model name', platform.machine())} ({', '.join(units) or 'no vector units named'})"
 
 
