@@ -5,7 +5,8 @@ import math
 from dataclasses import replace
 
 import pytest
-from simulate_weak_scaling import Cluster, Stage, main, parse_arguments, rates_of, simulate, stages_of
+from simulate_weak_scaling import main, parse_arguments, rates_of
+from simulated_step import Cluster, Stage, simulate, stages_of
 from tiny import tiny_config
 
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig, MawsViTForImageClassification
