@@ -237,9 +237,9 @@ def main() -> None:
                 known[point] = record_of(point)
         records[axis] = [known[point] for point in points]
         print(f"\n{axis}\n\n{table_of(axis, records[axis])}\n{growth_of(axis, records[axis])}", flush=True)
-    if arguments.json:
-        content = {"machine": describe_machine(arguments.device), "records": list(known.values())}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if arguments.json:
+            content = {"machine": describe_machine(arguments.device), "records": list(known.values())}
+            arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if arguments.output:
         draw(records, arguments.output)
 
