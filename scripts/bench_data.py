@@ -1,27 +1,31 @@
-"""How many training pictures per second one core decodes, crops and resizes: ours against Pillow's way.
+"""How many training pictures per second one core decodes, crops and resizes: ours against Pillow and torchvision.
 
-    python scripts/bench_data.py
+    OMP_NUM_THREADS=1 python scripts/bench_data.py
     python scripts/bench_data.py --rounds 9 --pictures 32
 
-Every row starts from the same JPEG bytes and the same crop boxes and ends with a tensor (3, 224, 224). There are two
-baselines: the usual chain of Pillow calls, which ends with normalised floats, and the same chain stopped at uint8,
-which does exactly the work that ours does. Rounds are interleaved, so that a busy machine slows all of them alike;
-ratios are taken round by round. Times are CPU seconds of this process, with one thread.
+Every row starts from the same JPEG bytes and the same crop boxes and ends with a tensor (3, 224, 224). The reference
+is Pillow's decoder with torchvision's transforms v2 on its pictures, up to normalised floats, which a usual training
+script computes in its workers; ours leaves that to the model. The same chains stopped at uint8, and with Pillow's own
+calls in place of torchvision's, do exactly the work that ours does. Rows take turns; ratios are taken round by round.
+Times are CPU seconds of this process, with one thread. Without torchvision its rows are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from peers import import_torchvision
 from PIL import Image
+from side_by_side import describe_machine, markdown_table, take_turns
 
 from maws_hf.processing import TrainTransform, decode_image, normalize, random_resized_crop_box
+from maws_hf.processing.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = 224
 # (height, width, JPEG quality): an ImageNet picture, a larger original, an offline-resized one.
@@ -33,16 +37,21 @@ Pipeline = Callable[[bytes, np.random.Generator], torch.Tensor]
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(1)
-    print(f"{args.pictures} pictures a round, {args.rounds} interleaved rounds, torch {torch.__version__}, 1 thread")
-    print("ratios of pictures per CPU second: median (min to max) over the rounds\n")
+    pipelines = all_pipelines()
+    print(describe_machine())
+    print(f"{args.pictures} pictures a round, {args.rounds} rounds in turns")
+    print("ratios of pictures per CPU second: median (min to max) over the rounds")
     for height, width, quality in SOURCES:
         files = [synthetic_jpeg(height, width, quality, seed) for seed in range(args.pictures)]
         kilobytes = statistics.mean(map(len, files)) / 1000
-        title = f"{width} x {height}, quality {quality}, {kilobytes:.0f} kB"
-        print(f"{title:32s} {'pictures':>8s}   {'to Pillow uint8':22s} {'to Pillow float':22s}")
-        print_table(interleaved_seconds(files, args.rounds), args.pictures)
-        difference = mean_difference(files)
-        print(f"  mean |difference| to Pillow: {difference:.4f} grey levels\n")
+        print(f"\n{width} x {height}, quality {quality}, {kilobytes:.0f} kB\n")
+        forms = {name: all_of(pipeline, files) for name, pipeline in pipelines.items()}
+        seconds, _ = take_turns(forms, args.rounds)
+        print(table_of(seconds, args.pictures))
+        for name in (REFERENCE_PIXELS, "Pillow, uint8"):
+            if name in pipelines:
+                difference = mean_difference(files, pipelines[name], pipelines[FASTEST])
+                print(f"\nmean |difference| of {FASTEST} to {name}: {difference:.4f} grey levels of 255")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -89,33 +98,76 @@ def ours(decode: str, resize: str) -> Pipeline:
     return lambda data, rng: transform(decode_image(data, backend=decode), rng)
 
 
-PIPELINES: dict[str, Pipeline] = {
-    "Pillow, float": pillow_to_float,
-    "Pillow, uint8": plain_pillow,
-    "maws_hf, pillow + pillow": ours("pillow", "pillow"),
-    "maws_hf, pillow + torch": ours("pillow", "torch"),
-    "maws_hf, simplejpeg + pillow": ours("simplejpeg", "pillow"),
-    "maws_hf, simplejpeg + torch": ours("simplejpeg", "torch"),
-}
+def torchvision_pipeline(normalized: bool) -> Pipeline:
+    """The reference: Pillow decodes, torchvision's transforms v2 do the rest on Pillow's picture.
+
+    Raises:
+        SystemExit: torchvision is not installed.
+    """
+    import_torchvision()
+    from torchvision.transforms import v2
+
+    convert = [v2.ToImage()]
+    if normalized:
+        convert += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    to_tensor = v2.Compose(convert)
+
+    def pipeline(data: bytes, rng: np.random.Generator) -> torch.Tensor:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        box = random_resized_crop_box(image.height, image.width, rng)  # RandomResizedCrop would draw another one
+        crop = v2.functional.resized_crop(image, *box, [SIZE, SIZE], v2.InterpolationMode.BICUBIC, antialias=True)
+        if rng.random() < 0.5:
+            crop = v2.functional.horizontal_flip(crop)
+        return to_tensor(crop)
+
+    return pipeline
 
 
-def interleaved_seconds(files: list[bytes], rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in PIPELINES}
-    for number in range(-1, rounds):  # the first round warms caches up and is not counted
-        for name, pipeline in PIPELINES.items():
-            start = time.process_time()
-            for index, data in enumerate(files):
-                pipeline(data, np.random.default_rng((number + 1, index)))
-            if number >= 0:
-                seconds[name].append(time.process_time() - start)
-    return seconds
+REFERENCE, REFERENCE_PIXELS = "Pillow + torchvision v2, float", "Pillow + torchvision v2, uint8"
+FASTEST = "maws_hf, simplejpeg + torch"
 
 
-def print_table(seconds: dict[str, list[float]], pictures: int) -> None:
-    for name, times in seconds.items():
-        rate = pictures / statistics.median(times)
-        columns = [spread(seconds[baseline], times) for baseline in ("Pillow, uint8", "Pillow, float")]
-        print(f"  {name:30s} {rate:6.0f} /s   {columns[0]:22s} {columns[1]:22s}")
+def all_pipelines() -> dict[str, Pipeline]:
+    """By name, references first."""
+    pipelines: dict[str, Pipeline] = {}
+    try:
+        pipelines[REFERENCE] = torchvision_pipeline(normalized=True)
+        pipelines[REFERENCE_PIXELS] = torchvision_pipeline(normalized=False)
+    except SystemExit as missing:
+        print(missing)
+    return pipelines | {
+        "Pillow, float": pillow_to_float,
+        "Pillow, uint8": plain_pillow,
+        "maws_hf, pillow + pillow": ours("pillow", "pillow"),
+        "maws_hf, pillow + torch": ours("pillow", "torch"),
+        "maws_hf, simplejpeg + pillow": ours("simplejpeg", "pillow"),
+        FASTEST: ours("simplejpeg", "torch"),
+    }
+
+
+def all_of(pipeline: Pipeline, files: list[bytes]) -> Callable[[], None]:
+    """One round: all files, with crops that are the same for each pipeline and others in each round."""
+    rounds = itertools.count()
+
+    def run() -> None:
+        number = next(rounds)
+        for index, data in enumerate(files):
+            pipeline(data, np.random.default_rng((number, index)))
+
+    return run
+
+
+def table_of(seconds: Mapping[str, list[float]], pictures: int) -> str:
+    baselines = [name for name in (REFERENCE, "Pillow, float", "Pillow, uint8") if name in seconds]
+    rows = [
+        [
+            name,
+            f"{pictures / statistics.median(times):.0f}",
+            *(spread(seconds[baseline], times) for baseline in baselines),
+        ]
+        for name, times in seconds.items()
+    ]
+    return markdown_table(["pipeline", "pictures/s", *(f"to {name}" for name in baselines)], rows)
 
 
 def spread(baseline: list[float], times: list[float]) -> str:
@@ -123,12 +175,11 @@ def spread(baseline: list[float], times: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def mean_difference(files: list[bytes]) -> float:
-    """Between the fastest pipeline and Pillow, over the same crops."""
-    slow, fast = PIPELINES["Pillow, uint8"], PIPELINES["maws_hf, simplejpeg + torch"]
+def mean_difference(files: list[bytes], reference: Pipeline, fast: Pipeline) -> float:
+    """In grey levels, over the same crops."""
     differences = []
     for index, data in enumerate(files):
-        slow_pixels, fast_pixels = (p(data, np.random.default_rng(index)).float() for p in (slow, fast))
+        slow_pixels, fast_pixels = (p(data, np.random.default_rng(index)).float() for p in (reference, fast))
         differences.append((slow_pixels - fast_pixels).abs().mean().item())
     return statistics.mean(differences)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from side_by_side import describe_machine, markdown_table
 
 from maws_hf.data.labelling import label_dataset
 from maws_hf.data.wordnet import WordNet, find_wordnet
@@ -39,17 +40,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         captions = Path(folder, "captions")
         write_captions(captions, args.rows, args.shards)
-        print(f"{args.rows:,} captions in {args.shards} shards")
-        print(
-            f"{'processes':>9} {'seconds':>9} {'rows/s':>9} {'MB at most':>11} {'first half':>11} {'second half':>12}"
-        )
+        print(describe_machine())
+        print(f"{args.rows:,} captions in {args.shards} shards\n")
+        rows = []
         for num_proc in args.num_proc:
             (seconds, cpu_seconds), memory = measure(captions, Path(folder, f"labels-{num_proc}"), num_proc)
             half = len(memory) // 2
-            print(
-                f"{num_proc:>9} {seconds:>9.1f} {args.rows / seconds:>9,.0f} {args.rows / cpu_seconds:>11,.0f} "
-                f"{max(memory):>11,.0f} {max(memory[:half]):>11,.0f} {max(memory[half:]):>12,.0f}"
-            )
+            rates = [f"{args.rows / seconds:,.0f}", f"{args.rows / cpu_seconds:,.0f}"]
+            peaks = [f"{max(part):,.0f}" for part in (memory, memory[:half], memory[half:])]
+            rows.append([str(num_proc), f"{seconds:.1f}", *rates, *peaks])
+        header = ["processes", "seconds", "rows/s", "rows/CPU s", "MB at most", "first half", "second half"]
+        print(f"{markdown_table(header, rows)}\n")
         print(Path(folder, f"labels-{args.num_proc[-1]}", "summary.txt").read_text(encoding="utf-8"))
 
 

@@ -3,18 +3,19 @@ r"""How much faster is a LiT step without padding, in bfloat16, and with cached 
     OMP_NUM_THREADS=1 python scripts/bench_lit.py
 
 Forms of the same step (forward, backward, AdamW; ViT-B/16 locked, XLM-R base trained; dropout off, learning rate 0)
-take turns in one process. Printed are medians of CPU time, of the ratios to the plain form within a round, losses, and
-how far the gradients of the projections and of the text tower's first layer are from the plain form's. That form is
-the usual one: the image tower in every step, captions padded to the context of 102, float32, AdamW's default
-implementation. Captions have random tokens; their lengths have a median of 18. Needs 8 GB.
+take turns in one process. Printed are medians of CPU time; of the ratios within a round to the plain form, and to the
+same in bfloat16 with the fused AdamW (a peer at its best); losses; and how far the gradients of the projections and of
+the text tower's first layer are from the plain form's. That form is the usual one: the image tower in every step,
+captions padded to the context of 102, float32, AdamW's default implementation. Captions have random tokens; their
+lengths have a median of 18. Needs 8 GB.
 """
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from side_by_side import describe_machine, markdown_table, ratio, take_turns
 
 from maws_hf import MawsLiTConfig, MawsLiTModel
 from maws_hf.models.configuration_maws_lit import XLM_ROBERTA_BASE
@@ -27,6 +28,8 @@ COMPARED = (
     "text_projection.weight",
     "text_model.encoder.layer.0.attention.self.value.weight",
 )
+
+PLAIN, PLAIN_BF16 = "plain: padded, float32, AdamW", "the same in bfloat16, fused AdamW"
 
 Result = tuple[torch.Tensor, list[torch.Tensor]]  # loss and the gradients of COMPARED
 
@@ -44,6 +47,7 @@ def main() -> None:
     images = torch.randint(0, 256, (arguments.pairs, 3, 224, 224), dtype=torch.uint8)
     real = sum(map(len, captions))
     packed = model.batch_captions(captions)[0]
+    print(describe_machine())
     print(
         f"{arguments.pairs} pairs; tokens: {arguments.pairs * model.config.max_text_length} padded to the context, "
         f"{arguments.pairs * max(map(len, captions))} to the longest, {packed.input_ids.numel()} packed, {real} real"
@@ -78,8 +82,8 @@ def forms(model: MawsLiTModel, captions: list[list[int]], images: torch.Tensor) 
         return loss.detach(), gradients
 
     return {
-        "plain: padded, float32, AdamW": lambda: step(default, False, True, pixel_values=images, **padded),
-        "the same in bfloat16, fused AdamW": lambda: step(fused, True, True, pixel_values=images, **padded),
+        PLAIN: lambda: step(default, False, True, pixel_values=images, **padded),
+        PLAIN_BF16: lambda: step(fused, True, True, pixel_values=images, **padded),
         "ours, float32": lambda: step(fused, False, pixel_values=images, text_batches=text_batches),
         "ours, bfloat16": lambda: step(fused, True, pixel_values=images, text_batches=text_batches),
         "ours, float32, cached features": lambda: step(
@@ -96,23 +100,23 @@ def optimizer_of(model: MawsLiTModel, fused: bool) -> torch.optim.Optimizer:
 
 
 def report(variants: dict[str, Callable[[], Result]], rounds: int) -> None:
-    names = list(variants)
-    results = {name: variants[name]() for name in names}  # and a warm-up
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names if number % 2 == 0 else reversed(names):
-            start = time.process_time()
-            variants[name]()
-            times[name].append(time.process_time() - start)
-    plain = names[0]
-    for name in names:
-        ratio = statistics.median(base / own for base, own in zip(times[plain], times[name], strict=True))
-        (loss, gradients), (plain_loss, plain_gradients) = results[name], results[plain]
+    seconds, results = take_turns(variants, rounds)
+    plain_loss, plain_gradients = results[PLAIN]
+    rows = []
+    for name, (loss, gradients) in results.items():
         error = max((own - base).norm() / base.norm() for own, base in zip(gradients, plain_gradients, strict=True))
-        print(
-            f"  {name:<34} {statistics.median(times[name]):6.2f} s {ratio:6.2f} x   loss {loss:.6f} "
-            f"({loss - plain_loss:+.1e}), gradients {error:.1e}"
+        rows.append(
+            [
+                name,
+                f"{statistics.median(seconds[name]):.2f}",
+                f"{ratio(seconds, name, PLAIN):.2f}",
+                f"{ratio(seconds, name, PLAIN_BF16):.2f}",
+                f"{loss:.6f} ({loss - plain_loss:+.1e})",
+                f"{error:.1e}",
+            ]
         )
+    header = ["form", "s", "x plain", "x plain bf16", "loss (difference)", "gradients differ by"]
+    print(markdown_table(header, rows))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ process (wall time on a GPU), and the largest difference of the trained classifi
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from side_by_side import describe_machine, markdown_table, ratio, take_turns
 from torch import Tensor
 from transformers.utils import logging
 
@@ -55,6 +55,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (arguments.images, 3, side, side), dtype=torch.uint8, generator=generator)
     labels = torch.arange(arguments.images) % CLASSES
+    print(describe_machine(device))
     print(f"{arguments.members} classifiers, {arguments.updates} updates, {arguments.rounds} rounds, {device}")
     for method in arguments.methods:
         recipe = replace(RECIPES[method], updates=arguments.updates)
@@ -104,14 +105,20 @@ def compare(
             "one by one, frozen prefix": lambda: one_by_one(tail, tokens(), labels, members, recipe),
             "together, frozen prefix": lambda: train_members(tail, tokens(), labels, members, recipe),
         }
-        seconds, trained = interleaved(variants, arguments.rounds)
+        seconds, trained = take_turns(variants, arguments.rounds, str(encoder.device))
         test = TokensBefore(encoder, tail.first, pixels)
         logits = {name: predict(tail, weights, test) for name, weights in trained.items()}
-    print(f"{method}: {len(tail.layers)} of {len(encoder.layers)} layers behind the prefix")
-    for name, times in seconds.items():
-        ratio = statistics.median(base / own for base, own in zip(seconds[BASELINE], times, strict=True))
-        difference = (logits[name] - logits[BASELINE]).abs().max()
-        print(f"  {name:26s} {statistics.median(times):7.2f} s   x {ratio:5.2f}   |difference| {difference:.1e}")
+    print(f"\n{method}: {len(tail.layers)} of {len(encoder.layers)} layers behind the prefix\n")
+    rows = [
+        [
+            name,
+            f"{statistics.median(times):.2f}",
+            f"{ratio(seconds, name, BASELINE):.2f}",
+            f"{(logits[name] - logits[BASELINE]).abs().max():.1e}",
+        ]
+        for name, times in seconds.items()
+    ]
+    print(markdown_table(["way", "s", "x", "logits differ by"], rows))
 
 
 def train_on_pixels(
@@ -148,23 +155,6 @@ def one_by_one(
     tail: AdaptedTail, tokens: Tensor, labels: Tensor, members: list[Member], recipe: AdapterRecipe
 ) -> list[Weights]:
     return [train_members(tail, tokens, labels, [member], recipe)[0] for member in members]
-
-
-def interleaved(
-    variants: dict[str, Callable[[], list[Weights]]], rounds: int
-) -> tuple[dict[str, list[float]], dict[str, list[Weights]]]:
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    trained = {}
-    for number in range(-1, rounds):  # the first round warms up and is not counted
-        for name, variant in variants.items():
-            start = clock()
-            trained[name] = variant()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if number >= 0:
-                seconds[name].append(clock() - start)
-    return seconds, trained
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ this process, and the largest differences of losses and gradients from the plain
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from side_by_side import describe_machine, markdown_table, ratio, take_turns
 from torch import Tensor
 
 from maws_hf import MawsViTConfig, MawsViTForImageClassification
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="default: 7")
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    print(describe_machine())
     for dtype in (torch.float32, torch.bfloat16):
         compare_heads(arguments, dtype)
     compare_last_blocks(arguments.rounds)
@@ -50,7 +51,7 @@ def compare_heads(arguments: argparse.Namespace, dtype: torch.dtype) -> None:
 
         return step
 
-    print(f"head: {arguments.images} images, {arguments.width} -> {arguments.classes} classes, {dtype}")
+    print(f"\nhead: {arguments.images} images, {arguments.width} -> {arguments.classes} classes, {dtype}\n")
     report(
         {
             "dense targets, cross_entropy": variant(dense),
@@ -73,29 +74,28 @@ def compare_last_blocks(rounds: int) -> None:
 
         return step
 
-    print("encoder: vit_b16, 2 images of 224 pixels, torch.float32")
+    print("\nencoder: vit_b16, 2 images of 224 pixels, torch.float32\n")
     report({"all tokens": variant(False), "class token only": variant(True)}, rounds)
 
 
 def report(variants: dict[str, Callable[[], tuple[Tensor, ...]]], rounds: int) -> None:
-    names = list(variants)
-    results = {name: step() for name, step in variants.items()}  # warm-up, and what is compared
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names if number % 2 == 0 else reversed(names):
-            start = time.process_time()
-            variants[name]()
-            times[name].append(time.process_time() - start)
-    plain = names[0]
-    for name in names:
-        ratio = statistics.median(base / own for base, own in zip(times[plain], times[name], strict=True))
-        (loss, *gradients), (plain_loss, *plain_gradients) = results[name], results[plain]
+    seconds, results = take_turns(variants, rounds)
+    plain = next(iter(variants))
+    plain_loss, *plain_gradients = results[plain]
+    rows = []
+    for name, (loss, *gradients) in results.items():
         differences = [own - base for own, base in zip(gradients, plain_gradients, strict=True)]
         error = norm(differences) / norm(plain_gradients)  # all together: some gradients are zero but for rounding
-        print(
-            f"  {name:<34} {statistics.median(times[name]):7.3f} s  {ratio:5.2f} x   "
-            f"loss differs by {abs((loss - plain_loss).item()):.1e}, gradients by {error:.1e}"
+        rows.append(
+            [
+                name,
+                f"{statistics.median(seconds[name]):.3f}",
+                f"{ratio(seconds, name, plain):.2f}",
+                f"{abs((loss - plain_loss).item()):.1e}",
+                f"{error:.1e}",
+            ]
         )
+    print(markdown_table(["form", "s", "x", "loss differs by", "gradients by"], rows))
 
 
 def norm(tensors: list[Tensor]) -> float:
