@@ -15,10 +15,11 @@ import argparse
 import multiprocessing
 import resource
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+import peers_mae
 import torch
-from peers_mae import Loss, facebook_mae, lightly_mae, transformers_vit_mae
 from side_by_side import describe_machine, markdown_table, ratio, take_turns
 from torch import Tensor, nn
 
@@ -28,6 +29,12 @@ from maws_hf.models.configuration_maws_vit import SIZES
 OURS = "maws_hf"
 PEERS = ("transformers", "lightly", "original")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+TINY = {
+    **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64},
+    **{"decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 1},
+    "decoder_intermediate_size": 64,
+}
 
 Step = Callable[[], Tensor]
 
@@ -75,16 +82,16 @@ def forms_of(arguments: argparse.Namespace) -> dict[str, tuple[str, bool]]:
     return {**forms, OURS: (OURS, True)}
 
 
-def build(implementation: str, arguments: argparse.Namespace) -> tuple[nn.Module, Loss]:
+def build(implementation: str, arguments: argparse.Namespace, **fields: int) -> tuple[nn.Module, peers_mae.Loss]:
     torch.manual_seed(0)
-    config = MawsViTConfig.from_size(arguments.size, image_size=arguments.image_size, norm_pix_loss=True)
+    config = MawsViTConfig.from_size(arguments.size, image_size=arguments.image_size, norm_pix_loss=True, **fields)
     ours = MawsMAEForPreTraining(config)
     if implementation == "transformers":
-        return transformers_vit_mae(ours)
+        return peers_mae.transformers_vit_mae(ours)
     if implementation == "lightly":
-        return lightly_mae(ours)
+        return peers_mae.lightly_mae(ours)
     if implementation == "original":
-        return facebook_mae(ours, arguments.original)
+        return peers_mae.facebook_mae(ours, arguments.original)
     return ours, lambda images, noise: ours(images, noise=noise).loss
 
 
@@ -162,9 +169,11 @@ def peak_gib(implementation: str, fused: bool, dtype: str, arguments: argparse.N
         process.join()
 
 
-def _report_peak(send, implementation: str, fused: bool, dtype: str, arguments: argparse.Namespace) -> None:
+def _report_peak(
+    send: Connection, implementation: str, fused: bool, dtype: str, arguments: argparse.Namespace
+) -> None:
     on_gpu = torch.device(arguments.device).type == "cuda"
-    build(implementation, argparse.Namespace(**{**vars(arguments), "size": "vit_b16"}))  # imports are not counted
+    build(implementation, arguments, **TINY)  # what imports and first models take is not counted
     before = _peak_bytes(on_gpu=False)
     step = step_of(implementation, fused, dtype, arguments)
     for _ in range(2):

@@ -5,16 +5,12 @@ import pytest
 import torch
 from bench_data import (
     FASTEST,
-    REFERENCE,
-    REFERENCE_PIXELS,
     all_of,
     all_pipelines,
     mean_difference,
     synthetic_jpeg,
     table_of,
 )
-
-from maws_hf.processing import normalize
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +32,6 @@ def test_a_difference_is_told_in_grey_levels():
         return lambda data, rng: torch.full((3, 2, 2), level, dtype=torch.uint8)
 
     assert mean_difference([b"", b""], constant(7), constant(4)) == 3
-
-
-def test_the_reference_is_torchvisions(pipelines: dict):
-    pytest.importorskip("torchvision")
-    data = synthetic_jpeg(120, 160, 90, 0)
-    pixels, floats = (pipelines[name](data, np.random.default_rng(5)) for name in (REFERENCE_PIXELS, REFERENCE))
-    assert torch.equal(pixels, pipelines["Pillow, uint8"](data, np.random.default_rng(5)))
-    torch.testing.assert_close(floats, normalize(pixels), atol=1e-5, rtol=1e-5)
 
 
 def test_rounds_have_other_crops_and_pipelines_the_same():
