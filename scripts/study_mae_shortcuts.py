@@ -170,7 +170,7 @@ def report(runs: list[Run], costs: dict[str, dict[str, float]], output_dir: Path
         for metric, value in read_scores(run.folder(output_dir)).items():
             scores.setdefault(metric, {}).setdefault(run.arm, []).append(value)
     panels = {
-        metric: {arm: {costs[arm]["time"]: values} for arm, values in by_arm.items()}
+        metric: {short_name(arm): {costs[arm]["time"]: values} for arm, values in by_arm.items()}
         for metric, by_arm in scores.items()
     }
     xlabel = "CPU time of a training step, relative to MAE"
@@ -180,6 +180,11 @@ def report(runs: list[Run], costs: dict[str, dict[str, float]], output_dir: Path
     rows = [[*cost_cells(arm, costs), *(spread(by_arm[arm]) for by_arm in scores.values())] for arm in ARMS]
     print(f"\n{describe_machine()}\n\n{markdown_table(['predicted', 'operations', 'time', *scores], rows)}")
     print(f"\n{output_dir / 'shortcuts.png'}\n{output_dir / 'shortcuts.json'}")
+
+
+def short_name(arm: str) -> str:
+    """For a legend."""
+    return "MAE" if arm == PLAIN else arm.replace("-attention", "")
 
 
 def print_costs(size: str, costs: dict[str, dict[str, float]]) -> None:
