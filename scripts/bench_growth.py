@@ -368,6 +368,8 @@ def draw(records: dict[str, list[dict[str, Any]]], file: Path) -> None:
         memory.plot(places, planned, color="grey", linestyle="--", label="step, planned")
         for panel in (time, memory):
             panel.set_yscale("log")
+            for ticks in ("major", "minor"):
+                getattr(panel.yaxis, f"set_{ticks}_formatter")("{x:g}")
             if axis in ("batch", "image_size"):
                 panel.set_xscale("log", base=2)
                 panel.set_xticks(places, labels=places)
