@@ -353,7 +353,7 @@ def draw(records: dict[str, list[dict[str, Any]]], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")  # a file is wanted, and there may be no screen
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     columns = len(records)
     figure, axes = pyplot.subplots(2, columns, figsize=(3.1 * columns, 5.4), layout="constrained", squeeze=False)
@@ -368,6 +368,9 @@ def draw(records: dict[str, list[dict[str, Any]]], file: Path) -> None:
         memory.plot(places, planned, color="grey", linestyle="--", label="step, planned")
         for panel in (time, memory):
             panel.set_yscale("log")
+            panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter(ticker.NullFormatter())
             if axis in ("batch", "image_size"):
                 panel.set_xscale("log", base=2)
                 panel.set_xticks(places, labels=places)

@@ -16,7 +16,8 @@ process does the later part of that, so it loses less.
 Part 3, calculated from part 2, for accelerators that are not here: how many cores feed them (rate x CPU time of an
 image), and by how much the loop's step is longer: CPU time of the main process (fixed + for each image, through the
 measured batches with most workers) and the copy of a batch of bytes over `--pcie_gbps`, which the loop does not
-overlap. Cores and memory of another machine are not this one's.
+overlap. An upper bound: beside a GPU a thread of its own takes batches over and frees their memory (`pin_memory`),
+which here the main thread does, and that share grows with the batch. Other cores are not these.
 
 Saving checkpoints is left out everywhere.
 """
@@ -87,7 +88,7 @@ def main() -> None:
                 simulate_device(corpora[-1], arguments.batches[-1], arguments.workers[0], rate) for rate in rates
             ]
         print(loop_table(loops))
-        print(f"\n3. Calculated for {arguments.device_batch} images a step\n")
+        print(f"\n3. Calculated for {arguments.device_batch} images a step: cores, and at most so much longer\n")
         print(calculated_table(corpora, supply, loops, arguments))
 
 
