@@ -9,6 +9,7 @@ All hold the same weights, get the same images and hide the same patches, so the
 differs is printed beside the ratio. Each peer runs as it is fastest with fused AdamW; the original also as its authors
 run it, with the default AdamW. Ours gets uint8 pixels and normalises them itself, the peers get normalised floats.
 Memory is the peak of a process of its own that runs two steps, above what it held before the model was built.
+`--profile` prints instead on which operations a step of each form spends its time.
 """
 
 import argparse
@@ -30,6 +31,15 @@ OURS = "maws_hf"
 PEERS = ("transformers", "lightly", "original")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+# Names of torch's operations (a part of them) -> what a profile calls them; the first that fits.
+KINDS = {
+    "attention": ("scaled_dot_product", "softmax", "bmm", "_flash", "_efficient"),
+    "matrix products": ("mm", "linear_pointwise", "convolution"),
+    "optimizer": ("adamw", "_foreach", "addcdiv", "addcmul", "lerp"),
+    "copies and casts": ("copy", "cat", "index", "gather", "clone"),
+    "GELU": ("gelu",),
+    "LayerNorm": ("layer_norm",),
+}
 TINY = {
     **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64},
     **{"decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 1},
@@ -48,7 +58,7 @@ def main() -> None:
     )
     for dtype in arguments.dtype:
         print(f"\n{dtype}{' autocast' if dtype != 'float32' else ''}{', compiled' if arguments.compile else ''}\n")
-        print(table(arguments, dtype))
+        print(profile_table(arguments, dtype) if arguments.profile else table(arguments, dtype))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,6 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile all of them")
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="default: transformers, lightly; original if given")
     parser.add_argument("--original", type=Path, metavar="DIR", help="a clone of github.com/facebookresearch/mae")
+    parser.add_argument("--profile", action="store_true", help="shares of kinds of operations, instead of ratios")
     parser.add_argument("--no_memory", action="store_true", help="do not measure peaks, which takes a process each")
     arguments = parser.parse_args()
     if arguments.peers is None:
@@ -153,6 +164,27 @@ def table(arguments: argparse.Namespace, dtype: str) -> str:
             ]
         )
     return markdown_table(["", "s/step", "images/s", "ours is x as fast", "loss", "loss - ours", "peak GiB"], rows)
+
+
+def profile_table(arguments: argparse.Namespace, dtype: str) -> str:
+    rows = []
+    for name, (whose, fused) in forms_of(arguments).items():
+        step = step_of(whose, fused, dtype, arguments)
+        step()
+        with torch.profiler.profile() as profiler:
+            step()
+        shares = dict.fromkeys([*KINDS, "other"], 0.0)
+        on_gpu = torch.device(arguments.device).type == "cuda"
+        for event in profiler.key_averages():
+            seconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            shares[kind_of(event.key.lower())] += seconds / 1e6
+        total = sum(shares.values())
+        rows.append([name, f"{total:.2f}", *(f"{seconds / total:.1%}" for seconds in shares.values())])
+    return markdown_table(["", "s/step", *KINDS, "other"], rows)
+
+
+def kind_of(operation: str) -> str:
+    return next((kind for kind, parts in KINDS.items() if any(part in operation for part in parts)), "other")
 
 
 def peak_gib(implementation: str, fused: bool, dtype: str, arguments: argparse.Namespace) -> float:

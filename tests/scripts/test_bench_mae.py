@@ -49,3 +49,19 @@ def test_an_original_without_a_clone_is_an_error(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SystemExit):
         bench_mae.parse_arguments()
     assert "--original DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::addmm", "matrix products"),
+        ("mkldnn::_linear_pointwise", "matrix products"),
+        ("aten::baddbmm", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::_fused_adamw_", "optimizer"),
+        ("aten::native_layer_norm_backward", "LayerNorm"),
+        ("aten::add_", "other"),
+    ],
+)
+def test_a_profile_knows_what_an_operation_is_for(operation: str, kind: str):
+    assert bench_mae.kind_of(operation) == kind
