@@ -1,8 +1,10 @@
 """The training loop once more, reading ahead as it does for an accelerator: nothing that it leaves behind differs."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,19 +37,26 @@ MODES = {"on demand": lambda device: False, "ahead": lambda device: True}
 
 @pytest.fixture(autouse=True)
 def reading_ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test here reads ahead, and is told if it did not."""
+    """Every test here reads ahead, as far as it may before the loop goes on, and is told if it did not."""
     made = []
-    init = prefetch.ReadAhead.__init__
+    init, read = prefetch.ReadAhead.__init__, prefetch.ReadAhead.__next__
 
-    def noted(self: prefetch.ReadAhead, *args, **kwargs) -> None:
-        made.append(self)
-        init(self, *args, **kwargs)
+    def noted(self: prefetch.ReadAhead, loader: Any, device: torch.device, ahead: int) -> None:
+        made.append((self, ahead))
+        init(self, loader, device, ahead)
+
+    def read_and_wait(self: prefetch.ReadAhead) -> prefetch.Batch:
+        batch, (_, ahead) = read(self), made[-1]
+        while self._ready.qsize() < ahead and self._thread.is_alive():
+            time.sleep(0.0005)
+        return batch
 
     monkeypatch.setattr(prefetch.ReadAhead, "__init__", noted)
+    monkeypatch.setattr(prefetch.ReadAhead, "__next__", read_and_wait)
     monkeypatch.setattr(prefetch, "reads_ahead", MODES["ahead"])
     yield
     assert made
-    assert not any(reader._thread.is_alive() for reader in made)
+    assert not any(reader._thread.is_alive() for reader, _ in made)
 
 
 class Seen:
