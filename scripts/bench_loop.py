@@ -14,7 +14,7 @@ when it is busy, batch / rate seconds more, and the loop waits for that where it
 norm. Batches are read ahead as on an accelerator; a copy to ordinary memory stands for the transfer. What a step takes
 beyond batch / rate is time in which the accelerator idles (and, some 0.1 ms, the system that wakes sleepers late).
 
-Two cores decode a few hundred images a second. To send thousands through the main process, the second table has
+A laptop decodes hundreds of images a second. To send thousands through the main process, the second table has
 workers that decode nothing: they fill shared memory with random crops and hand it to the real `StatefulDataLoader`
 (`--ready_batches`: for devices of these rates). Beside it is the same loop on one batch that lies on the device.
 
@@ -24,8 +24,8 @@ thread needs as well; bandwidth that transfers take from the device; other proce
 Part 3, calculated from part 2, for accelerators that are not here: how many cores feed them (rate x CPU time of an
 image), and by how much the loop's step is longer. It is taken to be the longer of two times: the device's and the CPU
 time of the main thread, as if none of that were hidden; or that of the reading thread (its CPU time and the copy of a
-batch over `--pcie_gbps`). Both CPU times are lines through the measured batches with most workers. Cores and memory of
-another machine are not this one's.
+batch over `--pcie_gbps`). Both CPU times are on lines through the measured batch sizes, of decoded batches with most
+workers. Cores and memory of another machine are not this one's.
 
 Saving checkpoints is left out everywhere.
 """
@@ -93,7 +93,9 @@ def main() -> None:
         ]
         print(loop_table(loops))
         if arguments.ready_batches:
-            print(f"\n{loop_table(run_ready(arguments))}")
+            ready = run_ready(arguments)
+            print(f"\n{loop_table(ready)}")
+            loops += [loop for loop in ready if loop.data == "ready"]
         print(f"\n3. Calculated for {arguments.device_batch} images a step\n")
         print(calculated_table(corpora, supply, loops, arguments))
 
@@ -319,7 +321,7 @@ def loop_table(loops: Sequence[Loop]) -> str:
 def calculated_table(
     corpora: Sequence[Path], supply: Sequence[Supply], loops: Sequence[Loop], arguments: argparse.Namespace
 ) -> str:
-    most = [loop for loop in loops if loop.workers == max(arguments.workers)]
+    most = [loop for loop in loops if loop.data == "ready" or loop.workers == max(arguments.workers)]
     batch = arguments.device_batch
     sizes = [loop.batch for loop in most]
     main_thread = seconds_at(batch, sizes, [loop.times.thread for loop in most])

@@ -216,7 +216,7 @@ def test_a_process_ends_while_its_loader_hangs(workers: int, image_shards: Path)
     )
     assert finished.returncode == 1, finished.stderr
     assert finished.stderr.strip().endswith("ValueError: the loop fails")
-    assert time.time() - float(finished.stdout) < 10
+    assert time.time() - float(finished.stdout) < 60, "most of it is a busy machine; the loader hangs for longer"
 
 
 def test_only_accelerators_that_can_are_read_ahead_for():

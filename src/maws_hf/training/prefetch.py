@@ -88,8 +88,9 @@ class ReadAhead(OnDemand):
         if copied is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(copied)
-            for tensor in _tensors(batch):
-                tensor.record_stream(stream)  # its memory belongs to the other stream, which must not reuse it before
+            for value in batch.values():
+                if isinstance(value, torch.Tensor):
+                    value.record_stream(stream)  # the thread's stream must not use its memory again before that
         return batch
 
     @property
@@ -104,6 +105,9 @@ class ReadAhead(OnDemand):
 
     def _read(self) -> None:
         try:
+            if self._stream is not None:
+                # For good: to change back would leave a context on the first GPU, which may be another process's.
+                torch.cuda.set_stream(self._stream)
             while self._room.acquire() and not self._over:
                 self._ready.put(self._fetch())
         except BaseException as error:
@@ -115,11 +119,8 @@ class ReadAhead(OnDemand):
         if self._over:
             raise StopIteration  # no work on a device that may be shutting down
         position = loader_state(self._loader)
-        if self._stream is None:
-            return {name: _copy(value, self._device) for name, value in batch.items()}, position, None
-        with torch.cuda.stream(self._stream):  # also makes its device the thread's, which is where memory is pinned
-            moved = {name: _copy(value, self._device) for name, value in batch.items()}
-            return moved, position, self._stream.record_event()
+        moved = {name: _copy(value, self._device) for name, value in batch.items()}
+        return moved, position, None if self._stream is None else self._stream.record_event()
 
 
 def _copy(value: Any, device: torch.device) -> Any:
@@ -128,10 +129,6 @@ def _copy(value: Any, device: torch.device) -> Any:
     if device.type == "cuda" and value.device.type == "cpu":
         value = value.pin_memory()  # only then the copy does not wait for its end
     return value.to(device, non_blocking=True, copy=True)
-
-
-def _tensors(batch: Batch) -> list[torch.Tensor]:
-    return [value for value in batch.values() if isinstance(value, torch.Tensor)]
 
 
 __all__ = ["OnDemand", "ReadAhead", "read_batches", "reads_ahead"]
