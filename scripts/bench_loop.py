@@ -8,16 +8,24 @@ the training loop on that same batch, and the loop with the real loader (Parquet
 turns. Wall time counts, because waiting does; so other programs of the machine do too. Beside it is CPU time of the
 main process, which they touch less.
 
-Part 2, measured: what the loader supplies, with the CPU time of its workers for an image; and the loop around an
-accelerator of so many images a second, whose step is a wait of batch / rate seconds. What the loop's step takes beyond
-that wait is the loop's: getting the batch, bookkeeping, a wait for the loader. A real accelerator works while the main
-process does the later part of that, so it loses less.
+Part 2, measured: what the loader supplies, with the CPU time of its workers for an image; then the loop around a
+simulated accelerator of so many images a second. Like a real one it works by itself: the objective only notes until
+when it is busy, batch / rate seconds more, and the loop waits for that where it first needs a result, at the gradient
+norm. Batches are read ahead as on an accelerator; a copy to ordinary memory stands for the transfer. What a step takes
+beyond batch / rate is time in which the accelerator idles (and, some 0.1 ms, the system that wakes sleepers late).
+
+A laptop decodes hundreds of images a second. To send thousands through the main process, the second table has
+workers that decode nothing: they fill shared memory with random crops and hand it to the real `StatefulDataLoader`
+(`--ready_batches`: for devices of these rates). Beside it is the same loop on one batch that lies on the device.
+
+Not simulated: the launch of kernels, for which the main thread of a real run needs the interpreter that the reading
+thread needs as well; bandwidth that transfers take from the device; other processes of the same host.
 
 Part 3, calculated from part 2, for accelerators that are not here: how many cores feed them (rate x CPU time of an
-image), and by how much the loop's step is longer: CPU time of the main process (fixed + for each image, through the
-measured batches with most workers) and the copy of a batch of bytes over `--pcie_gbps`, which the loop does not
-overlap. An upper bound: beside a GPU a thread of its own takes batches over and frees their memory (`pin_memory`),
-which here the main thread does, and that share grows with the batch. Other cores are not these.
+image), and by how much the loop's step is longer. It is taken to be the longer of two times: the device's and the CPU
+time of the main thread, as if none of that were hidden; or that of the reading thread (its CPU time and the copy of a
+batch over `--pcie_gbps`). Both CPU times are on lines through the measured batch sizes, of decoded batches with most
+workers. Cores and memory of another machine are not this one's.
 
 Saving checkpoints is left out everywhere.
 """
@@ -25,12 +33,11 @@ Saving checkpoints is left out everywhere.
 import argparse
 import contextlib
 import io
-import itertools
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,18 +50,15 @@ from bench_data import SOURCES, synthetic_jpeg
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from side_by_side import describe_machine, markdown_table, ratio, take_turns
-from transformers import PreTrainedModel
+from timed_loop import SIDE, WARM_UP, Device, ReadyBatches, Resident, StepTimes, open_ready, run_loop
 from transformers.utils import logging
 
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig, MawsViTModel
 from maws_hf.optim.groups import parameter_groups
 from maws_hf.training.images import ImageRecipe, build_training_loader
-from maws_hf.training.loop import BatchLoss, train
 
 LAPTOP = Path(__file__).parents[1] / "examples" / "recipes" / "mae_laptop.yaml"
-SIDE = 224  # of the crops that an accelerator gets
 SHARDS = 16
-WARM_UP = 3  # steps of a run that are not counted: the workers start, and fill their queues
 # Images a second at half of the 790 TFLOP/s that a large bfloat16 product reached on an H200.
 RATES = {
     **{"MAE ViT-B": 6757.0, "MAE ViT-L": 3180.0, "MAE ViT-H": 1357.0, "MAE ViT-2B": 504.0, "MAE ViT-6.5B": 154.0},
@@ -75,20 +79,24 @@ def main() -> None:
             corpora.append(corpus)
         print(f"\n1. Real steps\n\n{compare_real_steps(corpora[-1], arguments)}")
         supply = [measure_supply(corpus, arguments) for corpus in corpora]
-        print(f"\n2. The loader, and a device that waits\n\n{supply_table(corpora, supply)}\n")
-        loops = [
-            simulate_device(corpora[-1], batch, workers, load * supply[-1].rate)
+        print(f"\n2. The loader, and a device that works by itself\n\n{supply_table(corpora, supply)}\n")
+        settings = [
+            (batch, workers, load * supply[-1].rate)
             for batch in arguments.batches
             for workers in arguments.workers
             for load in arguments.loads
         ]
-        if arguments.device_images_per_second:
-            rates = arguments.device_images_per_second
-            loops += [
-                simulate_device(corpora[-1], arguments.batches[-1], arguments.workers[0], rate) for rate in rates
-            ]
+        fixed = [(arguments.batches[-1], arguments.workers[0], rate) for rate in arguments.device_images_per_second]
+        loops = [
+            simulate_device("decoded", open_loader(corpora[-1], SIDE, batch, workers), batch, workers, rate)
+            for batch, workers, rate in settings + fixed
+        ]
         print(loop_table(loops))
-        print(f"\n3. Calculated for {arguments.device_batch} images a step: cores, and at most so much longer\n")
+        if arguments.ready_batches:
+            ready = run_ready(arguments)
+            print(f"\n{loop_table(ready)}")
+            loops += [loop for loop in ready if loop.data == "ready"]
+        print(f"\n3. Calculated for {arguments.device_batch} images a step\n")
         print(calculated_table(corpora, supply, loops, arguments))
 
 
@@ -106,8 +114,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--loads", type=float, nargs="+", default=[0.5], help="rates, as shares of the loader's supply (default: 0.5)"
     )
     parser.add_argument("--device_images_per_second", type=float, nargs="+", default=[], help="more rates, as such")
+    parser.add_argument(
+        "--ready_batches",
+        type=float,
+        nargs="*",
+        default=[6757.0, 4022.0, 3180.0, 1357.0],
+        metavar="RATE",
+        help="images a second of devices that get batches which nobody decodes (default: 6757 4022 3180 1357)",
+    )
     parser.add_argument("--rates", type=named_rate, nargs="+", default=list(RATES.items()), metavar="NAME=IMAGES_A_S")
-    parser.add_argument("--device_batch", type=int, default=1024, help="of part 3 (default: 1024)")
+    parser.add_argument("--device_batch", type=int, default=1024, help="of ready batches and part 3 (default: 1024)")
     parser.add_argument("--pcie_gbps", type=float, default=50.0, help="GB/s to the accelerator (default: 50)")
     return parser.parse_args(argv)
 
@@ -129,45 +145,6 @@ def write_pictures(folder: Path, count: int, source: tuple[int, int, int]) -> No
             Dataset.from_dict({"image": rows}, features=features).to_parquet(file)
 
 
-class Resident:
-    """One batch again and again, in the place of a loader."""
-
-    def __init__(self, batch: dict[str, Any]):
-        self.batch = batch
-        self.dataset = self
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return itertools.repeat(self.batch)
-
-    def identity(self) -> dict[str, Any]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-
-class Watched:
-    """A loader, and the seconds that the loop has waited for each batch."""
-
-    def __init__(self, loader: Any):
-        self.loader = loader
-        self.waits: list[float] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        iterator = iter(self.loader)  # now, and not with the first batch: a state may be asked for before
-        return self._batches(iterator)
-
-    def _batches(self, iterator: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        while True:
-            start = time.perf_counter()
-            batch = next(iterator)
-            self.waits.append(time.perf_counter() - start)
-            yield batch
-
-
 def open_loader(corpus: Path, side: int, batch: int, workers: int) -> Any:
     recipe = ImageRecipe(
         output_dir="unused",
@@ -178,32 +155,6 @@ def open_loader(corpus: Path, side: int, batch: int, workers: int) -> Any:
     )
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars of `datasets`
         return build_training_loader(recipe, side, Accelerator(cpu=True))
-
-
-@dataclass(frozen=True)
-class StepTimes:
-    """Seconds a step of a run, in the mean."""
-
-    wall: float
-    cpu: float
-    waited: float
-
-
-def run_loop(model: PreTrainedModel, objective: BatchLoss, loader: Any, steps: int) -> StepTimes:
-    """`steps` of the real training loop, after the first ones."""
-    ticks: list[tuple[float, float]] = []
-
-    def tick(_step: int, _model: PreTrainedModel) -> None:
-        ticks.append((time.perf_counter(), time.process_time()))
-
-    watched = Watched(loader)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        recipe = ImageRecipe(
-            output_dir=folder, dataset_name="", max_steps=WARM_UP + steps, logging_steps=10, learning_rate=1e-4
-        )
-        train(model, objective, watched, recipe, Accelerator(cpu=True), after_step=tick)
-    (start, cpu_start), (end, cpu_end) = ticks[WARM_UP - 1], ticks[-1]
-    return StepTimes((end - start) / steps, (cpu_end - cpu_start) / steps, sum(watched.waits[WARM_UP:]) / steps)
 
 
 # ---------------------------------------------------------------- 1. real steps
@@ -261,14 +212,15 @@ def run_bare(model: MawsMAEForPreTraining, pixels: torch.Tensor, steps: int) -> 
         model(pixels).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return StepTimes((time.perf_counter() - start) / steps, (time.process_time() - cpu_start) / steps, 0.0)
+    wall, cpu = (time.perf_counter() - start) / steps, (time.process_time() - cpu_start) / steps
+    return StepTimes(wall, cpu, cpu, 0.0)
 
 
 def percent(factor: float) -> str:
     return f"{100 * (factor - 1):+.1f} %"
 
 
-# ---------------------------------------------------------------- 2. the loader, and a device that waits
+# ---------------------------------------------------------------- 2. the loader, and a device that works by itself
 
 
 @dataclass(frozen=True)
@@ -307,34 +259,46 @@ def supply_table(corpora: Sequence[Path], supply: Sequence[Supply]) -> str:
 
 @dataclass(frozen=True)
 class Loop:
-    """The loop around a device of `rate` images a second; seconds a step."""
+    """The loop around a device of `rate` images a second."""
 
+    data: str
     batch: int
     workers: int
     rate: float
-    device: float
     times: StepTimes
 
+    @property
+    def device(self) -> float:
+        """Seconds that the device works on a step."""
+        return self.batch / self.rate
 
-def simulate_device(corpus: Path, batch: int, workers: int, rate: float, steps: int = 12) -> Loop:
+
+def simulate_device(data: str, loader: Any, batch: int, workers: int, rate: float, steps: int = 12) -> Loop:
     model = MawsViTModel(
         MawsViTConfig(hidden_size=16, num_hidden_layers=0, num_attention_heads=1, intermediate_size=16)
     )
-    busy: list[float] = []
+    device = Device(rate, transfers=data != "resident")
+    return Loop(data, batch, workers, rate, run_loop(model, device.objective, loader, steps, device=device))
 
-    def objective(model: torch.nn.Module, data: dict[str, Any]) -> torch.Tensor:
-        start = time.perf_counter()
-        time.sleep(len(data["keys"]) / rate)
-        busy.append(time.perf_counter() - start)  # the system wakes sleepers late
-        return next(model.parameters()).square().mean()
 
-    times = run_loop(model, objective, open_loader(corpus, SIDE, batch, workers), steps)
-    return Loop(batch, workers, rate, sum(busy[WARM_UP:]) / steps, times)
+def run_ready(arguments: argparse.Namespace) -> list[Loop]:
+    """A batch that lies on the device, and batches that nobody decodes, for devices of the wanted rates."""
+    batch, workers = arguments.device_batch, arguments.workers[0]
+    resident = Resident(next(iter(ReadyBatches(batch))))
+    return [
+        loop
+        for rate in arguments.ready_batches
+        for loop in (
+            simulate_device("resident", resident, batch, 0, rate),
+            simulate_device("ready", open_ready(batch, workers), batch, workers, rate),
+        )
+    ]
 
 
 def loop_table(loops: Sequence[Loop]) -> str:
     rows = [
         [
+            loop.data,
             str(loop.batch),
             str(loop.workers),
             f"{loop.rate:.0f}",
@@ -342,12 +306,13 @@ def loop_table(loops: Sequence[Loop]) -> str:
             f"{1000 * loop.times.wall:.1f}",
             percent(loop.times.wall / loop.device),
             f"{1000 * loop.times.waited:.2f}",
-            f"{1000 * loop.times.cpu:.2f}",
+            f"{1000 * loop.times.thread:.2f}",
+            f"{1000 * (loop.times.cpu - loop.times.thread):.2f}",
         ]
         for loop in loops
     ]
-    header = ["batch", "workers", "device images/s", "device ms", "loop ms", "longer", "waits for a batch, ms"]
-    return markdown_table([*header, "main process CPU ms"], rows)
+    header = ["data", "batch", "workers", "device images/s", "device ms", "loop ms", "longer", "waits for a batch, ms"]
+    return markdown_table([*header, "main thread CPU ms", "reading thread CPU ms"], rows)
 
 
 # ---------------------------------------------------------------- 3. calculated
@@ -356,10 +321,11 @@ def loop_table(loops: Sequence[Loop]) -> str:
 def calculated_table(
     corpora: Sequence[Path], supply: Sequence[Supply], loops: Sequence[Loop], arguments: argparse.Namespace
 ) -> str:
-    most = [loop for loop in loops if loop.workers == max(arguments.workers)]
-    fixed, each = overhead_of_main_process([loop.batch for loop in most], [loop.times.cpu for loop in most])
+    most = [loop for loop in loops if loop.data == "ready" or loop.workers == max(arguments.workers)]
     batch = arguments.device_batch
-    main_process = fixed + each * batch
+    sizes = [loop.batch for loop in most]
+    main_thread = seconds_at(batch, sizes, [loop.times.thread for loop in most])
+    reading = seconds_at(batch, sizes, [loop.times.cpu - loop.times.thread for loop in most])
     copying = batch * 3 * SIDE * SIDE / (arguments.pcie_gbps * 1e9)
     rows = [
         [
@@ -367,24 +333,23 @@ def calculated_table(
             f"{rate:.0f}",
             *(f"{rate * own.cpu:.1f}" for own in supply),
             f"{1000 * batch / rate:.0f}",
-            f"{1000 * main_process:.2f}",
-            f"{1000 * copying:.2f}",
-            percent(1 + (main_process + copying) * rate / batch),
+            f"{1000 * main_thread:.2f}",
+            f"{1000 * (reading + copying):.2f}",
+            percent(max(batch / rate + main_thread, reading + copying) * rate / batch),
         ]
         for name, rate in arguments.rates
     ]
     header = ["device", "images/s", *(f"cores, {corpus.name}" for corpus in corpora)]
-    return markdown_table([*header, "device ms", "main process ms", "copy ms", "longer"], rows)
+    return markdown_table([*header, "device ms", "main thread ms", "reading and copy ms", "longer"], rows)
 
 
-def overhead_of_main_process(batches: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
-    """Seconds a step, and an image of it: a straight line through steps of several batch sizes, neither below 0."""
-    if len(set(batches)) < 2:
-        return statistics.median(seconds), 0.0
-    line = statistics.linear_regression(batches, seconds)
-    if line.slope < 0:
-        return statistics.median(seconds), 0.0
-    return max(0.0, line.intercept), line.slope
+def seconds_at(batch: int, batches: Sequence[int], seconds: Sequence[float]) -> float:
+    """Where a straight line through the times of steps of several batch sizes is at `batch`; it does not fall."""
+    if len(set(batches)) > 1:
+        line = statistics.linear_regression(batches, seconds)
+        if line.slope >= 0:
+            return max(0.0, line.intercept) + line.slope * batch
+    return statistics.median(seconds)
 
 
 if __name__ == "__main__":

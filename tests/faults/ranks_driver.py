@@ -12,7 +12,7 @@ from line_run import Line, objective, run
 from ranks import scene
 from safetensors.torch import load_file
 
-from maws_hf.training import checkpoint, loop
+from maws_hf.training import checkpoint, loop, prefetch
 
 STEPS = 8
 OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 2, "save_steps": 3}
@@ -59,6 +59,12 @@ def uneven(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
 
 def broken_reader(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
     return train(rank, corpus, folder, bad_batch=5 if rank == 1 else None)
+
+
+def ahead(rank: int, corpus: Path, folder: Path, act: Any) -> dict[str, Any]:
+    """With batches read ahead, as for an accelerator."""
+    prefetch.reads_ahead = lambda device: True
+    return act(rank, corpus, folder)
 
 
 def half(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
@@ -121,6 +127,12 @@ def main(corpus: str, folder: str) -> None:
         if act is not train:
             again = scene(2, train, root / "answers" / f"{name} again", Path(corpus), root / name)
             results[f"{name} again"] = again
+    for act in (train, killed, broken_reader):
+        folder, answers = root / f"{act.__name__} ahead", root / "answers" / f"{act.__name__} ahead"
+        results[folder.name] = scene(2, ahead, answers, Path(corpus), folder, act)
+        if act is not train:
+            again = answers.with_name(f"{folder.name} again")
+            results[again.name] = scene(2, ahead, again, Path(corpus), folder, train)
     results["full"] = scene(2, full, root / "answers" / "full", Path(corpus), root / "full")
     results["full files"] = sorted(path.name for path in (root / "full" / "checkpoints").iterdir())
     results["apart"] = scene(2, apart, root / "answers" / "apart", Path(corpus), root / "apart")

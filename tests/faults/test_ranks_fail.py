@@ -74,7 +74,20 @@ def test_a_rank_that_fails_at_its_start_is_named_by_the_other(scenes: dict[str, 
     assert other["seconds"] < SECONDS
 
 
-@pytest.mark.parametrize("name", ["killed", "raising", "uneven", "broken_reader"])
+def test_reading_ahead_changes_nothing_of_a_failure(scenes: dict[str, Any]):
+    assert [rank["answer"] for rank in scenes["train ahead"]] == [rank["answer"] for rank in scenes["train"]]
+    survivor, victim = scenes["killed ahead"]
+    assert survivor["error"].startswith(
+        f"TrainingError: rank 0 cannot go on in step 5: rank 1 (process {victim['process']}) has ended"
+    )
+    assert survivor["seconds"] < SECONDS
+    for ahead, plain in zip(scenes["broken_reader ahead"], scenes["broken_reader"], strict=True):
+        assert ahead["error"] == plain["error"]
+
+
+@pytest.mark.parametrize(
+    "name", ["killed", "raising", "uneven", "broken_reader", "killed ahead", "broken_reader ahead"]
+)
 def test_a_restart_ends_in_the_weights_of_an_untroubled_run(name: str, scenes: dict[str, Any]):
     straight = scenes["train"][0]["answer"]
     assert [rank["answer"] for rank in scenes[f"{name} again"]] == [straight, straight]

@@ -10,19 +10,17 @@ from bench_loop import (
     RATES,
     SHARDS,
     Loop,
-    Resident,
-    StepTimes,
     Supply,
-    Watched,
     calculated_table,
     named_rate,
     open_loader,
-    overhead_of_main_process,
     parse_arguments,
-    run_loop,
+    run_ready,
+    seconds_at,
     simulate_device,
     write_pictures,
 )
+from timed_loop import Device, Resident, StepTimes, open_ready, run_loop
 from tiny import tiny_config
 
 from maws_hf import MawsViTModel
@@ -60,35 +58,91 @@ def objective(model: torch.nn.Module, batch: dict) -> torch.Tensor:
     return model(batch["pixel_values"]).pooler_output.square().mean()
 
 
-def test_the_loader_waits_where_it_is_asked_for_batches():
-    watched = Watched(Resident({"keys": []}))
-    batches = iter(watched)
-    assert watched.waits == []
-    next(batches), next(batches)
-    assert len(watched.waits) == 2
-    assert watched.state_dict() == {}
+def test_a_device_works_by_itself_until_it_is_waited_for():
+    device, model = Device(100.0), MawsViTModel(tiny_config())
+    start = time.perf_counter()
+    device.objective(model, {"keys": ["a"] * 8})
+    device.objective(model, {"keys": ["a"] * 4})
+    assert time.perf_counter() - start < 0.1
+    device.wait(torch.zeros(()))
+    assert time.perf_counter() - start >= 0.12
+    start = time.perf_counter()
+    device.wait(torch.zeros(()))
+    assert time.perf_counter() - start < 0.1, "it is ready"
 
 
-def test_a_device_that_waits_is_as_slow_as_it_was_told(corpus: Path):
-    loop = simulate_device(corpus, batch=8, workers=0, rate=100.0, steps=3)
-    assert loop.device == pytest.approx(0.08, rel=0.3)
-    assert loop.device < loop.times.wall
-    assert loop.times.cpu < 0.08, "a wait is no work"
+def test_what_the_loop_does_while_the_device_works_costs_nothing(corpus: Path):
+    class Slow(Resident):
+        def __iter__(self):
+            while True:
+                time.sleep(0.15)
+                yield self.batch
+
+    batch = {"pixel_values": torch.zeros(8, 3, 16, 16, dtype=torch.uint8), "keys": ["a"] * 8, "skipped": []}
+    loop = simulate_device("slow", Slow(batch), 8, 0, rate=40.0, steps=4)
+    assert loop.device == pytest.approx(0.2)
+    assert 0.2 <= loop.times.wall < 0.3
+    assert loop.times.waited < 0.05
+    hurried = simulate_device("slow", Slow(batch), 8, 0, rate=800.0, steps=4)
+    assert hurried.times.wall >= 0.15
+    assert hurried.times.waited > 0.1, "no device can be fed faster than the loader reads"
 
 
-def test_the_overhead_is_a_line_through_the_batches():
-    assert overhead_of_main_process([64, 256, 64, 256], [1.64, 3.56, 1.64, 3.56]) == pytest.approx((1.0, 0.01))
-    assert overhead_of_main_process([64, 64, 64], [1.0, 5.0, 2.0]) == (2.0, 0.0)
-    assert overhead_of_main_process([64, 256], [4.0, 2.0]) == (3.0, 0.0), "noise: larger batches are not cheaper"
+def test_a_device_has_pictures_in_memory_of_its_own(corpus: Path):
+    device, value = Device(1.0), torch.arange(4)
+    first, second, third, again = (device.copy(value + i, value.device) for i in range(4))
+    assert [tensor.tolist() for tensor in (second, third)] == [[1, 2, 3, 4], [2, 3, 4, 5]]
+    assert again is first
+    assert again.tolist() == [3, 4, 5, 6]
+    assert device.copy(["a"], value.device) == ["a"]
+    assert Device(1.0, transfers=False).copy(value, value.device) is value
 
 
-def test_cores_and_percent_follow_from_what_was_measured():
-    arguments = parse_arguments(["--rates", "card=1000", "--device_batch", "100", "--pcie_gbps", "15.0528"])
-    loops = [Loop(64, workers, 500.0, 0.1, StepTimes(0.2, cpu, 0.0)) for workers, cpu in ((2, 9.0), (8, 0.002))]
+def test_batches_that_nobody_decodes_come_in_new_memory():
+    batches = iter(open_ready(3, 1))
+    first, second = next(batches), next(batches)
+    assert first["pixel_values"].shape == (3, 3, 224, 224)
+    assert first["keys"] == ["00000000.jpg", "00000001.jpg", "00000002.jpg"]
+    assert first["pixel_values"].is_shared()
+    first["pixel_values"].zero_()
+    assert second["pixel_values"].float().mean() == pytest.approx(127.5, rel=0.02)
+
+
+def test_ready_batches_run_beside_one_that_lies_there():
+    arguments = parse_arguments(["--ready_batches", "100", "--device_batch", "4", "--workers", "1"])
+    resident, ready = run_ready(arguments)
+    assert [(loop.data, loop.workers, loop.device) for loop in (resident, ready)] == [
+        ("resident", 0, 0.04),
+        ("ready", 1, 0.04),
+    ]
+    assert min(resident.times.wall, ready.times.wall) > 0.04
+
+
+def test_a_real_loader_feeds_a_device(corpus: Path):
+    loop = simulate_device("decoded", open_loader(corpus, 16, 8, 0), 8, 0, rate=100.0, steps=3)
+    assert loop.times.wall >= 0.08
+    assert loop.times.thread < 0.08, "a wait is no work"
+    assert loop.times.cpu > loop.times.thread, "another thread reads"
+
+
+def test_times_at_another_batch_are_on_a_line():
+    assert seconds_at(1024, [64, 256, 64, 256], [1.64, 3.56, 1.64, 3.56]) == pytest.approx(11.24)
+    assert seconds_at(1024, [64, 64, 64], [1.0, 5.0, 2.0]) == 2.0
+    assert seconds_at(1024, [64, 256], [4.0, 2.0]) == 3.0, "noise: larger batches are not cheaper"
+    assert seconds_at(100, [1, 2], [1.0, 3.0]) == 200.0, "nothing costs less than no time"
+
+
+@pytest.mark.parametrize(("rate", "longer"), [(1000, "+3.0 %"), (20000, "+100.0 %")])
+def test_cores_and_percent_follow_from_what_was_measured(rate: int, longer: str):
+    arguments = parse_arguments(["--rates", f"card={rate}", "--device_batch", "100", "--pcie_gbps", "15.0528"])
+    loops = [
+        Loop("decoded", 64, workers, 500.0, StepTimes(0.2, cpu, thread, 0.0))
+        for workers, cpu, thread in ((2, 9.0, 1.0), (8, 0.012, 0.003))
+    ]
     table = calculated_table([Path("a"), Path("b")], [Supply(1, 9.0, 0.001), Supply(1, 9.0, 0.004)], loops, arguments)
     row = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
-    # 0.1 s a step; 2 ms of the main process with most workers, 1 ms to copy 15 MB.
-    assert row == ["card", "1000", "1.0", "4.0", "100", "2.00", "1.00", "+3.0 %"]
+    # With most workers 3 ms of the main thread and 9 of the other, and 1 to copy 15 MB: it takes 10 to read a batch.
+    assert row[2:] == [f"{rate / 1000:.1f}", f"{rate / 250:.1f}", f"{100_000 / rate:.0f}", "3.00", "10.00", longer]
 
 
 def test_rates_have_names():

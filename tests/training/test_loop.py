@@ -1,6 +1,7 @@
 import hashlib
 import math
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,18 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(image_shards: Path
     for left, right in zip(first, second, strict=True):
         assert left["loss"] == pytest.approx(right["loss"], abs=1e-6)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], abs=1e-5)
+
+
+def test_the_images_of_a_forward_pass_are_given_up_after_it(image_shards: Path, tmp_path: Path):
+    images: list[weakref.ref] = []
+
+    def watched(model: nn.Module, batch: dict) -> torch.Tensor:
+        assert not any(image() is not None for image in images)
+        images.append(weakref.ref(batch["pixel_values"]))
+        return objective(model, batch)
+
+    run(image_shards, tmp_path, batch_loss=watched, gradient_accumulation_steps=3, max_steps=2)
+    assert len(images) == 6
 
 
 def test_learning_rate_scales_with_the_batch_unless_given(image_shards: Path, tmp_path: Path):

@@ -62,7 +62,6 @@ def build_loader(
             batch_size=batch_size,
             num_workers=stream.num_workers,
             collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
             prefetch_factor=prefetch_factor if stream.num_workers else None,
             worker_init_fn=_live_and_die_with_the_main_process,
             snapshot_every_n_steps=1,

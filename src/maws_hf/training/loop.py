@@ -9,7 +9,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,12 +20,10 @@ import accelerate
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data.loader import loader_state
 from ..optim.ema import WeightAverage
 from ..optim.groups import parameter_groups
 from ..optim.schedules import warmup_cosine
@@ -36,6 +34,7 @@ from .arguments import TrainingArguments
 from .distributed import launcher_process
 from .interruption import GracefulStop
 from .output_lock import lock_output
+from .prefetch import OnDemand, read_batches
 from .records import JsonLines, Progress, cut_back_ranks
 from .resumption import compare_recipes, find_checkpoint, images_per_step, peak_learning_rate, restore_position
 from .seeding import seed_step
@@ -105,9 +104,12 @@ def train(
     run.flops_per_image = flops_per_image
     if flops_per_image and matmul_peak:
         run.utilization_of_image_rate = flops_per_image / (matmul_peak * accelerator.num_processes)
-    batches = iter(loader)
     exit_code = 0
-    with GracefulStop(launcher_process()) as stop, named_failures(*ranks, lambda: f"in step {run.state.step + 1}"):
+    with (
+        read_batches(loader, accelerator.device, recipe.gradient_accumulation_steps) as batches,
+        GracefulStop(launcher_process()) as stop,
+        named_failures(*ranks, lambda: f"in step {run.state.step + 1}"),
+    ):
         while run.state.step < recipe.max_steps:
             learning_rate = run.set_learning_rate()
             window = run.read_window(batches)
@@ -160,6 +162,7 @@ class _Run:
         self.flops_per_image: int | None = None
         self.utilization_of_image_rate: float | None = None
         self.give_up: str | None = None  # why the run cannot go on after this step
+        self.position: dict[str, Any] = {}  # in the data, after the last window that was read
         resumed = find_checkpoint(self.root, recipe.resume_from_checkpoint, accelerator, strict=recipe.strict_resume)
         self.sharded = sharding_wanted()
         if self.sharded:
@@ -196,22 +199,21 @@ class _Run:
             self.progress.say(f"resuming after step {self.state.step} from {resumed.path}")
         self._tick = (time.perf_counter(), self.state.step)
 
-    def read_window(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    def read_window(self, batches: OnDemand) -> list[dict[str, Any]]:
         """The batches of one update. If a rank has none, all ranks save where they were before, and stop."""
-        before = loader_state(self.loader)
         window, error = [], None
         try:
-            for _ in range(self.recipe.gradient_accumulation_steps):
-                window.append(next(batches))
+            window = [next(batches) for _ in range(self.recipe.gradient_accumulation_steps)]
         except StopIteration:
             error = TrainingError("the data of this process have ended")
         except Exception as raised:
             error = raised
         reasons = reasons_of_ranks(self.accelerator, error)
         if not reasons:
+            self.position = batches.position
             return window
         if self.state.step and self.state.step != self.saved_step:
-            self.save(before)
+            self.save()
         if error is not None and self.accelerator.num_processes == 1:
             raise error
         raise TrainingError(f"step {self.state.step + 1} has no images on {'; '.join(reasons)}") from error
@@ -234,13 +236,13 @@ class _Run:
         self.model.train()
         for micro_step, batch in enumerate(window):
             seed_step(self.recipe.seed, self.accelerator.process_index, self.state.step, micro_step)
-            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             is_last = micro_step == len(window) - 1
             # Gradients of a sharded model are reduced every time: kept, they would be as large as the whole model.
             with nullcontext() if is_last or self.sharded else self.accelerator.no_sync(self.model):
                 loss = batch_loss(self.model, batch) / len(window)
                 self.accelerator.backward(loss)
             total += loss.detach().float()
+            window[micro_step] = {name: batch[name] for name in ("keys", "skipped")}  # lets go of the tensors
         return total
 
     def clip(self) -> float:
@@ -333,10 +335,8 @@ class _Run:
         state.loss_sum, state.loss_count = 0.0, 0
         self._tick = (now, state.step)
 
-    def save(self, position: dict[str, Any] | None = None) -> None:
-        """Writes a checkpoint; `position` is that of the stream if it has read on since the last update."""
+    def save(self) -> None:
         rank = self.accelerator.process_index
-        position = position or loader_state(self.loader)
 
         def write_files(directory: Path) -> None:
             if self.sharded:
@@ -348,7 +348,7 @@ class _Run:
                 ckpt.save_optimizer(self.optimizer, directory / "optimizer.safetensors")
                 if self.average is not None:
                     save_file(self.average.state_dict(), directory / AVERAGE)
-            own = {"state": asdict(self.state), "stream": position}
+            own = {"state": asdict(self.state), "stream": self.position}
             (directory / f"rank-{rank:05d}.json").write_text(json.dumps(own), encoding="utf-8")
 
         ckpt.save_checkpoint(
