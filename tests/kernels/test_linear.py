@@ -51,6 +51,34 @@ def test_equals_the_closed_form(layout: str, bias: bool, products: list[torch.Si
 
 
 @needs_onednn
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor multiplies no bfloat16")
+@pytest.mark.parametrize("autocast", [True, False])
+def test_bfloat16_is_rounded_once(autocast: bool, products: list[torch.Size]):
+    torch.manual_seed(0)
+    layer, inputs = Linear(24, 40), torch.randn(2, 5, 24)
+    if not autocast:
+        layer, inputs = layer.bfloat16(), inputs.bfloat16()
+    inputs.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = layer(inputs)
+    gradient = torch.randn(output.shape).bfloat16()
+    own = torch.autograd.grad(output, (inputs, *layer.parameters()), gradient)
+    assert len(products) == 2
+    assert [tensor.dtype for tensor in own] == [torch.float32 if autocast else torch.bfloat16] * 3
+
+    weight, bias, rows = (tensor.detach().bfloat16().double() for tensor in (layer.weight, layer.bias, inputs))
+    gradients = gradient.double()
+    exact = [
+        rows @ weight.T + bias,
+        gradients @ weight,
+        gradients.flatten(0, 1).T @ rows.flatten(0, 1),
+        gradients.flatten(0, 1).sum(0),
+    ]
+    for found, true in zip((output, *own), exact, strict=True):
+        torch.testing.assert_close(found.double(), true, rtol=2**-8, atol=2**-8)
+
+
+@needs_onednn
 def test_only_wanted_gradients_are_computed(products: list[torch.Size]):
     layer = Linear(8, 8)
     layer.weight.requires_grad_(False)
@@ -60,14 +88,24 @@ def test_only_wanted_gradients_are_computed(products: list[torch.Size]):
     assert len(products) == 1
 
 
-@pytest.mark.parametrize("case", ["float64", "bfloat16", "autocast", "vmap", "counted", "switched off", "empty"])
+@pytest.mark.parametrize(
+    "case", ["float64", "mixed", "frozen", "inference", "float16", "vmap", "counted", "switched off", "empty"]
+)
 def test_torch_does_the_rest(case: str, products: list[torch.Size]):
     layer, inputs = Linear(8, 8), torch.randn(3, 8)
-    if case in ("float64", "bfloat16"):
-        layer, inputs = layer.to(getattr(torch, case)), inputs.to(getattr(torch, case))
+    if case == "float64":
+        layer, inputs = layer.double(), inputs.double()
+    if case == "frozen":
+        layer.requires_grad_(False)
     expected = F.linear(inputs, layer.weight, layer.bias)
-    if case == "autocast":
-        with torch.autocast("cpu", torch.bfloat16):
+    if case == "mixed":
+        with pytest.raises(RuntimeError, match="dtype"):
+            layer(inputs.bfloat16())
+    elif case in ("frozen", "float16"):
+        with torch.autocast("cpu", torch.float16 if case == "float16" else torch.bfloat16):
+            assert layer(inputs).dtype in (torch.float16, torch.bfloat16)
+    elif case == "inference":
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
             assert layer(inputs).dtype == torch.bfloat16
     elif case == "vmap":
         torch.testing.assert_close(torch.vmap(layer)(inputs), expected)

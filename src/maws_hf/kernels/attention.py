@@ -77,7 +77,15 @@ class _MatmulAttention(torch.autograd.Function):
         of_scores = torch._softmax_backward_data(gradient @ value.mT, probabilities, -1, probabilities.dtype)
         of_query = _scaled_product(of_scores, key, ctx.scaling)
         of_key = _scaled_product(of_scores.mT, query, ctx.scaling)
-        return *(tensor.unflatten(0, ctx.batch) for tensor in (of_query, of_key, of_value)), None
+        return *(_as_projected(tensor, ctx.batch) for tensor in (of_query, of_key, of_value)), None
+
+
+def _as_projected(heads: Tensor, batch: torch.Size) -> Tensor:
+    """`(B * heads, T, head_dim)` -> `(B, heads, T, head_dim)` in the memory order of the projection that it came from.
+
+    Three products and sums read each gradient of a projection, and each would make that copy.
+    """
+    return heads.unflatten(0, batch).transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _scaled_product(left: Tensor, right: Tensor, scaling: float) -> Tensor:

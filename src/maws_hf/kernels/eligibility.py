@@ -21,9 +21,12 @@ def is_plain(*tensors: Tensor) -> bool:
     )
 
 
-def has_onednn() -> bool:
+def has_onednn(dtype: torch.dtype) -> bool:
     """Whether oneDNN's linear operators are there and not switched off: on x86, where they have been measured."""
+    if dtype not in (torch.float32, torch.bfloat16) or platform.machine().lower() not in _X86:
+        return False
     if not (torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()):
         return False
-    operators = ("_linear_pointwise", "_reorder_linear_weight")
-    return platform.machine().lower() in _X86 and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+    if not all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")):
+        return False
+    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()

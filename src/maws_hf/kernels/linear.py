@@ -1,7 +1,8 @@
-"""A linear layer that takes oneDNN's float32 product on CPUs instead of the BLAS that torch was built with.
+"""A linear layer that takes oneDNN's own product on CPUs.
 
-torch calls MKL there, which is slow on AMD's processors; oneDNN is as fast as the machine on both. The gradient of the
-weights stays with torch, where the two are equal. bfloat16 goes through oneDNN in torch already.
+In float32 torch calls MKL there, which is slow on AMD's processors; oneDNN is as fast as the machine. In bfloat16
+torch calls oneDNN itself, but writes the bias into the result first, to have the product added. The gradient of the
+weights stays with torch: nothing is faster there.
 """
 
 from typing import Any
@@ -17,21 +18,22 @@ class Linear(nn.Linear):
     """`nn.Linear`, with the same parameters and, up to rounding, results."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if suits_onednn(input, self.weight):
-            return _OneDnnLinear.apply(input, self.weight, self.bias)
-        return F.linear(input, self.weight, self.bias)
+        if not suits_onednn(input, self.weight):
+            return F.linear(input, self.weight, self.bias)
+        bias = None if self.bias is None else cast_for_autocast(self.bias)
+        return _OneDnnLinear.apply(cast_for_autocast(input), cast_for_autocast(self.weight), bias)
 
 
 def suits_onednn(input: Tensor, weight: Tensor) -> bool:
-    """Whether this product is one of float32 matrices on a CPU for which torch has oneDNN."""
-    return (
-        is_plain(input, weight)
-        and input.device.type == "cpu"
-        and input.dtype == weight.dtype == torch.float32
-        and input.numel() > 0
-        and has_onednn()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    """Whether this is a product on a CPU, of float32 or bfloat16 matrices, for which torch has oneDNN."""
+    if not is_plain(input, weight) or input.device.type != "cpu" or input.numel() == 0:
+        return False
+    if not torch.is_autocast_enabled("cpu"):
+        return input.dtype == weight.dtype and has_onednn(weight.dtype)
+    # Of weights in training autocast makes as many copies as there are calls. Other copies it may keep, we do not.
+    trained = weight.requires_grad and torch.is_grad_enabled()
+    known = {input.dtype, weight.dtype} <= {torch.float32, torch.bfloat16}
+    return trained and known and has_onednn(torch.get_autocast_dtype("cpu"))
 
 
 def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -32,11 +32,7 @@ def can_pack(linear: nn.Module) -> bool:
     if type(linear) not in (nn.Linear, Linear) or linear._forward_hooks or linear._forward_pre_hooks:
         return False
     weight = linear.weight
-    if type(weight) is not nn.Parameter or weight.device.type != "cpu" or not has_onednn():
-        return False
-    if weight.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32
+    return type(weight) is nn.Parameter and weight.device.type == "cpu" and has_onednn(weight.dtype)
 
 
 class PackedLinear(nn.Module):
