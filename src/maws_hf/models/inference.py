@@ -88,7 +88,7 @@ class FusedAttention(MawsViTAttention):
     def forward(
         self, hidden_states: Tensor, queries: slice = slice(None), residual: Tensor | None = None, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
-        attended, probabilities = self.attend(hidden_states, queries, **kwargs)
+        attended, probabilities = self.attend(hidden_states[:, queries], hidden_states, **kwargs)
         return self.o_proj(attended, residual), probabilities
 
 

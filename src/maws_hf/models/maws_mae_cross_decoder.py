@@ -40,21 +40,8 @@ class MawsMAECrossAttention(MawsViTAttention):
         self, hidden_states: Tensor, encoded: Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[Tensor, Tensor | None]:
         """Queries `(B, R, W)`, keys and values `(B, T, D)` -> `(B, R, W)` and, with eager attention, probabilities."""
-        encoded = cast_for_autocast(encoded)
-        query = self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        key = self.k_proj(encoded).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        value = self.v_proj(encoded).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        attended, probabilities = self._attention_function(query, kwargs)(
-            self,
-            query,
-            key,
-            value,
-            None,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return self.o_proj(attended.flatten(2)), probabilities
+        attended, probabilities = self.attend(hidden_states, cast_for_autocast(encoded), **kwargs)
+        return self.o_proj(attended), probabilities
 
 
 class MawsMAECrossLayer(GradientCheckpointingLayer):

@@ -131,15 +131,16 @@ class MawsViTAttention(nn.Module):
         self, hidden_states: Tensor, queries: slice = slice(None), **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[Tensor, Tensor | None]:
         """`(B, T, D)` -> the attended tokens of `queries` `(B, T', D)` and, with eager attention, probabilities."""
-        attended, probabilities = self.attend(hidden_states, queries, **kwargs)
+        hidden_states = cast_for_autocast(hidden_states)
+        attended, probabilities = self.attend(hidden_states[:, queries], hidden_states, **kwargs)
         return self.o_proj(attended), probabilities
 
     def attend(
-        self, hidden_states: Tensor, queries: slice = slice(None), **kwargs: Unpack[TransformersKwargs]
+        self, queries: Tensor, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[Tensor, Tensor | None]:
-        """The heads' results side by side, `(B, T', D)`, before the last projection; and the probabilities."""
-        hidden_states = cast_for_autocast(hidden_states)
-        query = self.q_proj(hidden_states[:, queries]).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        """What the tokens of `queries` `(B, T', D)` read from the others `(B, T, D)`, before the last projection: the
+        heads' results side by side, `(B, T', D)`; and the probabilities."""
+        query = self.q_proj(queries).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         key = self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         value = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         attended, probabilities = self._attention_function(query, kwargs)(
