@@ -14,16 +14,14 @@ of a process of its own above what it held before it built the model (on a GPU, 
 
 import argparse
 import copy
-import ctypes
 import gc
 import multiprocessing
 import statistics
-import sys
 from collections.abc import Callable
 
 import peers  # before maws_hf, which imports transformers
 import torch
-from side_by_side import describe_machine, markdown_table, ratio, take_turns
+from side_by_side import describe_machine, forget_peak, markdown_table, ratio, resident_bytes, take_turns
 from torch import Tensor, nn
 
 from maws_hf import MawsViTConfig, MawsViTForImageClassification, prepare_for_inference
@@ -186,7 +184,7 @@ def _peak_memory(name: str, arguments: argparse.Namespace, image_size: int, dtyp
         peers.import_timm()
     on_gpu = torch.device(arguments.device).type == "cuda"
     images = torch.randn(arguments.batch, 3, image_size, image_size, device=arguments.device, dtype=dtype)
-    before = 0 if on_gpu else _resident("VmRSS")
+    before = 0 if on_gpu else resident_bytes("VmRSS")
     model: nn.Module = MawsViTForImageClassification(config_of(arguments, image_size)).eval()
     model = model.to(arguments.device, dtype)
     if name == "ours, prepared":
@@ -198,24 +196,9 @@ def _peak_memory(name: str, arguments: argparse.Namespace, image_size: int, dtyp
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     else:
-        _forget_peak()
+        forget_peak()
     form(images)
-    return torch.cuda.max_memory_allocated() if on_gpu else _resident("VmHWM") - before
-
-
-def _forget_peak() -> None:
-    """Gives freed memory back and lets the kernel count the peak of resident memory anew."""
-    if sys.platform != "linux":
-        raise SystemExit("peaks of memory are read from Linux: give --no_memory")
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")
-
-
-def _resident(field: str) -> float:
-    with open("/proc/self/status", encoding="ascii") as file:
-        line = next(line for line in file if line.startswith(field))
-    return int(line.split()[1]) * 1024
+    return torch.cuda.max_memory_allocated() if on_gpu else resident_bytes("VmHWM") - before
 
 
 if __name__ == "__main__":

@@ -6,22 +6,23 @@ r"""How fast is a step of masked pre-training (forward, backward, AdamW), agains
     OMP_NUM_THREADS=1 python scripts/bench_mae.py --original mae
 
 All hold the same weights, get the same images and hide the same patches, so their losses must agree; a loss that
-differs is printed beside the ratio. Each peer runs as it is fastest with fused AdamW; the original also as its authors
-run it, with the default AdamW. Ours gets uint8 pixels and normalises them itself, the peers get normalised floats.
+differs is printed beside the ratio. Peers run with fused AdamW and the attention that they choose by themselves,
+transformers also with its plain one, and the original also as its authors run it, with the default AdamW. Ours gets
+uint8 pixels and normalises them itself, the peers get normalised floats.
 Memory is the peak of a process of its own that runs two steps, above what it held before the model was built.
 `--profile` prints instead on which operations a step of each form spends its time.
 """
 
 import argparse
+import gc
 import multiprocessing
-import resource
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import peers_mae
 import torch
-from side_by_side import describe_machine, markdown_table, ratio, take_turns
+from side_by_side import describe_machine, forget_peak, markdown_table, ratio, resident_bytes, take_turns
 from torch import Tensor, nn
 
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig
@@ -88,6 +89,8 @@ def forms_of(arguments: argparse.Namespace) -> dict[str, tuple[str, bool]]:
     """Name of each row -> whose model, and whether its AdamW is the fused one."""
     rows = {"transformers": "transformers, fused AdamW", "lightly": "lightly, fused AdamW"}
     forms = {rows[peer]: (peer, True) for peer in arguments.peers if peer in rows}
+    if "transformers" in arguments.peers:
+        forms["transformers, eager attention, fused AdamW"] = ("transformers eager", True)
     if "original" in arguments.peers:
         forms |= {"original": ("original", False), "original, fused AdamW": ("original", True)}
     return {**forms, OURS: (OURS, True)}
@@ -97,8 +100,8 @@ def build(implementation: str, arguments: argparse.Namespace, **fields: int) -> 
     torch.manual_seed(0)
     config = MawsViTConfig.from_size(arguments.size, image_size=arguments.image_size, norm_pix_loss=True, **fields)
     ours = MawsMAEForPreTraining(config)
-    if implementation == "transformers":
-        return peers_mae.transformers_vit_mae(ours)
+    if implementation.startswith("transformers"):
+        return peers_mae.transformers_vit_mae(ours, "eager" if implementation.endswith("eager") else "sdpa")
     if implementation == "lightly":
         return peers_mae.lightly_mae(ours)
     if implementation == "original":
@@ -206,15 +209,20 @@ def _report_peak(
 ) -> None:
     on_gpu = torch.device(arguments.device).type == "cuda"
     build(implementation, arguments, **TINY)  # what imports and first models take is not counted
-    before = _peak_bytes(on_gpu=False)
+    gc.collect()
+    if not on_gpu:
+        forget_peak()
+    before = 0 if on_gpu else resident_bytes("VmRSS")
     step = step_of(implementation, fused, dtype, arguments)
+    gc.collect()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        forget_peak()  # of the weights that a peer was given
     for _ in range(2):
         step()
-    send.send((_peak_bytes(on_gpu) - (0 if on_gpu else before)) / 2**30)
-
-
-def _peak_bytes(on_gpu: bool) -> int:
-    return torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resident_bytes("VmHWM")
+    send.send((peak - before) / 2**30)
 
 
 if __name__ == "__main__":

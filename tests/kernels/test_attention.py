@@ -62,6 +62,12 @@ def test_the_choice(configured: str, dtype: torch.dtype, trained: bool, chosen: 
     assert fastest_backend(configured, query) == chosen
 
 
+@pytest.mark.parametrize(("tokens", "chosen"), [(257, "matmul"), (1025, "sdpa")])
+def test_long_sequences_keep_no_probabilities(tokens: int, chosen: str):
+    query = torch.zeros(1, 1, tokens, 2, dtype=torch.bfloat16, requires_grad=True)
+    assert fastest_backend("sdpa", query) == chosen
+
+
 def test_a_mask_or_dropout_is_not_lost():
     query, key, value = heads(4, 4, torch.float64)
     mask = torch.zeros(1, 1, 4, 4, dtype=torch.float64)

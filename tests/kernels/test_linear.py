@@ -26,11 +26,12 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 
 @needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("layout", ["rows", "batches", "class tokens", "transposed"])
+@pytest.mark.parametrize("layout", ["one", "rows", "batches", "class tokens", "transposed"])
 def test_equals_the_closed_form(layout: str, bias: bool, products: list[torch.Size]):
     torch.manual_seed(0)
     layer = Linear(24, 40, bias=bias)
     inputs = {
+        "one": torch.randn(24),
         "rows": torch.randn(5, 24),
         "batches": torch.randn(2, 5, 24),
         "class tokens": torch.randn(3, 5, 24)[:, :1],
@@ -42,7 +43,7 @@ def test_equals_the_closed_form(layout: str, bias: bool, products: list[torch.Si
     assert len(products) == 2  # forward and the input's gradient
 
     exact = [tensor.detach().double() for tensor in (inputs, gradient, layer.weight)]
-    rows, gradients = exact[0].flatten(0, -2), exact[1].flatten(0, -2)
+    rows, gradients = (tensor.reshape(-1, tensor.shape[-1]) for tensor in exact[:2])
     expected = [(gradients @ exact[2]).view(inputs.shape), gradients.T @ rows, gradients.sum(0)]
     out = rows @ exact[2].T + (layer.bias.detach().double() if bias else 0)
     torch.testing.assert_close(output.double(), out.view(output.shape), rtol=1e-5, atol=1e-5)
@@ -82,7 +83,11 @@ def test_bfloat16_is_rounded_once(autocast: bool, products: list[torch.Size]):
 def test_only_wanted_gradients_are_computed(products: list[torch.Size]):
     layer = Linear(8, 8)
     layer.weight.requires_grad_(False)
-    layer(torch.randn(2, 8)).sum().backward()
+    kept: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+        output = layer(torch.randn(2, 8))
+    assert kept == []
+    output.sum().backward()
     assert layer.weight.grad is None
     assert layer.bias.grad.tolist() == [2.0] * 8
     assert len(products) == 1
@@ -133,6 +138,8 @@ def test_compiles_as_any_linear_layer(products: list[torch.Size]):
 def test_inputs_are_cast_once_as_autocast_would():
     inputs = torch.randn(3, 4)
     assert cast_for_autocast(inputs) is inputs
+    on_meta = inputs.to("meta")
+    assert cast_for_autocast(on_meta) is on_meta  # a device that knows no autocast
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(cast_for_autocast(inputs), inputs.bfloat16())
         assert cast_for_autocast(inputs.double()).dtype == torch.float64

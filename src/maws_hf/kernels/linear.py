@@ -15,7 +15,11 @@ from .eligibility import has_onednn, is_plain
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, with the same parameters and, up to rounding, results."""
+    """`nn.Linear`, with the same parameters and, up to rounding, results.
+
+    Gradients of gradients, and forward-mode differentiation outside of `torch.func`, do not pass oneDNN's product:
+    `torch.backends.mkldnn.flags(enabled=False)` brings torch's back.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         if not suits_onednn(input, self.weight):
@@ -44,7 +48,7 @@ def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def cast_for_autocast(input: Tensor) -> Tensor:
     """What autocast makes of a product's input; done once for several products, it is not copied for each."""
     device = input.device.type
-    if input.dtype == torch.float32 and torch.is_autocast_enabled(device):
+    if input.dtype == torch.float32 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return input.to(torch.get_autocast_dtype(device))
     return input
 
@@ -52,7 +56,9 @@ def cast_for_autocast(input: Tensor) -> Tensor:
 class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(input, weight)
+        wants_input, wants_weight, _ = ctx.needs_input_grad
+        # Nothing is kept for gradients that nobody wants: a frozen layer's input is as large as its activations.
+        ctx.save_for_backward(input if wants_weight else None, weight if wants_input else None)
         return product(input, weight, bias)
 
     @staticmethod
@@ -60,9 +66,9 @@ class _OneDnnLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         input, weight = ctx.saved_tensors
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)
+        rows = gradient.reshape(-1, gradient.shape[-1])
         return (
             product(gradient, weight.T) if wants_input else None,
-            rows.T @ input.flatten(0, -2) if wants_weight else None,
+            rows.T @ input.reshape(-1, input.shape[-1]) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )

@@ -28,8 +28,8 @@ _LINEARS = {
 def prepare_for_inference(model: Model) -> Model:
     """The same model, changed in place to answer faster on a CPU: in evaluation mode, without gradients, for good.
 
-    Every linear layer in the blocks of an encoder (in MAE also of the decoder, in LiT of the image tower) gives its
-    weights to a [`PackedLinear`], in float32 or bfloat16, whichever they have; nothing is held twice. Inputs and
+    Every linear layer in the blocks of an encoder (in MAE also of its own decoder, in LiT of the image tower) gives
+    its weights to a [`PackedLinear`], in float32 or bfloat16, whichever they have; nothing is held twice. Inputs and
     outputs stay what they were, for every image size and batch, and so do hidden states and attentions. Layers that
     PEFT has wrapped stay as they are, so merge what can be merged (`merge_and_unload`) first.
 
