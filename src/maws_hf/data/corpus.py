@@ -243,7 +243,7 @@ def _write_shard(
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
-    record = {"rows": len(shard.items), "bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
+    record = {"rows": len(shard.items), "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
     temporary.replace(path)
     return record
 
@@ -295,10 +295,11 @@ def _no_strangers(output_dir: Path, expected: Any) -> None:
 
 def _intact(output_dir: Path, path: str, shard: Mapping[str, Any]) -> bool:
     file = output_dir / path
-    return file.is_file() and file.stat().st_size == shard["bytes"] and _sha256(file) == shard["sha256"]
+    return file.is_file() and file.stat().st_size == shard["bytes"] and sha256_of(file) == shard["sha256"]
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Hexadecimal digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,12 +1,11 @@
 """Whether shards are whole: a corpus against its manifest, labels and features against the record of each shard."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.corpus import JOURNAL, MANIFEST
+from ..data.corpus import JOURNAL, MANIFEST, sha256_of
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.json")
 
@@ -30,7 +29,7 @@ def corpus_problems(folder: Path) -> Iterator[str]:
     for name, (size, digest) in known.items():
         if not (folder / name).is_file():
             yield f"{folder / name} is missing: the command that built it makes it again"
-        elif (folder / name).stat().st_size != size or _sha256(folder / name) != digest:
+        elif (folder / name).stat().st_size != size or sha256_of(folder / name) != digest:
             yield f"{folder / name} is not what was written: the command that built it makes it again"
     for path in sorted((folder / "data").glob("*.parquet")):
         if f"data/{path.name}" not in known:
@@ -60,16 +59,11 @@ def shard_problems(records: list[Path]) -> Iterator[str]:
             continue
         if not shard.is_file():
             yield f"{shard} is missing: the command that made it makes it again"
-        elif shard.stat().st_size != size or _sha256(shard) != digest:
+        elif shard.stat().st_size != size or sha256_of(shard) != digest:
             yield f"{shard} is not what was written: the command that made it makes it again"
     for (parent, stem, count), found in numbers.items():
         if absent := sorted(set(range(count)) - found):
             yield f"{parent} lacks {len(absent)} of {count} shards of {stem}, the first number {absent[0]}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["corpus_problems", "is_corpus", "shard_problems", "shard_records"]

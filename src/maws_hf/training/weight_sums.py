@@ -3,12 +3,11 @@
 They lie beside the weights in the form that `sha256sum --check SHA256SUMS` reads, too. Nothing needs them to load.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.corpus import write_atomically
+from ..data.corpus import sha256_of, write_atomically
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (model[\w.-]*\.safetensors)")
@@ -21,7 +20,7 @@ def write_weight_sums(folder: Path) -> None:
         OSError: if the disk refuses.
     """
     files = sorted(folder.glob("model*.safetensors"))
-    write_atomically(folder / SUMS, "".join(f"{_sha256(file)}  {file.name}\n" for file in files).encode())
+    write_atomically(folder / SUMS, "".join(f"{sha256_of(file)}  {file.name}\n" for file in files).encode())
 
 
 def remove_weight_sums(folder: Path) -> None:
@@ -44,13 +43,8 @@ def weight_sum_problems(folder: Path) -> Iterator[str]:
     for digest, name in (line.groups() for line in lines):
         if not (folder / name).is_file():
             yield f"{folder / name} is missing; {SUMS} lists it"
-        elif _sha256(folder / name) != digest:
+        elif sha256_of(folder / name) != digest:
             yield f"{folder / name} is not what the run has written, says {SUMS}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["SUMS", "remove_weight_sums", "weight_sum_problems", "write_weight_sums"]
