@@ -93,6 +93,19 @@ def test_only_wanted_gradients_are_computed(products: list[torch.Size]):
     assert len(products) == 1
 
 
+@needs_onednn
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor multiplies no bfloat16")
+def test_autocasts_copies_of_weights_are_not_kept():
+    layer, kept = Linear(8, 8), []
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
+    ):
+        layer(torch.randn(2, 8, requires_grad=True))
+    assert [tensor.dtype for tensor in kept] == [torch.bfloat16, torch.float32]
+    assert kept[1].data_ptr() == layer.weight.data_ptr()
+
+
 @pytest.mark.parametrize(
     "case", ["float64", "mixed", "frozen", "inference", "float16", "vmap", "counted", "switched off", "empty"]
 )

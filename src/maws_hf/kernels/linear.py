@@ -24,8 +24,7 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not suits_onednn(input, self.weight):
             return F.linear(input, self.weight, self.bias)
-        bias = None if self.bias is None else cast_for_autocast(self.bias)
-        return _OneDnnLinear.apply(cast_for_autocast(input), cast_for_autocast(self.weight), bias)
+        return _OneDnnLinear.apply(cast_for_autocast(input), self.weight, self.bias)
 
 
 def suits_onednn(input: Tensor, weight: Tensor) -> bool:
@@ -34,7 +33,7 @@ def suits_onednn(input: Tensor, weight: Tensor) -> bool:
         return False
     if not torch.is_autocast_enabled("cpu"):
         return input.dtype == weight.dtype and has_onednn(weight.dtype)
-    # Of weights in training autocast makes as many copies as there are calls. Other copies it may keep, we do not.
+    # Of weights that do not change autocast may keep its copies, and we do not.
     trained = weight.requires_grad and torch.is_grad_enabled()
     known = {input.dtype, weight.dtype} <= {torch.float32, torch.bfloat16}
     return trained and known and has_onednn(torch.get_autocast_dtype("cpu"))
@@ -54,12 +53,15 @@ def cast_for_autocast(input: Tensor) -> Tensor:
 
 
 class _OneDnnLinear(torch.autograd.Function):
+    """Under autocast a copy of the weights is made twice, where it is used, and never kept: that is no slower, and of
+    all that a step of MAE keeps for its backward pass (ViT-B, 8 images) the copies would be a third."""
+
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         wants_input, wants_weight, _ = ctx.needs_input_grad
         # Nothing is kept for gradients that nobody wants: a frozen layer's input is as large as its activations.
         ctx.save_for_backward(input if wants_weight else None, weight if wants_input else None)
-        return product(input, weight, bias)
+        return product(input, weight.to(input.dtype), None if bias is None else bias.to(input.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -67,8 +69,9 @@ class _OneDnnLinear(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad
         rows = gradient.reshape(-1, gradient.shape[-1])
+        # Autograd itself casts the gradients of weights and bias to the type of these.
         return (
-            product(gradient, weight.T) if wants_input else None,
+            product(gradient, weight.to(gradient.dtype).T) if wants_input else None,
             rows.T @ input.reshape(-1, input.shape[-1]) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
