@@ -56,6 +56,15 @@ def test_config_fields_count(capsys: pytest.CaptureFixture):
     assert cross["parameters"] != plain["parameters"]
 
 
+def test_the_images_of_this_update_and_of_the_next_are_counted(capsys: pytest.CaptureFixture):
+    base = ["plan", "--size", "vit_b16", "--task", "wsp", "--batch", "64", "--json"]
+    once = json.loads(run(base, capsys)[1])
+    eight = json.loads(run([*base, "--gradient_accumulation_steps", "8"], capsys)[1])
+    batch = 64 * (3 * 224 * 224 + 16 * 8)
+    assert (once["inputs"], eight["inputs"]) == (2 * batch, 16 * batch)
+    assert eight["peak"] - once["peak"] == 14 * batch
+
+
 def test_config_fields_that_cannot_be_are_an_error(capsys: pytest.CaptureFixture):
     for fields, message in (
         ("prediction_ratio=half", "prediction_ratio"),

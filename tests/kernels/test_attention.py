@@ -27,7 +27,9 @@ def closed_form(module, query, key, value, mask, scaling):
 
 
 @pytest.mark.parametrize("queries", [7, 3])
-def test_matmul_is_attention(queries: int):
+@pytest.mark.parametrize("at_a_time", [1, 4, 6])  # of two images with three heads each
+def test_matmul_is_attention(queries: int, at_a_time: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "CACHED_BYTES", at_a_time * 8 * queries * 7)
     inputs = heads(queries, 7, torch.float64)
     for own, exact in zip(results(matmul_attention_forward, inputs), results(closed_form, inputs), strict=True):
         torch.testing.assert_close(own, exact, rtol=1e-12, atol=1e-12)
@@ -66,6 +68,12 @@ def test_the_choice(configured: str, dtype: torch.dtype, trained: bool, chosen: 
 def test_long_sequences_keep_no_probabilities(tokens: int, chosen: str):
     query = torch.zeros(1, 1, tokens, 2, dtype=torch.bfloat16, requires_grad=True)
     assert fastest_backend("sdpa", query) == chosen
+
+
+def test_no_images_are_no_error():
+    output, *gradients = results(matmul_attention_forward, [tensor[:0] for tensor in heads(7, 7, torch.bfloat16)])
+    assert output.shape == (0, 7, 3, 8)
+    assert [gradient.shape for gradient in gradients] == [(0, 3, 7, 8)] * 3
 
 
 def test_a_mask_or_dropout_is_not_lost():

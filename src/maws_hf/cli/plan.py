@@ -23,6 +23,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "--config_overrides", default="", metavar="FIELDS", help="config fields, as the scripts take them"
     )
     plan.add_argument("--batch", type=_count, default=64, metavar="N", help="images a device and forward pass (64)")
+    plan.add_argument(
+        "--gradient_accumulation_steps",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="batches an update (1); they and those of the next update are on the device",
+    )
     plan.add_argument("--labels", type=_count, metavar="N", help="classes (wsp: 28000, finetune: 1000)")
     plan.add_argument("--gpus", type=_count, default=1, metavar="N", help="processes, one a device (1)")
     plan.add_argument("--memory", type=_gib, default=80.0, metavar="GIB", help="of a device (80)")
@@ -74,6 +81,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         checkpointing=arguments.checkpointing,
         fsdp=arguments.fsdp and arguments.gpus > 1,
         average=arguments.ema,
+        batches_held=2 * arguments.gradient_accumulation_steps,
         text_size=arguments.text_size,
         text_tokens=arguments.text_tokens,
     )

@@ -40,6 +40,8 @@ class Setting:
         labels: classes of the head, for `wsp` and `finetune`.
         gpus: processes; their gradients lie in buckets, or with `fsdp` all states are divided among them.
         average: an average of the weights is kept as well.
+        batches_held: that are on the device at once. On a GPU those of the next update arrive during this one
+            (`maws_hf.training.prefetch`): twice the steps of gradient accumulation.
         text_size, text_tokens: of the text tower and of a caption, for `lit`.
     """
 
@@ -51,6 +53,7 @@ class Setting:
     checkpointing: bool = False
     fsdp: bool = False
     average: bool = False
+    batches_held: int = 1
     text_size: str = "base"
     text_tokens: int = 64
 
@@ -186,13 +189,9 @@ def _plan(model: _Model, config: MawsViTConfig, setting: Setting) -> MemoryPlan:
     buckets = setting.gpus > 1 and not setting.fsdp
     copies, late_copies = _copies(stages, in_blocks, setting)
     gathered = _gathered(stages, in_blocks, setting) if setting.fsdp else [(late_copies, late_copies)] * len(stages)
-    inputs = setting.batch * config.num_channels * torch.Size(as_pair(config.image_size)).numel()
+    inputs = setting.batches_held * setting.batch * _sample_bytes(config, setting)
     if setting.task == "mae":
         inputs += _loss_bytes(config, setting.batch)
-    elif setting.task == "lit":
-        inputs += 16 * setting.batch * setting.text_tokens
-    else:
-        inputs += setting.batch * (4 * setting.labels if setting.task == "finetune" else 8 * 16)
     gradients = 4 * model.trained / shards
     held, left = sum(stage.saved for stage in stages), 0.0
     peak = copies + held + (gradients if buckets else 0)
@@ -216,6 +215,12 @@ def _plan(model: _Model, config: MawsViTConfig, setting: Setting) -> MemoryPlan:
         inputs=inputs,
         peak=weights + moments + average + inputs + peak,
     )
+
+
+def _sample_bytes(config: MawsViTConfig, setting: Setting) -> int:
+    """An image of uint8 with what belongs to it: token ids and their mask, soft targets, or 16 indices of labels."""
+    besides = {"mae": 0, "lit": 16 * setting.text_tokens, "finetune": 4 * setting.labels, "wsp": 8 * 16}
+    return config.num_channels * torch.Size(as_pair(config.image_size)).numel() + besides[setting.task]
 
 
 def _loss_bytes(config: MawsViTConfig, batch: int) -> int:

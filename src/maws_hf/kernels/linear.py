@@ -1,8 +1,7 @@
 """A linear layer that takes oneDNN's own product on CPUs.
 
 In float32 torch calls MKL there, which is slow on AMD's processors; oneDNN is as fast as the machine. In bfloat16
-torch calls oneDNN itself, but writes the bias into the result first, to have the product added. The gradient of the
-weights stays with torch: nothing is faster there.
+torch calls oneDNN itself, but writes the bias into the result first, to have the product added.
 """
 
 from typing import Any
@@ -72,6 +71,13 @@ class _OneDnnLinear(torch.autograd.Function):
         # Autograd itself casts the gradients of weights and bias to the type of these.
         return (
             product(gradient, weight.to(gradient.dtype).T) if wants_input else None,
-            rows.T @ input.reshape(-1, input.shape[-1]) if wants_weight else None,
+            _of_weight(rows, input.reshape(-1, input.shape[-1])) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
+
+
+def _of_weight(gradients: Tensor, inputs: Tensor) -> Tensor:
+    """`(rows, out)`, `(rows, in)` -> `(out, in)`. MKL is as fast here, unless few rows make a large matrix."""
+    if gradients.dtype == torch.float32 and len(gradients) < min(gradients.shape[1], inputs.shape[1]):
+        return product(gradients.T, inputs.T)
+    return gradients.T @ inputs
