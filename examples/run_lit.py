@@ -17,7 +17,6 @@ import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -39,6 +38,7 @@ from maws_hf.training.pairs import (
     PairRecipe,
     build_pair_loader,
     encode_in_parts,
+    encode_locked,
     load_tokenizer_of,
     mean_caption_tokens,
     tokenize,
@@ -110,11 +110,15 @@ class LiTRecipe(PairRecipe):
 # ---------------------------------------------------------------- objective
 
 
-def contrastive_objective(model: torch.nn.Module, batch: dict, batch_captions: Any, chunks: int) -> torch.Tensor:
-    """`batch_captions` is the bare model's: `model` may be wrapped for several processes."""
+def contrastive_objective(
+    model: torch.nn.Module, batch: dict, bare: MawsLiTModel, chunks: int, bf16: bool
+) -> torch.Tensor:
+    """`bare` is the model without what wraps it for several processes."""
     images = {name: batch[name] for name in ("pixel_values", "vision_features") if name in batch}
+    if "pixel_values" in images and bare.config.lock_vision_tower and bare.device.type == "cpu":
+        images = {"vision_features": encode_locked(bare.vision_model, images["pixel_values"], bf16=bf16)}
     device = next(iter(images.values())).device
-    text_batches = [part.to(device) for part in batch_captions(batch["input_ids"], chunks)]
+    text_batches = [part.to(device) for part in bare.batch_captions(batch["input_ids"], chunks)]
     return model(text_batches=text_batches, return_loss=True, **images).loss
 
 
@@ -201,7 +205,7 @@ def main() -> int:
     loader, views = build_pair_loader(recipe, model, tokenizer, accelerator)
     outcome = train(
         model,
-        partial(contrastive_objective, batch_captions=model.batch_captions, chunks=recipe.gradient_cache_chunks),
+        partial(contrastive_objective, bare=model, chunks=recipe.gradient_cache_chunks, bf16=recipe.bf16),
         loader,
         recipe,
         accelerator,

@@ -73,6 +73,30 @@ def test_weights_are_held_once_and_come_back_bit_for_bit(dtype):
     assert weight.grad.shape == weight.shape
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_rounded_copy_computes_what_autocast_does_beside_the_weights(bias):
+    linear(torch.bfloat16)  # or skips
+    plain = linear(bias=bias)
+    values = plain.weight.detach().clone()
+    inputs, residual = torch.randn(3, 5, 40), torch.randn(3, 5, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = plain(inputs)
+    packed = PackedLinear(plain, torch.bfloat16)
+    assert torch.equal(plain.weight, values)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(packed(inputs), expected)
+        assert_close(packed(inputs.bfloat16()), expected)
+        assert_close(packed(inputs, gelu="none"), F.gelu(expected))
+        assert_close(packed(inputs, residual.bfloat16()), expected + residual.bfloat16())
+        added = packed(inputs, residual)
+    assert added.dtype == torch.float32  # the sum is not rounded
+    torch.testing.assert_close(added - residual, expected.float(), rtol=8e-3, atol=8e-3)
+    with pytest.raises(PackedModelError, match=r"computing in torch\.float32 with weights in torch\.bfloat16"):
+        packed(inputs)
+    assert packed.unpack() is plain
+    assert torch.equal(plain.weight, values)
+
+
 def test_what_packed_weights_cannot_do_is_one_error_that_says_what_to_do():
     packed = PackedLinear(linear())
     inputs = torch.randn(2, 40)

@@ -280,6 +280,26 @@ def test_after_the_while_the_model_is_as_it_was():
 
 
 @needs_packing
+@torch.no_grad()
+def test_under_autocast_it_is_no_farther_from_the_truth_than_the_plain_model():
+    if not can_pack(nn.Linear(1, 1), torch.bfloat16):
+        pytest.skip("oneDNN does not take bfloat16 on this processor")
+    model = randomize(MawsViTModel(tiny_config()))
+    weights = {name: (parameter, parameter.clone()) for name, parameter in model.named_parameters()}
+    truth = copy.deepcopy(model).double()(pictures(8)).pooler_output
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = model(pictures(8)).pooler_output
+    with prepared_for_inference(model, torch.bfloat16), torch.autocast("cpu", torch.bfloat16):
+        assert packed_layers(model) == 2 * LINEARS
+        found = model(pictures(8)).pooler_output
+    assert found.dtype == plain.dtype
+    assert distance(found, truth) < 1.1 * distance(plain, truth)
+    for name, parameter in model.named_parameters():
+        assert parameter is weights[name][0]
+        assert torch.equal(parameter, weights[name][1])
+
+
+@needs_packing
 def test_a_while_does_not_undo_what_is_for_good_nor_touch_a_model_in_training():
     model = MawsViTModel(tiny_config()).train()
     with prepared_for_inference(model):

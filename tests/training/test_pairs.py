@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from datasets import Dataset, Features, Image, List, Value
 from tiny import draw_image
 from tiny_lit import tiny_lit
@@ -23,6 +24,7 @@ from maws_hf.training.pairs import (
     PairRecipe,
     _feature_job,
     build_pair_loader,
+    encode_locked,
     load_tokenizer_of,
     mean_caption_tokens,
     open_pairs,
@@ -183,3 +185,17 @@ def test_a_text_tower_that_looks_only_backwards_is_refused(tmp_path):
 def test_training_needs_nothing_that_only_evaluation_installs():
     program = "import sys; sys.modules['evaluate'] = None; import maws_hf.training.pairs, maws_hf.training.loop"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 2e-6), (True, 1e-2)])
+def test_features_of_a_locked_tower_are_its_own_and_can_be_trained_on(bf16: bool, tolerance: float):
+    model = tiny_lit().train()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    found = encode_locked(model.vision_model, pixels, bf16=bf16)
+    expected = model.vision_model(pixels).pooler_output
+    assert (found - expected).norm() < tolerance * expected.norm()
+    model.visual_projection(found).sum().backward()
+    assert model.visual_projection.weight.grad.any()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert not model.vision_model.training

@@ -9,7 +9,6 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -214,7 +213,7 @@ def extract_features(
             return cached
 
     records, outputs = [], []
-    with nullcontext() if bf16 else prepared_for_inference(encoder):
+    with prepared_for_inference(encoder, torch.bfloat16 if bf16 else None):
         for rows, pixels in read(transform=transform):
             records += rows
             if pixels is not None:

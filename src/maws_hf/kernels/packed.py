@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .eligibility import has_onednn
-from .linear import Linear
+from .linear import Linear, cast_for_autocast
 
 
 class PackedModelError(RuntimeError):
@@ -23,8 +23,8 @@ def refusal(what: str) -> PackedModelError:
     )
 
 
-def can_pack(linear: nn.Module) -> bool:
-    """Whether this is a plain linear layer whose matrix oneDNN takes here.
+def can_pack(linear: nn.Module, dtype: torch.dtype | None = None) -> bool:
+    """Whether this is a plain linear layer whose matrix oneDNN takes here, as it is or rounded to `dtype`.
 
     Wrapped, quantised, sharded or parametrised layers are other classes, and hooks would be lost: those stay as they
     are, and so does everything on builds of PyTorch without these operators.
@@ -32,22 +32,27 @@ def can_pack(linear: nn.Module) -> bool:
     if type(linear) not in (nn.Linear, Linear) or linear._forward_hooks or linear._forward_pre_hooks:
         return False
     weight = linear.weight
-    return type(weight) is nn.Parameter and weight.device.type == "cpu" and has_onednn(weight.dtype)
+    return type(weight) is nn.Parameter and weight.device.type == "cpu" and has_onednn(dtype or weight.dtype)
 
 
 class PackedLinear(nn.Module):
     """Stands in for an `nn.Linear`, of which it takes the weights over; nothing is held twice. No gradients."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype | None = None):
         """
         Args:
             linear: one that `can_pack`. It is empty from here on, until `unpack` fills it again.
+            dtype: what autocast will compute in. A rounded copy is packed then, and the layer keeps its weights.
         """
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._source = (linear,)  # a tuple: no child, whose weight would be listed, moved or saved
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-        linear.weight.data = linear.weight.data.new_empty(0)
+        weight, bias = linear.weight.detach(), linear.bias
+        dtype = dtype or weight.dtype
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
+        self._bias = None if bias is None else bias.detach().to(dtype)
+        if dtype == weight.dtype:
+            linear.weight.data = weight.new_empty(0)
         self.eval()
 
     @property
@@ -59,31 +64,34 @@ class PackedLinear(nn.Module):
         """
         Args:
             hidden_states: `(..., in_features)`.
-            residual: `(..., out_features)`, added to the result.
+            residual: `(..., out_features)`, added to the result; under autocast it may be more precise than that.
             gelu: "none" for the exact GELU of the result, "tanh" for its approximation.
 
         Raises:
-            PackedModelError: the input has another dtype than the weights, as under autocast, or wants gradients.
+            PackedModelError: the input or autocast has another dtype than the packed weights, or there shall be
+                gradients.
         """
         if hidden_states.requires_grad and torch.is_grad_enabled():
             raise refusal("a backward pass")
         # Autocast does not know this operator: left alone, it would compute in the precision of the weights.
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.dtype
+        hidden_states = cast_for_autocast(hidden_states)
         if autocast != self.dtype or hidden_states.dtype != self.dtype:
             other = autocast if autocast != self.dtype else hidden_states.dtype
             raise refusal(f"computing in {other} with weights in {self.dtype} (model.to(dtype) converts them)")
-        bias = self._source[0].bias
-        if residual is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(hidden_states, residual, self._weight, bias, "add")
+        if residual is not None and residual.dtype == self.dtype:
+            return torch.ops.mkldnn._linear_pointwise.binary(hidden_states, residual, self._weight, self._bias, "add")
         after = "none" if gelu is None else "gelu"
-        return torch.ops.mkldnn._linear_pointwise(hidden_states, self._weight, bias, after, [], gelu or "")
+        result = torch.ops.mkldnn._linear_pointwise(hidden_states, self._weight, self._bias, after, [], gelu or "")
+        return result if residual is None else residual + result
 
     def unpack(self) -> nn.Linear:
         """The layer it was made of, with the very parameters it had, bit for bit; this one is void afterwards."""
         (linear,) = self._source
-        with torch.inference_mode(False):
-            linear.weight.data = self._weight.to_dense()
-        del self._weight
+        if linear.weight.numel() == 0:
+            with torch.inference_mode(False):
+                linear.weight.data = self._weight.to_dense()
+        del self._weight, self._bias
         return linear
 
     def train(self, mode: bool = True) -> "PackedLinear":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import GELUActivation, GELUTanh
 
+from ..kernels.linear import cast_for_autocast
 from ..kernels.packed import PackedLinear, can_pack
 from .modeling_maws_vit import MawsViTAttention, MawsViTLayer, MawsViTMLP
 from .prepared import is_prepared
@@ -58,16 +59,20 @@ def prepare_for_inference(model: Model) -> Model:
 
 
 @contextmanager
-def prepared_for_inference(model: PreTrainedModel) -> Iterator[None]:
+def prepared_for_inference(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Inside, the blocks' matrices are packed; after it the model is as it was, with the very parameters it had.
 
     Does nothing to a model in training mode, to one that is prepared already, and to other models than ours.
+
+    Args:
+        model: any of ours.
+        dtype: what autocast computes in inside; copies rounded to it are packed then, beside the weights.
     """
     if model.training or is_prepared(model):
         yield
         return
     try:
-        _pack(model)
+        _pack(model, dtype)
         yield
     finally:
         _unpack(model)
@@ -88,6 +93,7 @@ class FusedAttention(MawsViTAttention):
     def forward(
         self, hidden_states: Tensor, queries: slice = slice(None), residual: Tensor | None = None, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
+        hidden_states = cast_for_autocast(hidden_states)
         attended, probabilities = self.attend(hidden_states[:, queries], hidden_states, **kwargs)
         return self.o_proj(attended, residual), probabilities
 
@@ -106,12 +112,12 @@ _FUSED = {MawsViTAttention: FusedAttention, MawsViTMLP: FusedMLP, MawsViTLayer: 
 
 
 @torch.no_grad()
-def _pack(model: nn.Module) -> None:
+def _pack(model: nn.Module, dtype: torch.dtype | None = None) -> None:
     modules = list(model.modules())
     for module in modules:
         for name in _LINEARS.get(type(module), ()):
-            if can_pack(getattr(module, name)):
-                setattr(module, name, PackedLinear(getattr(module, name)))
+            if can_pack(getattr(module, name), dtype):
+                setattr(module, name, PackedLinear(getattr(module, name), dtype))
         # The class changes and not the module, which keeps its children, its hooks and its place in the model.
         if type(module) in _LINEARS and _can_fuse(module):
             module.__class__ = _FUSED[type(module)]

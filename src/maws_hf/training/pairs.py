@@ -28,6 +28,7 @@ from ..data.streaming import KEY, ImageStream, Sample, random_rows
 from ..evaluation.feature_cache import digest_of
 from ..evaluation.features import encode_images, model_digest
 from ..evaluation.two_towers import load_tokenizer, text_limit
+from ..models.inference import prepared_for_inference
 from ..models.modeling_maws_lit import MawsLiTModel
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import option
@@ -245,6 +246,13 @@ def encode_in_parts(vision_model: Any, pixels: Tensor, *, bf16: bool, size: int 
     return torch.cat([encode_images(vision_model, part, bf16=bf16) for part in pixels.split(size)])
 
 
+def encode_locked(vision_model: Any, pixels: Tensor, *, bf16: bool) -> Tensor:
+    """Features `(B, D)` of a batch, to train on. On a CPU the tower's matrices are packed for the while: that takes as
+    long as half an image."""
+    with prepared_for_inference(vision_model, torch.bfloat16 if bf16 else None):
+        return encode_images(vision_model, pixels, bf16=bf16).clone()  # autograd takes no tensor of inference mode
+
+
 def _prepare_features(sample: Sample, rng: np.random.Generator, *, width: int, extra: Any) -> Sample:
     """A row of a feature shard to a training sample: one of its views, drawn anew each time."""
     views = unpack_features(sample[FEATURES], width)
@@ -256,6 +264,7 @@ __all__ = [
     "PairRecipe",
     "build_pair_loader",
     "encode_in_parts",
+    "encode_locked",
     "load_tokenizer_of",
     "mean_caption_tokens",
     "open_pairs",
