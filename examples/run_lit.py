@@ -14,9 +14,11 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -111,14 +113,19 @@ class LiTRecipe(PairRecipe):
 
 
 def contrastive_objective(
-    model: torch.nn.Module, batch: dict, bare: MawsLiTModel, chunks: int, bf16: bool
+    model: torch.nn.Module,
+    batch: dict,
+    batch_captions: Any,
+    chunks: int,
+    encode: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """`bare` is the model without what wraps it for several processes."""
+    """`batch_captions` is the bare model's: `model` may be wrapped for several processes. With `encode` the features
+    of images are computed by that."""
     images = {name: batch[name] for name in ("pixel_values", "vision_features") if name in batch}
-    if "pixel_values" in images and bare.config.lock_vision_tower and bare.device.type == "cpu":
-        images = {"vision_features": encode_locked(bare.vision_model, images["pixel_values"], bf16=bf16)}
+    if encode is not None and "pixel_values" in images:
+        images = {"vision_features": encode(images["pixel_values"])}
     device = next(iter(images.values())).device
-    text_batches = [part.to(device) for part in bare.batch_captions(batch["input_ids"], chunks)]
+    text_batches = [part.to(device) for part in batch_captions(batch["input_ids"], chunks)]
     return model(text_batches=text_batches, return_loss=True, **images).loss
 
 
@@ -203,9 +210,16 @@ def main() -> int:
     )
     retrieval_sets = read_retrieval_sets(recipe, config.vision_config.image_size)  # on all ranks: all stop together
     loader, views = build_pair_loader(recipe, model, tokenizer, accelerator)
+    # Only CPUs have packed matrices, and only what is not compiled.
+    packs = config.lock_vision_tower and accelerator.device.type == "cpu" and not recipe.torch_compile
     outcome = train(
         model,
-        partial(contrastive_objective, bare=model, chunks=recipe.gradient_cache_chunks, bf16=recipe.bf16),
+        partial(
+            contrastive_objective,
+            batch_captions=model.batch_captions,
+            chunks=recipe.gradient_cache_chunks,
+            encode=partial(encode_locked, model.vision_model, bf16=recipe.bf16) if packs else None,
+        ),
         loader,
         recipe,
         accelerator,

@@ -75,7 +75,16 @@ def make_sharded(config: MawsViTConfig, setting: Setting) -> tuple[torch.nn.Modu
 
 def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> None:
     config = model.config.vision_config if setting.task == "lit" else model.config
-    pixels = torch.zeros(setting.batch, 3, config.image_size, config.image_size, dtype=torch.uint8)
+    batches = torch.zeros(
+        setting.accumulation, setting.batch, 3, config.image_size, config.image_size, dtype=torch.uint8
+    )
+    for pixels in batches:
+        accumulate(model, pixels, setting)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def accumulate(model: torch.nn.Module, pixels: torch.Tensor, setting: Setting) -> None:
     with torch.autocast("cpu", torch.bfloat16) if setting.bf16 and not setting.fsdp else nullcontext():
         if setting.task == "mae":
             loss = model(pixels).loss
@@ -88,8 +97,6 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, setting: Sett
         else:
             loss = model(pixels, labels=torch.zeros(setting.batch, setting.labels)).loss
     loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 class LiveBytes(TorchDispatchMode):

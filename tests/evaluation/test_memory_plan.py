@@ -49,6 +49,16 @@ def test_the_peak_is_that_of_tensors_counted_one_by_one(bench, task: str, bf16: 
     assert plan.peak - plan.standing > 0.5 * plan.peak, "mostly parameters: says little"
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("task", ["mae", "wsp"])
+def test_accumulated_gradients_are_there_while_the_next_batch_is_computed(bench, task: str, bf16: bool):
+    setting = Setting(task, 16, labels=50, bf16=bf16, accumulation=3)
+    counted = bench.measure_tensors(tiny_config(**SMALL), setting, fake=False)
+    plan = plan_memory(tiny_config(**SMALL), setting)
+    assert plan.peak == pytest.approx(counted, rel=0.07)
+    assert plan.peak > 1.03 * plan_memory(tiny_config(**SMALL), replace(setting, accumulation=1)).peak
+
+
 CROSS = {"decoder_attention": "cross", "prediction_ratio": 0.3333}
 
 
@@ -117,6 +127,7 @@ def test_an_unknown_task_is_an_error_that_names_those_there_are():
         (Setting("lit", 1, gpus=8, fsdp=True), "'lit' is not trained with sharded parameters"),
         (Setting("finetune", 1, gpus=8, fsdp=True), "'finetune' is not trained with sharded parameters"),
         (Setting("wsp", 1, labels=10**8), "100,000,000 labels are not possible"),
+        (Setting("lit", 1, accumulation=2), "'lit' is not trained with gradient accumulation"),
         (Setting("lit", 1, text_tokens=513), "513 tokens are more than the 512"),
     ],
 )

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from maws_hf.kernels import linear
+from maws_hf.kernels.eligibility import has_onednn
 from maws_hf.kernels.linear import Linear, cast_for_autocast
 
 
@@ -54,7 +55,7 @@ def test_equals_the_closed_form(layout: str, bias: bool, products: list[torch.Si
 
 
 @needs_onednn
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor multiplies no bfloat16")
+@pytest.mark.skipif(not has_onednn(torch.bfloat16), reason="this processor multiplies no bfloat16")
 @pytest.mark.parametrize("autocast", [True, False])
 def test_bfloat16_is_rounded_once(autocast: bool, products: list[torch.Size]):
     torch.manual_seed(0)
@@ -96,7 +97,7 @@ def test_only_wanted_gradients_are_computed(products: list[torch.Size]):
 
 
 @needs_onednn
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor multiplies no bfloat16")
+@pytest.mark.skipif(not has_onednn(torch.bfloat16), reason="this processor multiplies no bfloat16")
 def test_autocasts_copies_of_weights_are_not_kept():
     layer, kept = Linear(8, 8), []
     with (

@@ -91,7 +91,7 @@ def test_a_rounded_copy_computes_what_autocast_does_beside_the_weights(bias):
         added = packed(inputs, residual)
     assert added.dtype == torch.float32  # the sum is not rounded
     torch.testing.assert_close(added - residual, expected.float(), rtol=8e-3, atol=8e-3)
-    with pytest.raises(PackedModelError, match=r"computing in torch\.float32 with weights in torch\.bfloat16"):
+    with pytest.raises(PackedModelError, match=r"packed for autocast in torch\.bfloat16, which is not on"):
         packed(inputs)
     assert packed.unpack() is plain
     assert torch.equal(plain.weight, values)
@@ -127,6 +127,7 @@ def test_only_plain_linear_layers_on_this_processor_are_packed(monkeypatch):
 
     hooked = nn.Linear(4, 4)
     hooked.register_forward_hook(lambda module, inputs, output: output)
+    assert not can_pack(nn.Linear(4, 4).double(), torch.bfloat16)
     for other in (Wrapped(4, 4), hooked, nn.Linear(4, 4).double(), nn.Linear(4, 4).half(), nn.LayerNorm(4)):
         assert not can_pack(other)
     assert not can_pack(nn.Linear(4, 4, device="meta"))

@@ -28,7 +28,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         type=_count,
         default=1,
         metavar="N",
-        help="batches an update (1); they and those of the next update are on the device",
+        help="batches an update (1)",
     )
     plan.add_argument("--labels", type=_count, metavar="N", help="classes (wsp: 28000, finetune: 1000)")
     plan.add_argument("--gpus", type=_count, default=1, metavar="N", help="processes, one a device (1)")
@@ -81,7 +81,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         checkpointing=arguments.checkpointing,
         fsdp=arguments.fsdp and arguments.gpus > 1,
         average=arguments.ema,
-        batches_held=2 * arguments.gradient_accumulation_steps,
+        accumulation=arguments.gradient_accumulation_steps,
+        reads_ahead=True,
         text_size=arguments.text_size,
         text_tokens=arguments.text_tokens,
     )
@@ -100,7 +101,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         "activations": plan.activations,
         "logits": plan.logits,
         "images and labels": plan.inputs,
-        "peak (activations and gradients are not whole at once)": plan.peak,
+        "peak (not all of it is there at once)": plan.peak,
         f"usable of {arguments.memory:g} GiB": usable,
     }
     print(f"{arguments.size}, {arguments.task}: {plan.parameters / 1e6:,.1f} M parameters; GiB on each device\n")

@@ -177,8 +177,8 @@ def extract_features(
         label_column: see `find_label_column`.
         image_mean, image_std: for models that do not normalise uint8 themselves, as MAWS encoders do.
         num_workers: processes that read and decode; 0 does it in this one.
-        bf16: bfloat16 autocast; features come out as float32 all the same. Without it, a MAWS encoder on a CPU is
-            prepared for inference meanwhile: features differ by a rounding, as between two devices, and share a cache.
+        bf16: bfloat16 autocast; features come out as float32 all the same. On a CPU a MAWS encoder is prepared for
+            inference meanwhile: features differ by a rounding, as between two devices, and share a cache.
         cache_dir: None keeps nothing.
         say: told of a damaged cache file, whose features are computed again.
 

@@ -40,8 +40,8 @@ class Setting:
         labels: classes of the head, for `wsp` and `finetune`.
         gpus: processes; their gradients lie in buckets, or with `fsdp` all states are divided among them.
         average: an average of the weights is kept as well.
-        batches_held: that are on the device at once. On a GPU those of the next update arrive during this one
-            (`maws_hf.training.prefetch`): twice the steps of gradient accumulation.
+        accumulation: batches an update. All of them are on the device, and from the second on all gradients.
+        reads_ahead: those of the next update are there as well, as on GPUs (`maws_hf.training.prefetch`).
         text_size, text_tokens: of the text tower and of a caption, for `lit`.
     """
 
@@ -53,7 +53,8 @@ class Setting:
     checkpointing: bool = False
     fsdp: bool = False
     average: bool = False
-    batches_held: int = 1
+    accumulation: int = 1
+    reads_ahead: bool = False
     text_size: str = "base"
     text_tokens: int = 64
 
@@ -163,6 +164,8 @@ def _refuse_what_no_run_does(setting: Setting) -> None:
         raise ValueError(f"the task {setting.task!r} is not trained with sharded parameters (FSDP); leave it out")
     if setting.labels > MOST_LABELS:
         raise ValueError(f"{setting.labels:,} labels are not possible: {MOST_LABELS:,} are the most")
+    if setting.task == "lit" and setting.accumulation > 1:
+        raise ValueError("the task 'lit' is not trained with gradient accumulation: its loss is of a whole batch")
     if setting.task == "lit" and setting.text_tokens > MOST_TOKENS:
         raise ValueError(f"{setting.text_tokens:,} tokens are more than the {MOST_TOKENS} that the text tower reads")
 
@@ -186,22 +189,23 @@ def _plan(model: _Model, config: MawsViTConfig, setting: Setting) -> MemoryPlan:
     moments = 8 * model.trained / shards
     average = 4 * model.trained / shards if setting.average else 0.0
     in_blocks = sum(stage.parameters for stage in stages if stage.in_block)
-    buckets = setting.gpus > 1 and not setting.fsdp
+    always_whole = setting.accumulation > 1 or (setting.gpus > 1 and not setting.fsdp)  # all gradients, in buckets
     copies, late_copies = _copies(stages, in_blocks, setting)
     gathered = _gathered(stages, in_blocks, setting) if setting.fsdp else [(late_copies, late_copies)] * len(stages)
-    inputs = setting.batches_held * setting.batch * _sample_bytes(config, setting)
+    batches = setting.accumulation * (2 if setting.reads_ahead else 1)
+    inputs = batches * setting.batch * _sample_bytes(config, setting)
     if setting.task == "mae":
         inputs += _loss_bytes(config, setting.batch)
     gradients = 4 * model.trained / shards
     held, left = sum(stage.saved for stage in stages), 0.0
-    peak = copies + held + (gradients if buckets else 0)
+    peak = copies + held + (gradients if always_whole else 0)
     if setting.task == "lit":
         peak = max(peak, copies + setting.batch * image_work_bytes(config, setting.bf16))
     for stage, (computing, reducing) in zip(reversed(stages), reversed(gathered), strict=True):
-        peak = max(peak, computing + held + stage.again + stage.work + (gradients if buckets else left))
+        peak = max(peak, computing + held + stage.again + stage.work + (gradients if always_whole else left))
         held -= stage.saved
         left += 4 * stage.parameters / shards
-        peak = max(peak, reducing + held + (gradients if buckets else left))
+        peak = max(peak, reducing + held + (gradients if always_whole else left))
     logits = setting.batch * setting.labels * 4.0 if setting.task in ("wsp", "finetune") else 0.0
     return MemoryPlan(
         parameters=total,

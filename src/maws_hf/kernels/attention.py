@@ -49,7 +49,8 @@ def matmul_attention_forward(
     A mask or dropout, which no MAWS recipe has, is left to "sdpa".
 
     Args:
-        query, key, value: `(B, heads, T, head_dim)`; there may be fewer queries than keys.
+        query, key, value: `(B, heads, T, head_dim)` of one dtype, which under autocast is autocast's; there may be
+            fewer queries than keys.
 
     Returns:
         `(B, T, heads, head_dim)` and None.

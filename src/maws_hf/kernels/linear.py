@@ -16,6 +16,7 @@ from .eligibility import has_onednn, is_plain
 class Linear(nn.Linear):
     """`nn.Linear`, with the same parameters and, up to rounding, results.
 
+    As always in float32, and here under autocast too, weights must not change between forward and backward pass.
     Gradients of gradients, and forward-mode differentiation outside of `torch.func`, do not pass oneDNN's product:
     `torch.backends.mkldnn.flags(enabled=False)` brings torch's back.
     """
@@ -32,7 +33,7 @@ def suits_onednn(input: Tensor, weight: Tensor) -> bool:
         return False
     if not torch.is_autocast_enabled("cpu"):
         return input.dtype == weight.dtype and has_onednn(weight.dtype)
-    # Of weights that do not change autocast may keep its copies, and we do not.
+    # Without gradients autocast keeps its copies of weights for the next call, and we keep none.
     trained = weight.requires_grad and torch.is_grad_enabled()
     known = {input.dtype, weight.dtype} <= {torch.float32, torch.bfloat16}
     return trained and known and has_onednn(torch.get_autocast_dtype("cpu"))

@@ -32,17 +32,22 @@ def can_pack(linear: nn.Module, dtype: torch.dtype | None = None) -> bool:
     if type(linear) not in (nn.Linear, Linear) or linear._forward_hooks or linear._forward_pre_hooks:
         return False
     weight = linear.weight
-    return type(weight) is nn.Parameter and weight.device.type == "cpu" and has_onednn(dtype or weight.dtype)
+    return (
+        type(weight) is nn.Parameter
+        and weight.device.type == "cpu"
+        and all(map(has_onednn, {weight.dtype, dtype or weight.dtype}))
+    )
 
 
 class PackedLinear(nn.Module):
-    """Stands in for an `nn.Linear`, of which it takes the weights over; nothing is held twice. No gradients."""
+    """Stands in for an `nn.Linear` whose weights it takes over, or rounds a copy of for autocast. No gradients."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype | None = None):
         """
         Args:
             linear: one that `can_pack`. It is empty from here on, until `unpack` fills it again.
-            dtype: what autocast will compute in. A rounded copy is packed then, and the layer keeps its weights.
+            dtype: another than the weights', in which autocast will compute: a rounded copy is packed, and `linear`
+                keeps its own.
         """
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -51,7 +56,8 @@ class PackedLinear(nn.Module):
         dtype = dtype or weight.dtype
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
         self._bias = None if bias is None else bias.detach().to(dtype)
-        if dtype == weight.dtype:
+        self._is_copy = dtype != weight.dtype
+        if not self._is_copy:
             linear.weight.data = weight.new_empty(0)
         self.eval()
 
@@ -76,6 +82,8 @@ class PackedLinear(nn.Module):
         # Autocast does not know this operator: left alone, it would compute in the precision of the weights.
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.dtype
         hidden_states = cast_for_autocast(hidden_states)
+        if self._is_copy and not (torch.is_autocast_enabled("cpu") and autocast == self.dtype):
+            raise PackedModelError(f"these weights are packed for autocast in {self.dtype}, which is not on")
         if autocast != self.dtype or hidden_states.dtype != self.dtype:
             other = autocast if autocast != self.dtype else hidden_states.dtype
             raise refusal(f"computing in {other} with weights in {self.dtype} (model.to(dtype) converts them)")
@@ -88,7 +96,7 @@ class PackedLinear(nn.Module):
     def unpack(self) -> nn.Linear:
         """The layer it was made of, with the very parameters it had, bit for bit; this one is void afterwards."""
         (linear,) = self._source
-        if linear.weight.numel() == 0:
+        if not self._is_copy:
             with torch.inference_mode(False):
                 linear.weight.data = self._weight.to_dense()
         del self._weight, self._bias

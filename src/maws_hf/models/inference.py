@@ -66,7 +66,8 @@ def prepared_for_inference(model: PreTrainedModel, dtype: torch.dtype | None = N
 
     Args:
         model: any of ours.
-        dtype: what autocast computes in inside; copies rounded to it are packed then, beside the weights.
+        dtype: what autocast computes in; copies rounded to it are packed then, beside the weights, and only under
+            autocast can the model be asked.
     """
     if model.training or is_prepared(model):
         yield

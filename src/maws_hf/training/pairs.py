@@ -5,7 +5,7 @@ Unlike elsewhere images are never mirrored: captions tell left from right, and p
 
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
 MOST_BAD_IMAGES = 10  # so many never end the pass over the images: in a small folder a single one is a high rate
+WORTH_PACKING = 8
 
 
 @dataclass(kw_only=True)
@@ -247,9 +248,10 @@ def encode_in_parts(vision_model: Any, pixels: Tensor, *, bf16: bool, size: int 
 
 
 def encode_locked(vision_model: Any, pixels: Tensor, *, bf16: bool) -> Tensor:
-    """Features `(B, D)` of a batch, to train on. On a CPU the tower's matrices are packed for the while: that takes as
-    long as half an image."""
-    with prepared_for_inference(vision_model, torch.bfloat16 if bf16 else None):
+    """Features `(B, D)` of a batch, to train on. The tower's matrices are packed for the while, which takes as long as
+    half an image: from `WORTH_PACKING` images on that is won back."""
+    packs = len(pixels) >= WORTH_PACKING
+    with prepared_for_inference(vision_model, torch.bfloat16 if bf16 else None) if packs else nullcontext():
         return encode_images(vision_model, pixels, bf16=bf16).clone()  # autograd takes no tensor of inference mode
 
 
