@@ -125,7 +125,7 @@ def contrastive_objective(
     if encode is not None and "pixel_values" in images:
         images = {"vision_features": encode(images["pixel_values"])}
     device = next(iter(images.values())).device
-    text_batches = [part.to(device) for part in batch_captions(batch["input_ids"], chunks)]
+    text_batches = [part.to(device, non_blocking=True) for part in batch_captions(batch["input_ids"], chunks)]
     return model(text_batches=text_batches, return_loss=True, **images).loss
 
 

@@ -309,9 +309,12 @@ class MawsViTEmbeddings(nn.Module):
         return ((pixels.float() / 255 - mean.view(shape)) / std.view(shape)).to(dtype)
 
     def pixel_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`image_mean` and `image_std`, `(C,)` float32: no buffers, which a bfloat16 model would round."""
+        """`image_mean` and `image_std`, `(C,)` float32: no buffers, which a bfloat16 model would round.
+
+        Filled on the device: a copy from the host would wait until the device has done all that it was given.
+        """
         return tuple(
-            torch.tensor(values, dtype=torch.float32, device=device)
+            torch.cat([torch.full((1,), value, dtype=torch.float32, device=device) for value in values])
             for values in (self.config.image_mean, self.config.image_std)
         )
 

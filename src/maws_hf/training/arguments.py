@@ -65,7 +65,9 @@ class TrainingArguments(Options):
     bf16: bool = option(False, "bfloat16 autocast; weights, losses and optimizer stay in float32.")
     attn_implementation: str = option("sdpa", "Attention backend: eager, sdpa, flash_attention_2, flex_attention, ...")
     gradient_checkpointing: bool = option(False, "Recompute blocks in the backward pass: less memory, more time.")
-    torch_compile: bool = option(False, "Compile the model with torch.compile.")
+    torch_compile: bool = option(
+        False, "Compile the model with torch.compile; meant for GPUs: on CPUs steps of MAE took longer compiled."
+    )
     logging_steps: int = option(50, "Updates between two lines of metrics.jsonl.")
     save_steps: int = option(1000, "Updates between two checkpoints.")
     save_total_limit: int = option(2, "Checkpoints kept, at least 2.")
