@@ -1,4 +1,4 @@
-"""Started on two processes by test_sharded.py: models that neither has whole."""
+"""Started on several processes by test_sharded.py: models that none has whole."""
 
 import gc
 import json
@@ -20,7 +20,7 @@ from maws_hf.training.initial_weights import meta_model
 from maws_hf.training.model import ModelRecipe, build_model
 from maws_hf.training.native_start import NativeStart
 from maws_hf.training.sharded_files import load_moments, load_weights, save_training, training_tensors, write_shard
-from maws_hf.training.sharding import own_part, rebind_groups, shard_model
+from maws_hf.training.sharding import copies_wanted, own_part, own_place, rebind_groups, shard_model
 
 CPU = torch.device("cpu")
 
@@ -44,20 +44,20 @@ def take_steps(folder: Path, task: str) -> dict:
     own = slice(rank * IMAGES // world_size, (rank + 1) * IMAGES // world_size)
     model = meta_model(MODELS[task], CONFIGS[task])
     groups = parameter_groups(model, 0.05)  # as a script may make them before the model is sharded
-    shard_model(model, CPU, SEED)
+    shard_model(model, CPU, SEED, copies=copies_wanted())
     all_sharded = all(isinstance(parameter, DTensor) for parameter in model.parameters())
-    write_to(folder / f"{task}-new", lambda path: write_shard(training_tensors(model, empty(), None), path, rank, 2))
+    write_to(folder / f"{task}-new", lambda path: write_weights(model, path))
     optimizer, average = make_optimizer(model, rebind_groups(groups, model)), WeightAverage(model, 0.9)
     first = update(model, optimizer, average, batch(task, 1, own), 1)
     with torch.no_grad():  # as the pictures between two updates
         model(**{**batch(task, 9, own), **({"skip_logits": False} if task == "wsp" else {})})
     second = update(model, optimizer, average, batch(task, 2, own), 2)
-    write_to(folder / f"{task}-two", lambda path: save_training(model, optimizer, average, path, rank, world_size))
+    write_to(folder / f"{task}-two", lambda path: save_training(model, optimizer, average, path))
     load_weights(model, folder / f"{task}-whole")
     fresh = make_optimizer(model)
     load_moments(fresh, average, folder / f"{task}-whole")
     update(model, fresh, average, batch(task, 3, own), 3)
-    write_to(folder / f"{task}-resumed", lambda path: save_training(model, fresh, average, path, rank, world_size))
+    write_to(folder / f"{task}-resumed", lambda path: save_training(model, fresh, average, path))
     return {"all_sharded": all_sharded, "updates": [first, second]}
 
 
@@ -74,17 +74,18 @@ def start_elsewhere(folder: Path) -> dict[str, int]:
     recipe = ModelRecipe(output_dir="x", model_name_or_path=str(folder / "start"), seed=SEED)
     model = build_model(MODELS["mae"], recipe)
     without_memory = all(tensor.is_meta for tensor in model.state_dict().values())
-    shard_model(model, CPU, SEED)
-    rank = dist.get_rank()
-    write_to(folder / "started", lambda path: write_shard(training_tensors(model, empty(), None), path, rank, 2))
+    shard_model(model, CPU, SEED, copies=copies_wanted())
+    write_to(folder / "started", lambda path: write_weights(model, path))
     own = sum(own_part(tensor).numel() for tensor in model.vit.state_dict().values())
     return {"without_memory": without_memory, "read": sum(rows.numel() for rows in counts), "own": own}
 
 
-def empty() -> torch.optim.Optimizer:
-    optimizer = torch.optim.SGD([torch.zeros(1)])
-    optimizer.param_groups.clear()
-    return optimizer
+def write_weights(model: torch.nn.Module, path: Path) -> None:
+    nothing = torch.optim.SGD([torch.zeros(1)])
+    nothing.param_groups.clear()
+    part, parts, copy = own_place(next(model.parameters()))
+    if copy == 0:
+        write_shard(training_tensors(model, nothing, None), path, part, parts)
 
 
 def write_to(path: Path, write) -> None:
@@ -100,17 +101,16 @@ def peak() -> float:
 def watch_memory(folder: Path) -> dict[str, float]:
     """Growth of this process' peak memory while a model of 110 MB is made, saved and loaded, in MB."""
     sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 4}
-    shard_model(meta_model(MawsViTModel, tiny_config()), CPU, SEED)  # what the first one needs beside its weights
+    first = meta_model(MawsViTModel, tiny_config())
+    shard_model(first, CPU, SEED, copies=copies_wanted())  # what the first one needs beside its weights
     model = meta_model(MawsViTModel, tiny_config(**sizes))
     whole = sum(parameter.numel() for parameter in model.parameters()) * 4 / 2**20
     dist.barrier()
     start = peak()
-    shard_model(model, CPU, SEED)
+    shard_model(model, CPU, SEED, copies=copies_wanted())
     made = peak()
     own = sum(own_part(parameter).numel() for parameter in model.parameters()) * 4 / 2**20
-    write_to(
-        folder / "large", lambda path: write_shard(training_tensors(model, empty(), None), path, dist.get_rank(), 2)
-    )
+    write_to(folder / "large", lambda path: write_weights(model, path))
     saved = peak()
     load_weights(model, folder / "large")
     return {"whole": whole, "own": own, "made": made - start, "saved": saved - made, "loaded": peak() - saved}

@@ -1,4 +1,7 @@
-"""Two real processes over gloo, neither of which has a whole model, do what one with a whole one does."""
+"""Real processes over gloo, none of which has a whole model, do what one with a whole one does.
+
+Two share a model; and four share two copies of it.
+"""
 
 import json
 import os
@@ -63,17 +66,24 @@ def references(folder: Path) -> dict[str, dict]:
     return found
 
 
+@pytest.fixture(scope="module", params=[1, 2], ids=["one copy", "two copies"])
+def copies(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, copies: int) -> Path:
     return tmp_path_factory.mktemp("sharded")
 
 
 @pytest.fixture(scope="module")
-def ranks(folder: Path, references: dict[str, dict]) -> list[dict]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+def ranks(folder: Path, references: dict[str, dict], copies: int) -> list[dict]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={2 * copies}"]
+    sizes = {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": str(copies), "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"}
+    path = f"{PROBE.parents[1]}:{os.getenv('PYTHONPATH', '')}"
     finished = subprocess.run(
         [*launch, str(PROBE), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROBE.parents[1]}:{os.getenv('PYTHONPATH', '')}"},
+        env={**os.environ, **sizes, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=120,
@@ -105,20 +115,20 @@ def test_new_weights_are_those_of_a_whole_model_bit_for_bit(ranks: list[dict], r
 @pytest.mark.parametrize("task", MODELS)
 def test_losses_norms_weights_moments_and_average_are_those_of_one_process(ranks, references, folder, task):
     for step, (loss, norm) in enumerate(references[task]["updates"]):
-        halves = [rank[task]["updates"][step] for rank in ranks]
-        assert sum(half[0] for half in halves) / 2 == pytest.approx(loss, rel=1e-6)
-        assert [half[1] for half in halves] == pytest.approx([norm, norm], rel=1e-5)
+        parts = [rank[task]["updates"][step] for rank in ranks]
+        assert sum(part[0] for part in parts) / len(ranks) == pytest.approx(loss, rel=1e-6)
+        assert [part[1] for part in parts] == pytest.approx([norm] * len(ranks), rel=1e-5)
         assert norm > 0.3, "nothing was clipped"
     assert_close(folder / f"{task}-two", references[task]["two"], **ROUNDING)
 
 
 @pytest.mark.parametrize("task", MODELS)
-def test_two_processes_continue_a_checkpoint_of_one(ranks, references, folder, task):
+def test_several_processes_continue_a_checkpoint_of_one(ranks, references, folder, task):
     assert_close(folder / f"{task}-resumed", references[task]["three"], **ROUNDING)
 
 
 @pytest.mark.parametrize("task", MODELS)
-def test_one_process_continues_a_checkpoint_of_two(ranks, references, folder, task):
+def test_one_process_continues_a_checkpoint_of_several(ranks, references, folder, task):
     run = Reference(task)
     load_weights(run.model, folder / f"{task}-two")
     load_moments(run.optimizer, run.average, folder / f"{task}-two")
@@ -127,7 +137,7 @@ def test_one_process_continues_a_checkpoint_of_two(ranks, references, folder, ta
         torch.testing.assert_close(tensor, references[task]["three"][name], **ROUNDING, msg=name)
 
 
-def test_each_process_reads_its_rows_of_a_start_and_draws_what_that_lacks(ranks, references, folder: Path):
+def test_each_process_reads_its_rows_of_a_start_and_draws_what_that_lacks(ranks, references, folder: Path, copies):
     assert len(list((folder / "start").glob("model-*.safetensors"))) > 2
     recipe = ModelRecipe(output_dir="x", model_name_or_path=str(folder / "start"), seed=SEED)
     whole = {f"weights/{name}": tensor for name, tensor in build_model(MODELS["mae"], recipe).state_dict().items()}
@@ -136,7 +146,7 @@ def test_each_process_reads_its_rows_of_a_start_and_draws_what_that_lacks(ranks,
         assert answer["without_memory"]
         assert answer["read"] == answer["own"]
     total = sum(tensor.numel() for name, tensor in whole.items() if name.startswith("weights/vit."))
-    assert sum(rank["start"]["read"] for rank in ranks) == total
+    assert sum(rank["start"]["read"] for rank in ranks) == copies * total
 
 
 def test_nothing_is_pickled(ranks, folder: Path):

@@ -1,4 +1,4 @@
-"""The example scripts with sharded parameters, on two processes over gloo, beside data-parallel runs of the same."""
+"""The example scripts with sharded parameters, on a few processes over gloo, beside data-parallel runs of the same."""
 
 import os
 import subprocess
@@ -122,6 +122,26 @@ def test_wsp_ends_in_the_weights_of_a_data_parallel_run(labelled: Path, tmp_path
     run("run_wsp.py", labelled, tmp_path / "sharded", SHARDED, bf16=True, gradient_checkpointing=True)
     assert_same_weights(tmp_path / "sharded", tmp_path / "whole")
     assert MawsViTForImageClassification.from_pretrained(tmp_path / "sharded").config.num_labels == 3
+
+
+def test_copies_that_are_sharded_end_in_the_weights_of_a_data_parallel_run_and_continue_as_one(
+    image_shards: Path, tmp_path: Path
+):
+    sizes = {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"}
+    options = {"per_device_train_batch_size": 2, "processes": 4}
+    run("run_mae.py", image_shards, tmp_path / "whole", {}, **options)
+    run("run_mae.py", image_shards, tmp_path / "hybrid", {**SHARDED, **sizes}, **options)
+    assert_same_weights(tmp_path / "hybrid", tmp_path / "whole")
+    assert not any(fault for verdict in verify_folder(tmp_path / "hybrid") for fault in verdict.faults)
+    files = {path.name for path in (tmp_path / "hybrid/checkpoints/step-00000004").iterdir()}
+    assert {name for name in files if name.startswith("shard")} == {
+        "shard-00000-of-00002.safetensors",
+        "shard-00001-of-00002.safetensors",
+    }
+    assert {f"rank-{rank:05d}.json" for rank in range(4)} < files  # each has its own position in the data
+
+    printed = run("run_mae.py", image_shards, tmp_path / "hybrid", SHARDED, processes=2, max_steps=5)
+    assert "step-00000004 was written by 4 processes, this run has 2" in printed
 
 
 def test_one_process_is_sharded_as_well(image_shards: Path, tmp_path: Path):

@@ -87,6 +87,6 @@ def test_a_file_that_is_cut_off_is_an_error_that_names_the_folder(tmp_path: Path
 def test_what_was_saved_before_any_update_has_no_moments_and_is_continued(tmp_path: Path):
     model = new_model(MawsViTModel, tiny_config(), 1)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05))
-    save_training(model, optimizer, None, tmp_path, rank=0, world_size=1)
+    save_training(model, optimizer, None, tmp_path)
     load_moments(optimizer, None, tmp_path)
     assert not any(optimizer.state.values())

@@ -1,9 +1,12 @@
 """What a launcher's settings ask of the sharding of a model."""
 
+from pathlib import Path
+
 import pytest
 import torch.distributed as dist
+from accelerate.commands.config.config_args import load_config_from_file
 
-from maws_hf.training.sharding import sharding_wanted
+from maws_hf.training.sharding import copies_wanted, sharding_wanted
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +44,50 @@ def test_a_setting_that_would_not_be_followed_is_refused(
     monkeypatch.setenv(option, value)
     with pytest.raises(ValueError, match=message):
         sharding_wanted()
+
+
+@pytest.mark.parametrize(("processes", "sizes", "copies"), [(8, {}, 1), (8, {"dp_replicate": 2, "dp_shard": 4}, 2)])
+def test_a_model_is_there_once_or_as_often_as_asked_for(
+    monkeypatch: pytest.MonkeyPatch, processes: int, sizes: dict[str, int], copies: int
+):
+    ask(monkeypatch, processes, sizes)
+    assert copies_wanted() == copies
+
+
+def test_the_example_config_gives_each_machine_a_copy(monkeypatch: pytest.MonkeyPatch):
+    config = load_config_from_file(str(Path(__file__).parents[2] / "examples/accelerate/hsdp.yaml"))
+    sizes = config.parallelism_config
+    ask(
+        monkeypatch,
+        config.num_processes,
+        {key.removeprefix("parallelism_config_").removesuffix("_size"): size for key, size in sizes.items()},
+    )
+    for option, value in config.fsdp_config.items():
+        monkeypatch.setenv(option.upper(), str(value))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    assert sharding_wanted()
+    assert copies_wanted() == config.num_machines > 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"dp_replicate": 3, "dp_shard": 2}, "3 copies.*each over 2 processes.*number of processes, 8"),
+        ({"dp_replicate": 8}, "8 copies.*a copy needs at least 2"),
+        ({"dp_shard": 4}, "1 copies.*each over 4 processes.*number of processes, 8"),
+        ({"tp": 2, "dp_shard": 4}, "parallelism_config_tp_size: 2.*leave it out"),
+        ({"cp": 8}, "parallelism_config_cp_size: 8.*leave it out"),
+    ],
+)
+def test_copies_that_the_processes_do_not_make_are_refused(
+    monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int], message: str
+):
+    ask(monkeypatch, 8, sizes)
+    with pytest.raises(ValueError, match=message):
+        copies_wanted()
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, processes: int, sizes: dict[str, int]) -> None:
+    monkeypatch.setattr(dist, "get_world_size", lambda: processes)
+    for name, size in sizes.items():
+        monkeypatch.setenv(f"PARALLELISM_CONFIG_{name.upper()}_SIZE", str(size))

@@ -31,7 +31,14 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="batches an update (1)",
     )
     plan.add_argument("--labels", type=_count, metavar="N", help="classes (wsp: 28000, finetune: 1000)")
-    plan.add_argument("--gpus", type=_count, default=1, metavar="N", help="processes, one a device (1)")
+    plan.add_argument(
+        "--gpus",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="processes, one a device (1); of several sharded copies of the model (examples/accelerate/hsdp.yaml), "
+        "those of one",
+    )
     plan.add_argument("--memory", type=_gib, default=80.0, metavar="GIB", help="of a device (80)")
     plan.add_argument("--bf16", action="store_true", help="autocast, as the scripts' --bf16")
     plan.add_argument("--checkpointing", action="store_true", help="as the scripts' --gradient_checkpointing")

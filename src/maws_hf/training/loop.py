@@ -38,7 +38,7 @@ from .prefetch import OnDemand, read_batches
 from .records import JsonLines, Progress, cut_back_ranks
 from .resumption import compare_recipes, find_checkpoint, images_per_step, peak_learning_rate, restore_position
 from .seeding import seed_step
-from .sharding import rebind_groups, shard_model, sharding_wanted, whole_norm
+from .sharding import copies_wanted, rebind_groups, shard_model, sharding_wanted, whole_norm
 from .skips import note_skipped, too_many_bad_images
 from .spikes import MOST_SKIPPED, is_spike, remember
 
@@ -166,7 +166,7 @@ class _Run:
         resumed = find_checkpoint(self.root, recipe.resume_from_checkpoint, accelerator, strict=recipe.strict_resume)
         self.sharded = sharding_wanted()
         if self.sharded:
-            shard_model(model, accelerator.device, recipe.seed, bf16=recipe.bf16)
+            shard_model(model, accelerator.device, recipe.seed, bf16=recipe.bf16, copies=copies_wanted())
             groups = groups and rebind_groups(groups, model)
         if resumed is not None:
             (sharded_files if self._in_rows(resumed.path) else ckpt).load_weights(model, resumed.path)
@@ -340,9 +340,7 @@ class _Run:
 
         def write_files(directory: Path) -> None:
             if self.sharded:
-                sharded_files.save_training(
-                    self.model, self.optimizer, self.average, directory, rank, self.accelerator.num_processes
-                )
+                sharded_files.save_training(self.model, self.optimizer, self.average, directory)
             elif self.accelerator.is_main_process:
                 self.accelerator.unwrap_model(self.model).save_pretrained(directory)
                 ckpt.save_optimizer(self.optimizer, directory / "optimizer.safetensors")

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from ..optim.ema import WeightAverage
 from .checkpoint import CheckpointError, compare_names, named_members, vouch_for
-from .sharding import own_part, own_rows
+from .sharding import own_part, own_place, own_rows
 
 WEIGHTS, OPTIMIZER, AVERAGE = "weights/", "optimizer/", "average/"
 _WHOLE_FILES = {"model*.safetensors": WEIGHTS, "optimizer.safetensors": OPTIMIZER, "average.safetensors": AVERAGE}
@@ -55,18 +55,18 @@ def training_tensors(
     return tensors
 
 
-def write_shard(tensors: Mapping[str, Tensor], directory: Path, rank: int, world_size: int) -> Path:
-    """Writes this process' rows; of tensors that every process has whole, the first one writes them."""
-    parts, rows = {}, {}
+def write_shard(tensors: Mapping[str, Tensor], directory: Path, part: int, parts: int) -> Path:
+    """Writes this process' rows, its part of so many; what every process has whole is written with the first part."""
+    contents, rows = {}, {}
     for name, tensor in tensors.items():
-        if not isinstance(tensor, DTensor) and rank:
+        if not isinstance(tensor, DTensor) and part:
             continue
         start, stop = own_rows(tensor)
         if stop > start or not isinstance(tensor, DTensor):
-            parts[name] = own_part(tensor).detach().contiguous().cpu()
+            contents[name] = own_part(tensor).detach().contiguous().cpu()
             rows[name] = {"shape": list(tensor.shape), "start": start}
-    path = directory / f"shard-{rank:05d}-of-{world_size:05d}.safetensors"
-    save_file(parts, path, metadata={"rows": json.dumps(rows)})
+    path = directory / f"shard-{part:05d}-of-{parts:05d}.safetensors"
+    save_file(contents, path, metadata={"rows": json.dumps(rows)})
     return path
 
 
@@ -184,12 +184,16 @@ def save_training(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
     directory: Path,
-    rank: int,
-    world_size: int,
 ) -> None:
-    """Writes this process' file and vouches for it, and the first process the model's config. Nothing is gathered."""
-    vouch_for(write_shard(training_tensors(model, optimizer, average), directory, rank, world_size))
-    if rank == 0:
+    """Writes this process' file and vouches for it, and the first process the model's config. Nothing is gathered.
+
+    Of several copies of the model, the processes of the first write.
+    """
+    part, parts, copy = own_place(next(model.parameters()))
+    if copy > 0:
+        return
+    vouch_for(write_shard(training_tensors(model, optimizer, average), directory, part, parts))
+    if part == 0:
         save_config(model, directory)
 
 

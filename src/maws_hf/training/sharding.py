@@ -6,6 +6,10 @@ new model is built without memory, and each process draws or reads its own rows 
 
 Every weight is split along its first axis. While a block computes, its weights are gathered; they are gone again
 before the next block's. Outside of a forward or backward pass no process holds a whole block.
+
+Over many machines, gathering takes as long as the slow links between them need for a message to go round. Hybrid
+sharding keeps it inside a machine: each holds a copy of the model, sharded over its own processes, and only gradients
+are summed across (`parallelism_config_dp_replicate_size` of Accelerate's config, as in examples/accelerate/hsdp.yaml).
 """
 
 import os
@@ -17,7 +21,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -70,12 +74,43 @@ def sharding_wanted() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def copies_wanted() -> int:
+    """How many copies of the model the launcher asks for, each sharded over its part of the processes.
+
+    Raises:
+        ValueError: the processes do not make so many equal parts of at least two; or parallelism of other kinds is
+            asked for, which the models do not have.
+    """
+    wanted = {
+        name: int(os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}_SIZE", "1"))
+        for name in ("dp_replicate", "dp_shard", "tp", "cp", "sp")
+    }
+    for name in ("tp", "cp", "sp"):
+        if wanted[name] > 1:
+            raise ValueError(
+                f"the accelerate config asks for `parallelism_config_{name}_size: {wanted[name]}`; models are split "
+                "over dp_replicate and dp_shard only: leave it out"
+            )
+    copies, parts, processes = wanted["dp_replicate"], wanted["dp_shard"], dist.get_world_size()
+    if max(copies, parts) > 1 and (parts < 2 or copies * parts != processes):
+        raise ValueError(
+            f"the accelerate config asks for {copies} copies of the model (parallelism_config_dp_replicate_size), "
+            f"each over {parts} processes (parallelism_config_dp_shard_size): the product must be the number of "
+            f"processes, {processes}, and a copy needs at least 2"
+        )
+    return copies
+
+
 def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def shard_model(model: PreTrainedModel, device: torch.device, seed: int, *, bf16: bool = False) -> None:
+def shard_model(
+    model: PreTrainedModel, device: torch.device, seed: int, *, bf16: bool = False, copies: int = 1
+) -> None:
     """Splits the model over all processes, in place, on this one's `device`. Called by every process.
+
+    With several `copies` each is split over equally many processes, and rank 0 to n - 1 hold the first one.
 
     Weights without memory (of a model under construction) are read from its start if that has them (`start_from`), and
     else drawn as `draw_weights` draws them for a whole model; others keep their values. With `bf16`, the matrices of
@@ -93,7 +128,7 @@ def shard_model(model: PreTrainedModel, device: torch.device, seed: int, *, bf16
     if getattr(model, "_compiled_call_impl", None) is not None:
         raise ValueError("--torch_compile does not go with sharded parameters (FSDP); leave it out")
     given = _take_values(model)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    mesh = _mesh(device, copies)
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     halved = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in [module for module in model.modules() if isinstance(module, _BLOCKS)]:
@@ -127,10 +162,20 @@ def own_rows(tensor: Tensor) -> tuple[int, int]:
     """First row of this process and the one behind its last; all rows of a tensor that is not sharded."""
     if not isinstance(tensor, DTensor):
         return 0, len(tensor) if tensor.dim() else 1
-    length, mesh = tensor.shape[0], tensor.device_mesh
-    each = -(-length // mesh.size())
-    start = min(mesh.get_local_rank() * each, length)
+    length, (part, parts, _) = tensor.shape[0], own_place(tensor)
+    each = -(-length // parts)  # as PyTorch splits them
+    start = min(part * each, length)
     return start, min(start + each, length)
+
+
+def own_place(tensor: Tensor) -> tuple[int, int, int]:
+    """Which part of a tensor this process holds, of how many, and of which copy of the model."""
+    if not isinstance(tensor, DTensor):
+        return 0, 1, 0
+    mesh = tensor.device_mesh
+    along_parts = mesh.ndim - 1
+    copy = mesh.get_local_rank(0) if along_parts else 0
+    return mesh.get_local_rank(along_parts), mesh.size(along_parts), copy
 
 
 def own_part(tensor: Tensor) -> Tensor:
@@ -148,6 +193,13 @@ def copy_rows(target: Tensor, values: Tensor) -> None:
     """Copies this process' rows of `values`, which are whole."""
     start, stop = own_rows(target)
     own_part(target).copy_(values[start:stop] if target.dim() else values)
+
+
+def _mesh(device: torch.device, copies: int) -> DeviceMesh:
+    processes = dist.get_world_size()
+    if copies == 1:
+        return init_device_mesh(device.type, (processes,))
+    return init_device_mesh(device.type, (copies, processes // copies), mesh_dim_names=("dp_replicate", "dp_shard"))
 
 
 def _take_values(model: PreTrainedModel) -> dict[str, Tensor] | None:
@@ -180,9 +232,11 @@ def _autocast(model: PreTrainedModel, device: torch.device) -> None:
 
 __all__ = [
     "Start",
+    "copies_wanted",
     "copy_rows",
     "is_sharded",
     "own_part",
+    "own_place",
     "own_rows",
     "rebind_groups",
     "shard_model",
