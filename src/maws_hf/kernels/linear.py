@@ -72,7 +72,7 @@ class _OneDnnLinear(torch.autograd.Function):
         # Autograd itself casts the gradients of weights and bias to the type of these.
         return (
             _of_input(gradient, weight.to(gradient.dtype)) if wants_input else None,
-            rows.T @ input.reshape(-1, input.shape[-1]) if wants_weight else None,  # where MKL is as fast
+            _of_weight(rows, input.reshape(-1, input.shape[-1])) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
 
@@ -80,3 +80,10 @@ class _OneDnnLinear(torch.autograd.Function):
 def _of_input(gradient: Tensor, weight: Tensor) -> Tensor:
     """`(..., out)`, `(out, in)` -> `(..., in)`. In bfloat16 torch calls oneDNN itself, and there is no bias."""
     return product(gradient, weight.T) if gradient.dtype == torch.float32 else gradient @ weight
+
+
+def _of_weight(gradients: Tensor, inputs: Tensor) -> Tensor:
+    """`(rows, out)`, `(rows, in)` -> `(out, in)`. MKL is as fast here, unless few rows make a large matrix."""
+    if gradients.dtype == torch.float32 and len(gradients) < min(gradients.shape[1], inputs.shape[1]):
+        return product(gradients.T, inputs.T)
+    return gradients.T @ inputs
