@@ -1,6 +1,7 @@
 """Started on several processes by test_sharded.py: models that none has whole."""
 
 import gc
+import hashlib
 import json
 import os
 import resource
@@ -44,7 +45,7 @@ def take_steps(folder: Path, task: str) -> dict:
     own = slice(rank * IMAGES // world_size, (rank + 1) * IMAGES // world_size)
     model = meta_model(MODELS[task], CONFIGS[task])
     groups = parameter_groups(model, 0.05)  # as a script may make them before the model is sharded
-    shard_model(model, CPU, SEED, copies=copies_wanted())
+    shard_model(model, CPU, SEED, copies=copies_wanted(dist.get_world_size()))
     all_sharded = all(isinstance(parameter, DTensor) for parameter in model.parameters())
     write_to(folder / f"{task}-new", lambda path: write_weights(model, path))
     optimizer, average = make_optimizer(model, rebind_groups(groups, model)), WeightAverage(model, 0.9)
@@ -58,7 +59,8 @@ def take_steps(folder: Path, task: str) -> dict:
     load_moments(fresh, average, folder / f"{task}-whole")
     update(model, fresh, average, batch(task, 3, own), 3)
     write_to(folder / f"{task}-resumed", lambda path: save_training(model, fresh, average, path))
-    return {"all_sharded": all_sharded, "updates": [first, second]}
+    own = digest(training_tensors(model, fresh, average))
+    return {"all_sharded": all_sharded, "updates": [first, second], "digest": own}
 
 
 def start_elsewhere(folder: Path) -> dict[str, int]:
@@ -74,18 +76,26 @@ def start_elsewhere(folder: Path) -> dict[str, int]:
     recipe = ModelRecipe(output_dir="x", model_name_or_path=str(folder / "start"), seed=SEED)
     model = build_model(MODELS["mae"], recipe)
     without_memory = all(tensor.is_meta for tensor in model.state_dict().values())
-    shard_model(model, CPU, SEED, copies=copies_wanted())
+    shard_model(model, CPU, SEED, copies=copies_wanted(dist.get_world_size()))
     write_to(folder / "started", lambda path: write_weights(model, path))
     own = sum(own_part(tensor).numel() for tensor in model.vit.state_dict().values())
     return {"without_memory": without_memory, "read": sum(rows.numel() for rows in counts), "own": own}
 
 
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Of all that this process holds."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode() + own_part(tensor).contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def write_weights(model: torch.nn.Module, path: Path) -> None:
     nothing = torch.optim.SGD([torch.zeros(1)])
     nothing.param_groups.clear()
-    part, parts, copy = own_place(next(model.parameters()))
-    if copy == 0:
-        write_shard(training_tensors(model, nothing, None), path, part, parts)
+    place = own_place(next(model.parameters()))
+    if place.copy == 0:
+        write_shard(training_tensors(model, nothing, None), path, place.part, place.parts)
 
 
 def write_to(path: Path, write) -> None:
@@ -102,12 +112,14 @@ def watch_memory(folder: Path) -> dict[str, float]:
     """Growth of this process' peak memory while a model of 110 MB is made, saved and loaded, in MB."""
     sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 4}
     first = meta_model(MawsViTModel, tiny_config())
-    shard_model(first, CPU, SEED, copies=copies_wanted())  # what the first one needs beside its weights
+    shard_model(
+        first, CPU, SEED, copies=copies_wanted(dist.get_world_size())
+    )  # what the first one needs beside its weights
     model = meta_model(MawsViTModel, tiny_config(**sizes))
     whole = sum(parameter.numel() for parameter in model.parameters()) * 4 / 2**20
     dist.barrier()
     start = peak()
-    shard_model(model, CPU, SEED, copies=copies_wanted())
+    shard_model(model, CPU, SEED, copies=copies_wanted(dist.get_world_size()))
     made = peak()
     own = sum(own_part(parameter).numel() for parameter in model.parameters()) * 4 / 2**20
     write_to(folder / "large", lambda path: write_weights(model, path))

@@ -137,6 +137,13 @@ def test_one_process_continues_a_checkpoint_of_several(ranks, references, folder
         torch.testing.assert_close(tensor, references[task]["three"][name], **ROUNDING, msg=name)
 
 
+@pytest.mark.parametrize("task", MODELS)
+def test_copies_stay_equal_and_only_they(ranks: list[dict], task: str):
+    digests = [rank[task]["digest"] for rank in ranks]
+    assert digests == digests[:2] * (len(ranks) // 2), "processes follow each other within a copy"
+    assert digests[0] != digests[1]
+
+
 def test_each_process_reads_its_rows_of_a_start_and_draws_what_that_lacks(ranks, references, folder: Path, copies):
     assert len(list((folder / "start").glob("model-*.safetensors"))) > 2
     recipe = ModelRecipe(output_dir="x", model_name_or_path=str(folder / "start"), seed=SEED)

@@ -140,8 +140,10 @@ def test_copies_that_are_sharded_end_in_the_weights_of_a_data_parallel_run_and_c
     }
     assert {f"rank-{rank:05d}.json" for rank in range(4)} < files  # each has its own position in the data
 
-    printed = run("run_mae.py", image_shards, tmp_path / "hybrid", SHARDED, processes=2, max_steps=5)
-    assert "step-00000004 was written by 4 processes, this run has 2" in printed
+    for name, environment in (("whole", {}), ("hybrid", SHARDED)):
+        printed = run("run_mae.py", image_shards, tmp_path / name, environment, processes=2, max_steps=5)
+        assert "step-00000004 was written by 4 processes, this run has 2" in printed
+    assert_same_weights(tmp_path / "hybrid", tmp_path / "whole")
 
 
 def test_one_process_is_sharded_as_well(image_shards: Path, tmp_path: Path):

@@ -50,8 +50,8 @@ def test_a_setting_that_would_not_be_followed_is_refused(
 def test_a_model_is_there_once_or_as_often_as_asked_for(
     monkeypatch: pytest.MonkeyPatch, processes: int, sizes: dict[str, int], copies: int
 ):
-    ask(monkeypatch, processes, sizes)
-    assert copies_wanted() == copies
+    ask(monkeypatch, sizes)
+    assert copies_wanted(processes) == copies
 
 
 def test_the_example_config_gives_each_machine_a_copy(monkeypatch: pytest.MonkeyPatch):
@@ -59,22 +59,21 @@ def test_the_example_config_gives_each_machine_a_copy(monkeypatch: pytest.Monkey
     sizes = config.parallelism_config
     ask(
         monkeypatch,
-        config.num_processes,
         {key.removeprefix("parallelism_config_").removesuffix("_size"): size for key, size in sizes.items()},
     )
     for option, value in config.fsdp_config.items():
         monkeypatch.setenv(option.upper(), str(value))
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     assert sharding_wanted()
-    assert copies_wanted() == config.num_machines > 1
+    assert copies_wanted(config.num_processes) == config.num_machines > 1
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"dp_replicate": 3, "dp_shard": 2}, "3 copies.*each over 2 processes.*number of processes, 8"),
-        ({"dp_replicate": 8}, "8 copies.*a copy needs at least 2"),
-        ({"dp_shard": 4}, "1 copies.*each over 4 processes.*number of processes, 8"),
+        ({"dp_replicate": 3, "dp_shard": 2}, "dp_replicate_size: 3.*dp_shard_size: 2.*as many as there are, 8"),
+        ({"dp_replicate": 8}, "dp_replicate_size: 8.*dp_shard_size: 1.*at least 2"),
+        ({"dp_shard": 4}, "dp_shard_size: 4.*as many as there are, 8"),
         ({"tp": 2, "dp_shard": 4}, "parallelism_config_tp_size: 2.*leave it out"),
         ({"cp": 8}, "parallelism_config_cp_size: 8.*leave it out"),
     ],
@@ -82,12 +81,11 @@ def test_the_example_config_gives_each_machine_a_copy(monkeypatch: pytest.Monkey
 def test_copies_that_the_processes_do_not_make_are_refused(
     monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int], message: str
 ):
-    ask(monkeypatch, 8, sizes)
+    ask(monkeypatch, sizes)
     with pytest.raises(ValueError, match=message):
-        copies_wanted()
+        copies_wanted(8)
 
 
-def ask(monkeypatch: pytest.MonkeyPatch, processes: int, sizes: dict[str, int]) -> None:
-    monkeypatch.setattr(dist, "get_world_size", lambda: processes)
+def ask(monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]) -> None:
     for name, size in sizes.items():
         monkeypatch.setenv(f"PARALLELISM_CONFIG_{name.upper()}_SIZE", str(size))

@@ -11,15 +11,18 @@ import psutil
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from .arguments import TrainingArguments
+from .sharding import copies_wanted
 
 
 def build_accelerator(recipe: TrainingArguments) -> Accelerator:
     """Devices, precision, gradient synchronisation and trackers of this run; makes `output_dir`.
 
     Raises:
-        ValueError: if the tracker of `--report_to` is not installed.
+        ValueError: if the tracker of `--report_to` is not installed, or the launcher asks for copies of the model that
+            its processes do not make.
     """
     start_cpu_ranks()
+    copies_wanted(int(os.environ.get("WORLD_SIZE", "1")))  # Accelerate would fail on them without saying why
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     wanted = None if recipe.report_to == "none" else recipe.report_to

@@ -166,7 +166,13 @@ class _Run:
         resumed = find_checkpoint(self.root, recipe.resume_from_checkpoint, accelerator, strict=recipe.strict_resume)
         self.sharded = sharding_wanted()
         if self.sharded:
-            shard_model(model, accelerator.device, recipe.seed, bf16=recipe.bf16, copies=copies_wanted())
+            shard_model(
+                model,
+                accelerator.device,
+                recipe.seed,
+                bf16=recipe.bf16,
+                copies=copies_wanted(accelerator.num_processes),
+            )
             groups = groups and rebind_groups(groups, model)
         if resumed is not None:
             (sharded_files if self._in_rows(resumed.path) else ckpt).load_weights(model, resumed.path)
@@ -237,7 +243,9 @@ class _Run:
         for micro_step, batch in enumerate(window):
             seed_step(self.recipe.seed, self.accelerator.process_index, self.state.step, micro_step)
             is_last = micro_step == len(window) - 1
-            # Gradients of a sharded model are reduced every time: kept, they would be as large as the whole model.
+            if self.sharded:
+                self.model.set_requires_all_reduce(is_last)  # over copies of the model, if there are several
+            # Within one gradients are reduced every time: kept, they would be as large as the whole model.
             with nullcontext() if is_last or self.sharded else self.accelerator.no_sync(self.model):
                 loss = batch_loss(self.model, batch) / len(window)
                 self.accelerator.backward(loss)

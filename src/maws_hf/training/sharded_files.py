@@ -1,8 +1,9 @@
 """Tensors of a checkpoint that no process holds whole.
 
 Each process writes the rows it has into one file, `shard-00002-of-00008.safetensors`; which rows of how many they are
-stands in the file's header. A reader asks for any rows and gets them from whichever files have them, so a run may
-continue on another number of processes. Checkpoints of whole tensors are read the same way.
+stands in the file's header. Of several copies of a model only the first is written. A reader asks for any rows and
+gets them from whichever files have them, so a run may continue on another number of processes. Checkpoints of whole
+tensors are read the same way.
 
 A tensor's name here begins with what it is: `weights/`, `optimizer/` (then `parameter name|state name`) or `average/`.
 """
@@ -189,11 +190,11 @@ def save_training(
 
     Of several copies of the model, the processes of the first write.
     """
-    part, parts, copy = own_place(next(model.parameters()))
-    if copy > 0:
+    place = own_place(next(model.parameters()))
+    if place.copy > 0:
         return
-    vouch_for(write_shard(training_tensors(model, optimizer, average), directory, part, parts))
-    if part == 0:
+    vouch_for(write_shard(training_tensors(model, optimizer, average), directory, place.part, place.parts))
+    if place.part == 0:
         save_config(model, directory)
 
 

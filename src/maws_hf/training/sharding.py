@@ -15,7 +15,7 @@ are summed across (`parallelism_config_dp_replicate_size` of Accelerate's config
 import os
 import warnings
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -74,8 +74,8 @@ def sharding_wanted() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def copies_wanted() -> int:
-    """How many copies of the model the launcher asks for, each sharded over its part of the processes.
+def copies_wanted(processes: int) -> int:
+    """How many copies of the model the launcher asks for, each sharded over its part of so many processes.
 
     Raises:
         ValueError: the processes do not make so many equal parts of at least two; or parallelism of other kinds is
@@ -91,12 +91,12 @@ def copies_wanted() -> int:
                 f"the accelerate config asks for `parallelism_config_{name}_size: {wanted[name]}`; models are split "
                 "over dp_replicate and dp_shard only: leave it out"
             )
-    copies, parts, processes = wanted["dp_replicate"], wanted["dp_shard"], dist.get_world_size()
+    copies, parts = wanted["dp_replicate"], wanted["dp_shard"]
     if max(copies, parts) > 1 and (parts < 2 or copies * parts != processes):
         raise ValueError(
-            f"the accelerate config asks for {copies} copies of the model (parallelism_config_dp_replicate_size), "
-            f"each over {parts} processes (parallelism_config_dp_shard_size): the product must be the number of "
-            f"processes, {processes}, and a copy needs at least 2"
+            f"the accelerate config asks for parallelism_config_dp_replicate_size: {copies}, which are copies of the "
+            f"model, and parallelism_config_dp_shard_size: {parts}, the processes that share one: at least 2, and "
+            f"together as many as there are, {processes}"
         )
     return copies
 
@@ -158,24 +158,32 @@ def rebind_groups(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[s
     return [{**group, "params": [parameters[name] for name in group["param_names"]]} for group in groups]
 
 
+class Place(NamedTuple):
+    """Which part of a model a process holds, of how many, and of which copy of it."""
+
+    part: int
+    parts: int
+    copy: int
+
+
+def own_place(tensor: Tensor) -> Place:
+    """Of this process, in a tensor of the model."""
+    if not isinstance(tensor, DTensor):
+        return Place(0, 1, 0)
+    mesh = tensor.device_mesh
+    along_parts = mesh.ndim - 1
+    copy = mesh.get_local_rank(0) if along_parts else 0
+    return Place(mesh.get_local_rank(along_parts), mesh.size(along_parts), copy)
+
+
 def own_rows(tensor: Tensor) -> tuple[int, int]:
     """First row of this process and the one behind its last; all rows of a tensor that is not sharded."""
     if not isinstance(tensor, DTensor):
         return 0, len(tensor) if tensor.dim() else 1
-    length, (part, parts, _) = tensor.shape[0], own_place(tensor)
-    each = -(-length // parts)  # as PyTorch splits them
-    start = min(part * each, length)
+    length, place = tensor.shape[0], own_place(tensor)
+    each = -(-length // place.parts)  # as PyTorch splits them
+    start = min(place.part * each, length)
     return start, min(start + each, length)
-
-
-def own_place(tensor: Tensor) -> tuple[int, int, int]:
-    """Which part of a tensor this process holds, of how many, and of which copy of the model."""
-    if not isinstance(tensor, DTensor):
-        return 0, 1, 0
-    mesh = tensor.device_mesh
-    along_parts = mesh.ndim - 1
-    copy = mesh.get_local_rank(0) if along_parts else 0
-    return mesh.get_local_rank(along_parts), mesh.size(along_parts), copy
 
 
 def own_part(tensor: Tensor) -> Tensor:
@@ -184,8 +192,13 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def whole_norm(norm: Tensor) -> Tensor:
-    """A norm over tensors of all processes as a plain scalar."""
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    """A norm over tensors of all processes as a plain scalar, on all of them the same to the last bit."""
+    if not isinstance(norm, DTensor):
+        return norm
+    whole, mesh = norm.full_tensor(), norm.device_mesh
+    if mesh.ndim > 1:  # each copy of the model has added up its own parts, in an order of its own
+        dist.broadcast(whole, group=mesh.get_group(0), group_src=0)
+    return whole
 
 
 @torch.no_grad()
@@ -231,6 +244,7 @@ def _autocast(model: PreTrainedModel, device: torch.device) -> None:
 
 
 __all__ = [
+    "Place",
     "Start",
     "copies_wanted",
     "copy_rows",
