@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Path:
         for tensor in average.state_dict().values():
             tensor.fill_(step / 8)
 
-        write = partial(save_training, model, optimizer, average, rank=0, world_size=1)
+        write = partial(save_training, model, optimizer, average)
         save_checkpoint(tmp_path / "run/checkpoints", step, write, facts={}, keep=2)
     return tmp_path / "run"
 

@@ -111,15 +111,13 @@ def peak() -> float:
 def watch_memory(folder: Path) -> dict[str, float]:
     """Growth of this process' peak memory while a model of 110 MB is made, saved and loaded, in MB."""
     sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 4}
-    first = meta_model(MawsViTModel, tiny_config())
-    shard_model(
-        first, CPU, SEED, copies=copies_wanted(dist.get_world_size())
-    )  # what the first one needs beside its weights
+    copies = copies_wanted(dist.get_world_size())
+    shard_model(meta_model(MawsViTModel, tiny_config()), CPU, SEED, copies=copies)  # what the first one needs besides
     model = meta_model(MawsViTModel, tiny_config(**sizes))
     whole = sum(parameter.numel() for parameter in model.parameters()) * 4 / 2**20
     dist.barrier()
     start = peak()
-    shard_model(model, CPU, SEED, copies=copies_wanted(dist.get_world_size()))
+    shard_model(model, CPU, SEED, copies=copies)
     made = peak()
     own = sum(own_part(parameter).numel() for parameter in model.parameters()) * 4 / 2**20
     write_to(folder / "large", lambda path: write_weights(model, path))
