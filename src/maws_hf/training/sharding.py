@@ -110,7 +110,7 @@ def shard_model(
 ) -> None:
     """Splits the model over all processes, in place, on this one's `device`. Called by every process.
 
-    With several `copies` each is split over equally many processes, and rank 0 to n - 1 hold the first one.
+    With several `copies` each is split over equally many processes; the first ranks hold the first copy.
 
     Weights without memory (of a model under construction) are read from its start if that has them (`start_from`), and
     else drawn as `draw_weights` draws them for a whole model; others keep their values. With `bf16`, the matrices of
