@@ -71,6 +71,31 @@ def test_any_decoder_depth(depth: int, images):
     assert torch.isfinite(model(images).loss)
 
 
+def test_mask_tokens_are_projected_once_for_all_images():
+    torch.manual_seed(0)
+    model = MawsMAEForPreTraining(tiny_config(decoder_num_hidden_layers=3)).double()
+    decoder, shapes = model.decoder, []
+    for layer in decoder.layers:
+        layer.attention.k_proj.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[:-1]))
+    encoded = torch.randn(2, 1 + 4, model.config.hidden_size, dtype=torch.float64, requires_grad=True)
+    ids = torch.stack([torch.randperm(16), torch.randperm(16)])
+    ids_keep, ids_mask = ids[:, :4], ids[:, 4:]
+    predictions = decoder(encoded, ids_keep, ids_mask, (4, 4))
+    assert shapes == [(2 * 5 + 16,), (2, 17), (2, 17)]
+
+    # As the original does it: every token of every image by itself.
+    patch_positions = decoder.position_embeddings[0, 1:]
+    embedded, masked = decoder.embed(encoded), decoder.mask_token + patch_positions[ids_mask]
+    tokens = torch.cat([embedded[:, :1], embedded[:, 1:] + patch_positions[ids_keep], masked], dim=1)
+    for layer in decoder.layers:
+        tokens = layer(tokens)
+    expected = decoder.head(decoder.layernorm(tokens[:, 5:]))
+    torch.testing.assert_close(predictions, expected, rtol=1e-12, atol=1e-12)
+    trained, weights = [encoded, *decoder.parameters()], torch.randn_like(expected)
+    found, true = (torch.autograd.grad(output, trained, weights) for output in (predictions, expected))
+    torch.testing.assert_close(found, true, rtol=1e-10, atol=1e-12)
+
+
 def test_reconstruct_keeps_visible_patches_and_returns_pictures(model, images):
     model.train()
     result = model.reconstruct(images, generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,7 @@ from transformers.activations import GELUActivation, GELUTanh
 
 from ..kernels.linear import cast_for_autocast
 from ..kernels.packed import PackedLinear, can_pack
-from .modeling_maws_vit import MawsViTAttention, MawsViTLayer, MawsViTMLP
+from .modeling_maws_vit import MawsViTAttention, MawsViTLayer, MawsViTMLP, Spread
 from .prepared import is_prepared
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -92,20 +92,27 @@ class FusedAttention(MawsViTAttention):
     """With a packed last projection, which also adds the residual."""
 
     def forward(
-        self, hidden_states: Tensor, queries: slice = slice(None), residual: Tensor | None = None, **kwargs
+        self,
+        hidden_states: Tensor,
+        queries: slice = slice(None),
+        spread: Spread | None = None,
+        residual: Tensor | None = None,
+        **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
         hidden_states = cast_for_autocast(hidden_states)
-        attended, probabilities = self.attend(hidden_states[:, queries], hidden_states, **kwargs)
+        attended, probabilities = self.attend(hidden_states[:, queries], hidden_states, spread, **kwargs)
         return self.o_proj(attended, residual), probabilities
 
 
 class FusedLayer(MawsViTLayer):
     """Dropout and stochastic depth are left out: they do nothing in evaluation."""
 
-    def forward(self, hidden_states: Tensor, queries: slice = slice(None), **kwargs) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, queries: slice = slice(None), spread: Spread | None = None, **kwargs
+    ) -> Tensor:
         """As [`MawsViTLayer`]."""
-        stream = hidden_states[:, queries]
-        stream, _ = self.attention(self.layernorm_before(hidden_states), queries, residual=stream, **kwargs)
+        stream = hidden_states[:, queries] if spread is None else spread(hidden_states)
+        stream, _ = self.attention(self.layernorm_before(hidden_states), queries, spread, residual=stream, **kwargs)
         return self.mlp(self.layernorm_after(stream), residual=stream)
 
 

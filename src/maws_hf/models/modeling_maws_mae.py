@@ -1,8 +1,9 @@
 """Masked autoencoder (MAE) pre-pretraining of the MAWS encoder (paper section 3; He et al. 2022).
 
 The mask is drawn first. The encoder embeds and transforms the kept patches only; the decoder works in the shuffled
-order (class token, kept, masked), so that no token is ever moved back; the last decoder block, the head, the targets
-and the loss are computed for masked patches only. None of this changes the loss. Two fields of the config do, and are
+order (class token, kept, masked), so that no token is ever moved back; the first decoder block normalises and projects
+a mask token once for all images that hide its patch; the last one, the head, the targets and the loss are computed for
+masked patches only. None of this changes the loss. Two fields of the config do, and are
 off: `prediction_ratio` and `decoder_attention` (CrossMAE, `maws_mae_cross_decoder.py`).
 
 Legend: B images, L patches, K kept, M masked, R of them predicted (all, unless configured), D encoder width, P = patch
@@ -19,6 +20,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ..kernels.linear import Linear
+from ..kernels.lookup import look_up
 from ..losses import masked_pixel_loss
 from ..masking import (
     mask_from_ids,
@@ -108,11 +110,22 @@ class MawsMAEDecoder(nn.Module):
         encoded = self.embed(encoded)
         class_token = encoded[:, :1] + class_position
         kept = encoded[:, 1:] + patch_positions[ids_keep]
-        masked = self.mask_token + patch_positions[ids_mask]
-        hidden_states = torch.cat([class_token, kept, masked], dim=1)
-        only_masked = slice(encoded.shape[1], None)
-        for layer in self.layers[:-1]:
+        visible = torch.cat([class_token, kept], dim=1)
+        # Until the first attention a mask token knows its position only: there is one for each, whatever the image.
+        tokens = torch.cat([visible.flatten(0, 1), self.mask_token[0] + patch_positions])
+
+        def spread(tokens: Tensor) -> Tensor:
+            """`(B * (1 + K) + L, *)` -> `(B, 1 + K + M, *)`."""
+            of_images, masked = tokens.tensor_split([visible.shape[0] * visible.shape[1]])
+            return torch.cat([of_images.unflatten(0, visible.shape[:2]), look_up(masked, ids_mask)], dim=1)
+
+        if len(self.layers) > 1:
+            hidden_states = self.layers[0](tokens, spread=spread)
+        else:
+            hidden_states = spread(tokens)
+        for layer in self.layers[1:-1]:
             hidden_states = layer(hidden_states)
+        only_masked = slice(visible.shape[1], None)
         if len(self.layers) > 0:
             hidden_states = self.layers[-1](hidden_states, only_masked)
         else:

@@ -6,7 +6,7 @@ qkv biases, a final LayerNorm, and the normed class token as the image's feature
 Legend: B images, C channels, (H, W) pixels, L patches, K kept patches, D width, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ from ..losses import classification_loss
 from .configuration_maws_vit import MawsViTConfig, as_pair
 from .loading import CheckedLoading
 from .prepared import RefusesWhenPrepared
+
+Spread = Callable[[Tensor], Tensor]
 
 
 def sincos_position_table(width: int, grid_size: tuple[int, int]) -> Tensor:
@@ -128,21 +130,31 @@ class MawsViTAttention(nn.Module):
         self.o_proj = Linear(hidden_size, hidden_size)
 
     def forward(
-        self, hidden_states: Tensor, queries: slice = slice(None), **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: Tensor,
+        queries: slice = slice(None),
+        spread: Spread | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
-        """`(B, T, D)` -> the attended tokens of `queries` `(B, T', D)` and, with eager attention, probabilities."""
+        """`(B, T, D)`, or distinct tokens `(N, D)` to `spread` -> the attended tokens of `queries` `(B, T', D)` and,
+        with eager attention, probabilities."""
         hidden_states = cast_for_autocast(hidden_states)
-        attended, probabilities = self.attend(hidden_states[:, queries], hidden_states, **kwargs)
+        attended, probabilities = self.attend(hidden_states[:, queries], hidden_states, spread, **kwargs)
         return self.o_proj(attended), probabilities
 
     def attend(
-        self, queries: Tensor, hidden_states: Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        queries: Tensor,
+        hidden_states: Tensor,
+        spread: Spread | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
         """What the tokens of `queries` `(B, T', D)` read from the others `(B, T, D)`, before the last projection: the
         heads' results side by side, `(B, T', D)`; and the probabilities."""
-        query = self.q_proj(queries).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        key = self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        value = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        projected = [self.q_proj(queries), self.k_proj(hidden_states), self.v_proj(hidden_states)]
+        if spread is not None:
+            projected = map(spread, projected)
+        query, key, value = (tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for tokens in projected)
         attended, probabilities = self._attention_function(query, kwargs)(
             self,
             query,
@@ -211,15 +223,24 @@ class MawsViTLayer(GradientCheckpointingLayer):
         self.drop_path = MawsViTDropPath(drop_path_rate)
 
     def forward(
-        self, hidden_states: Tensor, queries: slice = slice(None), **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: Tensor,
+        queries: slice = slice(None),
+        spread: Spread | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> Tensor:
-        """`(B, T, D)` -> `(B, T', D)`: only the tokens of `queries` are computed.
+        """`(B, T, D)` -> `(B, T', D)`: only what is needed is computed, which changes nothing of it.
 
-        The others still serve as keys and values, so for the tokens returned this is exact; it fits a last block of
-        which only some tokens are read.
+        Args:
+            queries: the tokens to return; the others still serve as keys and values. Fits a last block of which only
+                some tokens are read.
+            spread: lays out distinct tokens `(N, D)`, which `hidden_states` then are, as `(B, T, D)`; what depends on
+                a token alone is computed before. Fits a first block whose images have tokens in common. All tokens
+                are queries then.
         """
-        attended, _ = self.attention(self.layernorm_before(hidden_states), queries, **kwargs)
-        hidden_states = hidden_states[:, queries] + self.drop_path(self.dropout(attended))
+        attended, _ = self.attention(self.layernorm_before(hidden_states), queries, spread, **kwargs)
+        hidden_states = hidden_states[:, queries] if spread is None else spread(hidden_states)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attended))
         transformed = self.mlp(self.layernorm_after(hidden_states))
         return hidden_states + self.drop_path(self.dropout(transformed))
 
