@@ -33,7 +33,7 @@ from maws_hf.optim.groups import parameter_groups
 from maws_hf.processing.image_processors import image_processor_of, square_image_processor_of
 from maws_hf.processing.mixing import Mixing, erase
 from maws_hf.processing.rand_augment import RandAugment
-from maws_hf.processing.transforms import EvalTransform, normalize
+from maws_hf.processing.transforms import EvalTransform
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
@@ -133,13 +133,14 @@ class MixedObjective:
     """Cross-entropy of normalised, erased and mixed images: softmax, or sigmoid where an image has many labels."""
 
     def __init__(self, recipe: FinetuneRecipe, model: MawsViTForImageClassification):
-        self.mean, self.std = model.config.image_mean, model.config.image_std
+        self.normalize = model.vit.embeddings.normalize
         self.erased = recipe.random_erasing
         self.mixing = Mixing(recipe.mixup, recipe.cutmix, recipe.label_smoothing)
 
     def __call__(self, model: torch.nn.Module, batch: dict) -> torch.Tensor:
         rng = np.random.default_rng(int(torch.randint(2**62, ())))  # torch's generator is seeded anew in each step
-        pixels = erase(normalize(batch["pixel_values"], self.mean, self.std), self.erased, rng)
+        pixels = self.normalize(batch["pixel_values"], channel_dim=1, dtype=torch.float32)
+        pixels = erase(pixels, self.erased, rng)
         pixels, targets = self.mixing(pixels, batch["labels"].float(), rng)
         return model(pixels, labels=targets).loss
 

@@ -4,8 +4,10 @@ Either would let the accelerator idle until the host has caught up. Here tensors
 of an accelerator: they have no values, so that whatever needs one in Python fails; and copies from the host are seen.
 """
 
+import importlib
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from maws_hf import MawsLiTModel, MawsMAEForPreTraining, MawsViTForImageClassification
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 META = torch.device("meta")
 IMAGES = torch.empty(4, 3, 32, 32, dtype=torch.uint8, device=META)
 LISTS = torch.empty(4, 3, dtype=torch.long, device=META)
@@ -37,6 +40,15 @@ def paired(parts: int) -> Callable[[], Tensor]:
     return lambda: model(pixel_values=IMAGES, text_batches=texts, return_loss=True).loss
 
 
+def mixed() -> Callable[[], Tensor]:
+    """The objective of run_finetune.py, with everything that it does to images."""
+    run_finetune = importlib.import_module("run_finetune")
+    model = MawsViTForImageClassification(tiny_config(num_labels=7)).to(META)
+    recipe = run_finetune.FinetuneRecipe(output_dir="x", dataset_name="y", random_erasing=1.0, mixup=0.8, cutmix=1.0)
+    objective = run_finetune.MixedObjective(recipe, model)
+    return lambda: objective(model, {"pixel_values": IMAGES, "labels": torch.empty(4, 7, device=META)})
+
+
 STEPS = {
     "MAE": masked,
     "MAE, a part predicted": lambda: masked(prediction_ratio=0.5),
@@ -45,6 +57,7 @@ STEPS = {
     "WSP in place": lambda: labelled(LISTS, skip_logits=True),
     "classes": lambda: labelled(LISTS[:, 0]),
     "soft targets": lambda: labelled(torch.empty(4, 7, device=META)),
+    "fine-tuning": mixed,
     "LiT": lambda: paired(parts=1),
     "LiT, gradients cached": lambda: paired(parts=2),
 }
@@ -52,6 +65,7 @@ STEPS = {
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_neither_waits_nor_copies(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
     loss_of = STEPS[name]()
     for function in ("tensor", "as_tensor", "from_numpy"):
         monkeypatch.setattr(torch, function, _refused(function))

@@ -50,6 +50,17 @@ def test_the_images_of_a_forward_pass_are_given_up_after_it(image_shards: Path, 
     assert len(images) == 6
 
 
+def test_what_a_callback_has_put_to_evaluation_is_trained_again(image_shards: Path, tmp_path: Path):
+    training: list[bool] = []
+
+    def watched(model: nn.Module, batch: dict) -> torch.Tensor:
+        training.append(all(module.training for module in model.modules()))
+        return objective(model, batch)
+
+    run(image_shards, tmp_path, batch_loss=watched, max_steps=4, after_step=lambda step, model: model.eval())
+    assert training == [True] * 4
+
+
 def test_learning_rate_scales_with_the_batch_unless_given(image_shards: Path, tmp_path: Path):
     run(image_shards, tmp_path, learning_rate=None, base_learning_rate=1.0, gradient_accumulation_steps=2)
     assert lines(tmp_path / "metrics.jsonl")[0]["learning_rate"] == pytest.approx(8 / 256)

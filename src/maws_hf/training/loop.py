@@ -114,8 +114,8 @@ def train(
             learning_rate = run.set_learning_rate()
             window = run.read_window(batches)
             loss = run.accumulate_gradients(window, batch_loss)
-            gradient_norm = run.clip()
-            loss, anyone_stops = run.agree(loss, stop.requested, window)
+            norm = run.clip()
+            loss, gradient_norm, anyone_stops = run.agree(loss, norm, stop.requested, window)
             if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
                 run.refuse(window, loss, gradient_norm)
             elif not run.skips_spike(window, loss, gradient_norm):
@@ -239,7 +239,8 @@ class _Run:
     def accumulate_gradients(self, window: list[dict[str, Any]], batch_loss: BatchLoss) -> Tensor:
         """Gradients of the mean over the whole window; returns that mean on the device, this rank's."""
         total = torch.zeros((), device=self.accelerator.device)
-        self.model.train()
+        if not (self.model.training and self.accelerator.unwrap_model(self.model).training):
+            self.model.train()  # visits every module, while an accelerator idles
         for micro_step, batch in enumerate(window):
             seed_step(self.recipe.seed, self.accelerator.process_index, self.state.step, micro_step)
             is_last = micro_step == len(window) - 1
@@ -253,26 +254,29 @@ class _Run:
             window[micro_step] = {name: batch[name] for name in ("keys", "skipped")}  # lets go of the tensors
         return total
 
-    def clip(self) -> float:
-        """The global gradient norm before clipping; equal on all ranks, because the gradients are."""
+    def clip(self) -> Tensor:
+        """The global gradient norm before clipping, on the device; equal on all ranks, because the gradients are."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = whole_norm(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         if self.recipe.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.max_grad_norm, norm)
-        return float(norm)
+        return norm
 
-    def agree(self, loss: Tensor, stop: bool, window: list[dict[str, Any]]) -> tuple[float, bool]:
-        """Mean loss of all ranks, and whether any wants to stop: a signal came, or bad images are too many."""
+    def agree(self, loss: Tensor, norm: Tensor, stop: bool, window: list[dict[str, Any]]) -> tuple[float, float, bool]:
+        """Mean loss of all ranks, the gradient norm, and whether any rank wants to stop: a signal came, or bad images
+        are too many. Here the host waits for the device, once."""
         recent, limit = self.state.recent_skips, self.recipe.max_skip_rate
         skipped, too_many = note_skipped(window, self.state.step + 1, recent, self.skipped, limit)
-        votes = torch.tensor([0.0, stop, skipped, too_many], device=loss.device)
-        votes[0] = loss
-        loss_sum, stops, all_skipped, any_too_many = self.accelerator.reduce(votes, reduction="sum").tolist()
+        votes = torch.zeros(4, device=loss.device)
+        for place, value in enumerate((loss, stop, skipped, too_many)):
+            votes[place] = value
+        sums = self.accelerator.reduce(votes, reduction="sum")
+        loss_sum, stops, all_skipped, any_too_many, gradient_norm = torch.cat([sums, norm.view(1)]).tolist()
         self.state.images_skipped += int(all_skipped)
         if any_too_many:
             self.give_up = too_many_bad_images(recent, self.skipped, limit, here=too_many)
             recent.clear()  # the data are repaired before the run goes on, or judged anew
-        return loss_sum / self.accelerator.num_processes, stops + any_too_many > 0
+        return loss_sum / self.accelerator.num_processes, gradient_norm, stops + any_too_many > 0
 
     def skips_spike(self, window: list[dict[str, Any]], loss: float, gradient_norm: float) -> bool:
         """Tells of a loss that jumps; whether the update is left out for it. All ranks have the same loss."""
