@@ -107,6 +107,9 @@ def train_heads(
     if standardize:
         mean, deviation = _statistics(features, rows)
     shift, scale = mean.float().to(device), deviation.reciprocal().float().to(device)
+    if device.type == "cuda" and features.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+        features = features.to(device)  # once, instead of the rows of every batch
+    labels = labels.to(features.device)
 
     initial_seed = int(np.random.default_rng([_INITIAL_WEIGHTS, seed]).integers(2**63))
     generator = torch.Generator().manual_seed(initial_seed)

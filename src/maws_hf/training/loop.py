@@ -22,6 +22,7 @@ import transformers
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from ..optim.ema import WeightAverage
@@ -187,6 +188,8 @@ class _Run:
             self.model, self.optimizer = model, accelerator.prepare_optimizer(optimizer)
         else:
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
+            if isinstance(self.model, DistributedDataParallel):
+                self.model.broadcast_buffers = False  # before every forward pass: ours are constants
         self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
         if resumed is not None:
             self._restore(resumed)
