@@ -1,10 +1,12 @@
-"""How a process that Accelerate has started on CPUs becomes several."""
+"""What a run asks of Accelerate, and how a process that it has started on CPUs becomes several."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from maws_hf.training import distributed
+from maws_hf.training.arguments import TrainingArguments
 
 
 @pytest.fixture
@@ -33,3 +35,18 @@ def test_several_machines_would_be_as_many_runs_and_are_refused(
     with pytest.raises(ValueError, match="several machines; use `torchrun --nnodes"):
         distributed.start_cpu_ranks()
     assert not started
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_tf32_is_switched_on_or_refused(possible: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    switched: list[bool] = []
+    monkeypatch.setattr(distributed, "is_torch_tf32_available", lambda: possible)
+    monkeypatch.setattr(distributed, "enable_tf32", switched.append)
+    recipe = TrainingArguments(output_dir=str(tmp_path), tf32=True)
+    if possible:
+        distributed.build_accelerator(recipe)
+        assert switched == [True]
+    else:
+        with pytest.raises(ValueError, match="--tf32 needs an NVIDIA GPU"):
+            distributed.build_accelerator(recipe)
+        assert not switched

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from transformers.utils import enable_tf32, is_torch_tf32_available
 
 from .arguments import TrainingArguments
 from .sharding import copies_wanted
@@ -18,8 +19,8 @@ def build_accelerator(recipe: TrainingArguments) -> Accelerator:
     """Devices, precision, gradient synchronisation and trackers of this run; makes `output_dir`.
 
     Raises:
-        ValueError: if the tracker of `--report_to` is not installed, or the launcher asks for copies of the model that
-            its processes do not make.
+        ValueError: if the tracker of `--report_to` is not installed, `--tf32` is not possible, or the launcher asks for
+            copies of the model that its processes do not make.
     """
     start_cpu_ranks()
     copies_wanted(int(os.environ.get("WORLD_SIZE", "1")))  # Accelerate would fail on them without saying why
@@ -34,6 +35,10 @@ def build_accelerator(recipe: TrainingArguments) -> Accelerator:
     )
     if wanted is not None and not accelerator.log_with:
         raise ValueError(f"--report_to {wanted}: that tracker is not installed; pip install {wanted}")
+    if recipe.tf32:
+        if not is_torch_tf32_available():
+            raise ValueError("--tf32 needs an NVIDIA GPU, of the generation of the A100 or later; leave it out")
+        enable_tf32(True)
     options = {name: value for name, value in asdict(recipe).items() if value is not None}
     accelerator.init_trackers("maws_hf", config=options)
     return accelerator
