@@ -19,8 +19,8 @@ def build_accelerator(recipe: TrainingArguments) -> Accelerator:
     """Devices, precision, gradient synchronisation and trackers of this run; makes `output_dir`.
 
     Raises:
-        ValueError: if the tracker of `--report_to` is not installed, `--tf32` is not possible, or the launcher asks for
-            copies of the model that its processes do not make.
+        ValueError: if the tracker of `--report_to` is not installed, `--tf32` is not possible here, or the launcher
+            asks for copies of the model that its processes do not make.
     """
     start_cpu_ranks()
     copies_wanted(int(os.environ.get("WORLD_SIZE", "1")))  # Accelerate would fail on them without saying why
