@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -115,18 +114,13 @@ class LiTRecipe(PairRecipe):
 def contrastive_objective(
     model: torch.nn.Module,
     batch: dict,
-    batch_captions: Any,
-    chunks: int,
     encode: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """`batch_captions` is the bare model's: `model` may be wrapped for several processes. With `encode` the features
-    of images are computed by that."""
+    """With `encode` the features of images are computed by that."""
     images = {name: batch[name] for name in ("pixel_values", "vision_features") if name in batch}
     if encode is not None and "pixel_values" in images:
         images = {"vision_features": encode(images["pixel_values"])}
-    device = next(iter(images.values())).device
-    text_batches = [part.to(device, non_blocking=True) for part in batch_captions(batch["input_ids"], chunks)]
-    return model(text_batches=text_batches, return_loss=True, **images).loss
+    return model(text_batches=batch["text_batches"], return_loss=True, **images).loss
 
 
 # ---------------------------------------------------------------- model
@@ -209,15 +203,13 @@ def main() -> int:
         cached_features=recipe.feature_views > 0,
     )
     retrieval_sets = read_retrieval_sets(recipe, config.vision_config.image_size)  # on all ranks: all stop together
-    loader, views = build_pair_loader(recipe, model, tokenizer, accelerator)
+    loader, views = build_pair_loader(recipe, model, tokenizer, accelerator, parts=recipe.gradient_cache_chunks)
     # Only CPUs have packed matrices, and only what is not compiled.
     packs = config.lock_vision_tower and accelerator.device.type == "cpu" and not recipe.torch_compile
     outcome = train(
         model,
         partial(
             contrastive_objective,
-            batch_captions=model.batch_captions,
-            chunks=recipe.gradient_cache_chunks,
             encode=partial(encode_locked, model.vision_model, bf16=recipe.bf16) if packs else None,
         ),
         loader,

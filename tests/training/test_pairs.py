@@ -97,6 +97,22 @@ def test_data_in_another_number_of_shards_are_still_read_once(recipe, model, acc
         assert keys_of_an_epoch(loader) == expected
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_captions_come_as_the_text_tower_takes_them(workers: int, recipe, model, accelerator):
+    tokenizer = tiny_tokenizer()
+    recipe = replace(recipe, dataloader_num_workers=workers)
+    loader, _ = build_pair_loader(recipe, model, tokenizer, accelerator, parts=2)
+    batch = next(iter(loader))
+    assert [len(part.starts) for part in batch["text_batches"]] == [1, 2]
+    texts = {text for part in batch["text_batches"] for text in tokenizer.batch_decode(part.input_ids, True)}
+    known = {tokenizer.decode(tokenizer(text)["input_ids"], True) for text in WORDS.values()}
+    assert texts
+    for text in texts:  # a row has one or several captions
+        assert any(text.startswith(caption) for caption in known), text
+    loss = model(vision_features=batch["vision_features"], text_batches=batch["text_batches"], return_loss=True).loss
+    assert torch.isfinite(loss)
+
+
 def test_features_of_another_tower_are_other_features(recipe, model, accelerator):
     batches = []
     for tower in (model, tiny_lit({"vocab_size": 300}, seed=1), model):

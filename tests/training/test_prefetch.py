@@ -16,6 +16,7 @@ import torch
 from test_resumption import loader_of
 
 from maws_hf.data.loader import loader_state
+from maws_hf.processing.text_batches import TextBatch, pack_captions, pad_captions
 from maws_hf.training import prefetch
 from maws_hf.training.prefetch import OnDemand, ReadAhead, read_batches, reads_ahead
 
@@ -105,6 +106,22 @@ def test_a_batch_that_the_loop_empties_stays_whole_in_the_loader(kind: type[OnDe
     with kind(Same(), CPU) as batches:
         next(batches).clear()
         assert next(batches)["number"].item() == 7
+
+
+@pytest.mark.parametrize("kind", [ReadAhead, OnDemand])
+def test_captions_go_to_the_device_with_their_images(kind: type[OnDemand]):
+    class Pairs(Numbers):
+        def __next__(self) -> dict[str, Any]:
+            captions = [pad_captions([[2, 3]], pad_token_id=1), pack_captions([[4]], pad_token_id=1, first_position=2)]
+            return {**super().__next__(), "text_batches": captions}
+
+    with kind(Pairs(), torch.device("meta")) as batches:
+        batch = next(batches)
+    padded, packed = batch["text_batches"]
+    assert isinstance(packed, TextBatch)
+    assert padded.position_ids is None
+    for tensor in (batch["number"], padded.input_ids, *packed):
+        assert tensor.device.type == "meta"
 
 
 def test_an_error_of_the_loader_is_raised_in_its_place_and_shows_where_it_came_from():

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,15 +33,21 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def build_loader(
-    stream: ImageStream, *, batch_size: int, num_workers: int | None = None, prefetch_factor: int = 2
+    stream: ImageStream,
+    *,
+    batch_size: int,
+    num_workers: int | None = None,
+    prefetch_factor: int = 2,
+    collate_fn: Callable[[Sequence[Sample]], dict[str, Any]] | None = None,
 ) -> StatefulDataLoader:
-    """Endless batches of one rank, as `collate` makes them. Do not pass it through `accelerator.prepare`.
+    """Endless batches of one rank. Do not pass it through `accelerator.prepare`.
 
     Args:
         stream: the rank's stream.
         batch_size: samples a batch.
         num_workers: as the stream was told, the default.
         prefetch_factor: batches that each worker keeps ready.
+        collate_fn: what makes a batch of samples, in the workers; [`collate`] by default.
 
     Raises:
         ImportError: torchdata is not installed.
@@ -61,7 +67,7 @@ def build_loader(
             stream,
             batch_size=batch_size,
             num_workers=stream.num_workers,
-            collate_fn=collate,
+            collate_fn=collate_fn or collate,
             prefetch_factor=prefetch_factor if stream.num_workers else None,
             worker_init_fn=_live_and_die_with_the_main_process,
             snapshot_every_n_steps=1,

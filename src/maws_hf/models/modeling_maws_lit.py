@@ -7,7 +7,6 @@ Legend: B images or captions, R rows of text, T tokens, D width of a tower, P wi
 """
 
 import inspect
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ..losses import at_least_float32, contrastive_loss
-from ..processing.text_batches import TextBatch, pack_captions, pad_captions
+from ..processing.text_batches import CaptionBatches, TextBatch
 from .configuration_maws_lit import MAX_LOGIT_SCALE, MawsLiTConfig
 from .loading import CheckedLoading, explained_for_hub
 from .modeling_maws_vit import MawsViTModel
@@ -276,26 +275,15 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         (batch,) = self.batch_captions(captions)
         return self._embed_batch(batch.to(self.device))
 
-    def batch_captions(self, captions: Sequence[Sequence[int]], parts: int = 1) -> list[TextBatch]:
-        """Token ids of captions as `forward` takes them for `text_batches`: without padding, as far as the tower can.
-
-        Args:
-            captions: token ids of each, special tokens included.
-            parts: batches to make of them, equally large but for rounding; for gradient caching.
-
-        Raises:
-            ValueError: there is no caption, an empty one, or fewer captions than parts.
-        """
-        if not 1 <= parts <= len(captions):
-            raise ValueError(f"{len(captions)} captions cannot be encoded in {parts} parts")
+    @property
+    def batch_captions(self) -> CaptionBatches:
+        """Called with token ids of captions, makes what `forward` takes for `text_batches`: without padding, as far as
+        the text tower can. Several parts are for gradient caching."""
         config = self.text_model.config
         first_position = _FIRST_POSITION.get(config.model_type)
-        bounds = [len(captions) * part // parts for part in range(parts + 1)]
-        slices = [captions[start:end] for start, end in itertools.pairwise(bounds)]
         if first_position is None or config._attn_implementation != "sdpa":
-            return [pad_captions(part, pad_token_id=config.pad_token_id or 0) for part in slices]
-        position = first_position(config)
-        return [pack_captions(part, pad_token_id=config.pad_token_id, first_position=position) for part in slices]
+            return CaptionBatches(config.pad_token_id or 0, None)
+        return CaptionBatches(config.pad_token_id, first_position(config))
 
     def _embed_part(self, part: TextBatch, again: bool) -> Tensor:
         """`(B, P)` float32, normalised; `again`: keep nothing for the backward pass but compute it once more."""

@@ -6,8 +6,10 @@ almost nothing but words is computed, with the same result: a caption keeps its 
 Legend: B captions, R rows, T tokens of a row.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +17,7 @@ from torch import Tensor
 SHORTEST_ROW = 128  # tokens; rows of the longest caption's length alone would be too short to fill well
 
 
-@dataclass(frozen=True)
-class TextBatch:
+class TextBatch(NamedTuple):
     """Captions in rows.
 
     Attributes:
@@ -32,16 +33,9 @@ class TextBatch:
     position_ids: Tensor | None
     starts: Tensor
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "TextBatch":
+    def to(self, device: torch.device | str) -> "TextBatch":
         """The same on another device."""
-        names = ("input_ids", "caption_ids", "position_ids", "starts")
-        tensors = {name: getattr(self, name) for name in names}
-        return TextBatch(
-            **{
-                name: None if tensor is None else tensor.to(device, non_blocking=non_blocking)
-                for name, tensor in tensors.items()
-            }
-        )
+        return TextBatch(*(None if tensor is None else tensor.to(device) for tensor in self))
 
     @property
     def attention_mask(self) -> Tensor:
@@ -59,6 +53,34 @@ class TextBatch:
     def first_tokens(self, hidden_states: Tensor) -> Tensor:
         """`(R, T, D)` -> `(B, D)`: each caption's first token."""
         return hidden_states.flatten(0, 1)[self.starts]
+
+
+@dataclass(frozen=True)
+class CaptionBatches:
+    """Makes batches of captions as one text tower takes them; knows no weights, so that data workers can have it.
+
+    Attributes:
+        pad_token_id: of the tower.
+        first_position: as [`pack_captions`] takes it; None: this tower cannot be packed.
+    """
+
+    pad_token_id: int
+    first_position: int | None
+
+    def __call__(self, captions: Sequence[Sequence[int]], parts: int = 1) -> list[TextBatch]:
+        """Token ids of captions, special tokens included, in as many batches, equally large but for rounding.
+
+        Raises:
+            ValueError: there is no caption, an empty one, or fewer captions than parts.
+        """
+        if not 1 <= parts <= len(captions):
+            raise ValueError(f"{len(captions)} captions cannot be encoded in {parts} parts")
+        bounds = [len(captions) * part // parts for part in range(parts + 1)]
+        slices = [captions[start:end] for start, end in itertools.pairwise(bounds)]
+        if self.first_position is None:
+            return [pad_captions(part, pad_token_id=self.pad_token_id) for part in slices]
+        options = {"pad_token_id": self.pad_token_id, "first_position": self.first_position}
+        return [pack_captions(part, **options) for part in slices]
 
 
 def pack_captions(captions: Sequence[Sequence[int]], *, pad_token_id: int, first_position: int) -> TextBatch:
@@ -127,4 +149,4 @@ def _check(captions: Sequence[Sequence[int]]) -> None:
         raise ValueError("every caption needs at least one token, and a batch at least one caption")
 
 
-__all__ = ["TextBatch", "pack_captions", "pad_captions"]
+__all__ = ["CaptionBatches", "TextBatch", "pack_captions", "pad_captions"]

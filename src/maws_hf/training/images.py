@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from accelerate import Accelerator
@@ -79,6 +79,7 @@ def build_training_loader(
     repeats: Callable[[Sample], float] | None = None,
     hflip: float = 0.5,
     augment: RandAugment | None = None,
+    collate_fn: Callable[[Sequence[Sample]], dict[str, Any]] | None = None,
 ) -> "StatefulDataLoader":
     """This rank's endless batches: random resized crops and flips, as uint8 (MAE, appendix A.1).
 
@@ -87,6 +88,7 @@ def build_training_loader(
         repeats: copies of a row in an epoch; see [`ImageStream`].
         hflip: share of mirrored images.
         augment: what else is done to a crop.
+        collate_fn: what makes a batch of samples.
     """
     dataset, image_column = open_images(recipe, recipe.dataset_split, columns)
     transform = TrainTransform(image_size, scale=(recipe.crop_scale, 1.0), hflip=hflip, augment=augment)
@@ -101,7 +103,7 @@ def build_training_loader(
         max_lost_shards=recipe.max_skip_rate,
         repeats=repeats,
     )
-    return build_loader(stream, batch_size=recipe.per_device_train_batch_size)
+    return build_loader(stream, batch_size=recipe.per_device_train_batch_size, collate_fn=collate_fn)
 
 
 def read_eval_samples(

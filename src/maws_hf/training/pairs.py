@@ -4,7 +4,7 @@ Unlike elsewhere images are never mirrored: captions tell left from right, and p
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.captions import CaptionReader, find_captions, parse_weights
 from ..data.feature_shards import FEATURES, FeatureJob, FeatureRecord, compute_features, read_records, unpack_features
-from ..data.loader import build_loader
+from ..data.loader import build_loader, collate
 from ..data.sources import DataSourceError, open_stream
 from ..data.streaming import KEY, ImageStream, Sample, random_rows
 from ..evaluation.feature_cache import digest_of
@@ -30,6 +30,7 @@ from ..evaluation.features import encode_images, model_digest
 from ..evaluation.two_towers import load_tokenizer, text_limit
 from ..models.inference import prepared_for_inference
 from ..models.modeling_maws_lit import MawsLiTModel
+from ..processing.text_batches import CaptionBatches
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import option
 from .images import ImageRecipe, build_training_loader, open_images
@@ -138,9 +139,17 @@ def mean_caption_tokens(recipe: PairRecipe, tokenizer: PreTrainedTokenizerBase) 
 
 
 def build_pair_loader(
-    recipe: PairRecipe, model: MawsLiTModel, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator
+    recipe: PairRecipe,
+    model: MawsLiTModel,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    *,
+    parts: int = 1,
 ) -> tuple["StatefulDataLoader", int]:
-    """This rank's endless batches of `input_ids` with `vision_features` or, with `feature_views=0`, `pixel_values`.
+    """This rank's endless batches of `text_batches` with `vision_features` or, with `feature_views=0`, `pixel_values`.
+
+    Args:
+        parts: in which the captions of a batch are encoded.
 
     Returns:
         The loader, and how many views were computed beforehand (now or in an earlier run), on all ranks.
@@ -153,11 +162,19 @@ def build_pair_loader(
         raise ValueError("the image tower of this model is not locked, its features change: give --feature_views 0")
     dataset, image_column, captions = open_pairs(recipe, recipe.dataset_split)
     draw = partial(draw_tokens, captions=captions, tokenizer=tokenizer)
+    collate_fn = partial(_collate_pairs, batch_captions=model.batch_captions, parts=parts)
     image_size = model.config.vision_config.image_size
     if recipe.feature_views == 0:
         columns = captions.columns
         loader = build_training_loader(
-            recipe, image_size, accelerator, columns=columns, extra=draw, repeats=captions, hflip=0
+            recipe,
+            image_size,
+            accelerator,
+            columns=columns,
+            extra=draw,
+            repeats=captions,
+            hflip=0,
+            collate_fn=collate_fn,
         )
         return loader, 0
     job = _feature_job(recipe, model.vision_model.to(accelerator.device), dataset, image_column)
@@ -180,7 +197,14 @@ def build_pair_loader(
         repeats=captions,
         source=job.folder.name,
     )
-    return build_loader(stream, batch_size=recipe.per_device_train_batch_size), rows * recipe.feature_views
+    loader = build_loader(stream, batch_size=recipe.per_device_train_batch_size, collate_fn=collate_fn)
+    return loader, rows * recipe.feature_views
+
+
+def _collate_pairs(samples: Sequence[Sample], *, batch_captions: CaptionBatches, parts: int) -> dict[str, Any]:
+    batch = collate(samples)
+    batch["text_batches"] = batch_captions(batch.pop("input_ids"), parts)
+    return batch
 
 
 @contextmanager

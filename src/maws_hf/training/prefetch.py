@@ -6,14 +6,17 @@ An accelerator idles while the main thread fetches a batch, copies it and frees 
 
 import queue
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 
 from ..data.loader import loader_state
 
 Batch = dict[str, Any]
+_WORDS = ("keys", "skipped")  # of a batch: no tensors in them
 PATIENCE = 1.0  # seconds that the end of a run waits for a thread that waits for the loader
 
 
@@ -42,10 +45,7 @@ class OnDemand(AbstractContextManager):
 
     def __next__(self) -> Batch:
         """The next batch, a dict of its own."""
-        return {
-            name: value.to(self._device) if isinstance(value, torch.Tensor) else value
-            for name, value in next(self._batches).items()
-        }
+        return _apply(lambda tensor: tensor.to(self._device), next(self._batches))
 
     @property
     def position(self) -> dict[str, Any]:
@@ -88,9 +88,8 @@ class ReadAhead(OnDemand):
         if copied is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(copied)
-            for value in batch.values():
-                if isinstance(value, torch.Tensor):
-                    value.record_stream(stream)  # the thread's stream must not use its memory again before that
+            # The thread's stream must not use the memory of these tensors again before that.
+            _apply(lambda tensor: tensor.record_stream(stream), batch)
         return batch
 
     @property
@@ -119,16 +118,19 @@ class ReadAhead(OnDemand):
         if self._over:
             raise StopIteration  # no work on a device that may be shutting down
         position = loader_state(self._loader)
-        moved = {name: _copy(value, self._device) for name, value in batch.items()}
+        moved = _apply(lambda tensor: _copy(tensor, self._device), batch)
         return moved, position, None if self._stream is None else self._stream.record_event()
 
 
-def _copy(value: Any, device: torch.device) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    if device.type == "cuda" and value.device.type == "cpu":
-        value = value.pin_memory()  # only then the copy does not wait for its end
-    return value.to(device, non_blocking=True, copy=True)
+def _apply(function: Callable[[torch.Tensor], Any], batch: Batch) -> Batch:
+    """Another dict, with what `function` makes of tensors, also of those in lists and tuples."""
+    return {name: value if name in _WORDS else recursively_apply(function, value) for name, value in batch.items()}
+
+
+def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # only then the copy does not wait for its end
+    return tensor.to(device, non_blocking=True, copy=True)
 
 
 __all__ = ["OnDemand", "ReadAhead", "read_batches", "reads_ahead"]
