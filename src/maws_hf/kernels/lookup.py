@@ -1,7 +1,8 @@
 """Rows of a table for many askers, whose gradients are summed without a rounding in between.
 
-torch has three forms of it. In bfloat16, indexing rounds on CPUs after every addition, an embedding on CPUs and
-`index_select` on GPUs as well; each is exact to one rounding on the other device, and the fastest there.
+In bfloat16 torch's forms of it differ. On CPUs an index and an embedding round after every addition, `index_select`
+rounds once and is the fastest. On GPUs, as torch's sources have it, `index_select` adds in bfloat16, in any order, and
+an embedding in float32.
 """
 
 import torch.nn.functional as F

@@ -3,8 +3,8 @@
 The mask is drawn first. The encoder embeds and transforms the kept patches only; the decoder works in the shuffled
 order (class token, kept, masked), so that no token is ever moved back; the first decoder block normalises and projects
 a mask token once for all images that hide its patch; the last one, the head, the targets and the loss are computed for
-masked patches only. None of this changes the loss. Two fields of the config do, and are
-off: `prediction_ratio` and `decoder_attention` (CrossMAE, `maws_mae_cross_decoder.py`).
+masked patches only. None of this changes the loss. Two fields of the config do, and are off: `prediction_ratio` and
+`decoder_attention` (CrossMAE, `maws_mae_cross_decoder.py`).
 
 Legend: B images, L patches, K kept, M masked, R of them predicted (all, unless configured), D encoder width, P = patch
 height * patch width * channels.
