@@ -42,6 +42,7 @@ from side_by_side import (
     unit_of_time,
     use_device,
     usual_batch,
+    wait_for,
 )
 from torch import Tensor, nn
 from torch.autograd import DeviceType
@@ -239,8 +240,7 @@ def profile(implementation: str, fused: bool, dtype: str, arguments: argparse.Na
     step = step_of(implementation, fused, dtype, arguments)
     for _ in range(WARM_UPS if on_gpu(arguments.device) else 1):
         step()
-    if on_gpu(arguments.device):
-        torch.cuda.synchronize()
+    wait_for(arguments.device)
     with torch.profiler.profile() as profiler:
         step()
     return profiler.key_averages()

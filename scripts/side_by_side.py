@@ -39,8 +39,14 @@ def use_device(device: str, tf32: bool = False) -> None:
         torch.cuda.set_device(torch.device(device).index or 0)
 
 
-def on_gpu(device: str) -> bool:
+def on_gpu(device: str | torch.device) -> bool:
     return torch.device(device).type == "cuda"
+
+
+def wait_for(device: str | torch.device) -> None:
+    """Until a GPU has done what it was told; a CPU has when a call returns."""
+    if on_gpu(device):
+        torch.cuda.synchronize()
 
 
 def usual_batch(device: str) -> int:
@@ -56,33 +62,31 @@ def take_turns(
     On a GPU there are more calls that are not counted, and a turn is as many as take `SHORTEST`; seconds are of one.
     """
     results = {name: form() for name, form in forms.items()}
-    calls = {name: _calls_of_a_turn(form) if on_gpu(device) else 1 for name, form in forms.items()}
+    calls = {name: _calls_of_a_turn(form, device) if on_gpu(device) else 1 for name, form in forms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     names = list(forms)
     for number in range(rounds):
         for name in names if number % 2 == 0 else reversed(names):
-            seconds[name].append(_seconds(forms[name], calls[name], on_gpu(device)) / calls[name])
+            seconds[name].append(_seconds(forms[name], calls[name], device) / calls[name])
     return seconds, results
 
 
-def _calls_of_a_turn(form: Callable[[], object]) -> int:
+def _calls_of_a_turn(form: Callable[[], object], device: str) -> int:
     for _ in range(WARM_UPS - 1):
         form()
     calls = 1
-    while _seconds(form, calls, gpu=True) < SHORTEST:
+    while _seconds(form, calls, device) < SHORTEST:
         calls *= 2
     return calls
 
 
-def _seconds(form: Callable[[], object], calls: int, gpu: bool) -> float:
-    clock = time.perf_counter if gpu else time.process_time
-    if gpu:
-        torch.cuda.synchronize()
+def _seconds(form: Callable[[], object], calls: int, device: str) -> float:
+    clock = time.perf_counter if on_gpu(device) else time.process_time
+    wait_for(device)
     start = clock()
     for _ in range(calls):
         form()
-    if gpu:
-        torch.cuda.synchronize()
+    wait_for(device)
     return clock() - start
 
 
