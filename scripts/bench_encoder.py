@@ -101,11 +101,12 @@ def compare(arguments: argparse.Namespace, image_size: int, dtype: torch.dtype, 
     torch.manual_seed(0)
     images = torch.randn(arguments.batch, 3, image_size, image_size, device=arguments.device)
     config = config_of(arguments, image_size)
-    ours = MawsViTForImageClassification(config).eval()
-    first = peer_of(arguments.peers[0], ours).to(arguments.device)
+    with images.device:
+        ours = MawsViTForImageClassification(config).eval()
+    first = peer_of(arguments.peers[0], ours)
     truth = form_of(arguments.peers[0], first, task)(images)
     del first
-    ours, images = ours.to(arguments.device, dtype), images.to(dtype)
+    ours, images = ours.to(dtype), images.to(dtype)
     models: dict[str, nn.Module] = {name: peer_of(name, ours) for name in arguments.peers}
     models["ours"] = ours
     if images.device.type == "cpu":
@@ -151,19 +152,20 @@ def peer_of(name: str, ours: MawsViTForImageClassification) -> nn.Module:
         theirs.set_attn_implementation("sdpa")
         return theirs
     config, weights = ours.config, ours.state_dict()
-    theirs = (
-        peers.import_timm()
-        .models.VisionTransformer(
-            img_size=config.image_size,
-            patch_size=as_pair(config.patch_size)[0],
-            num_classes=config.num_labels,
-            embed_dim=config.hidden_size,
-            depth=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            mlp_ratio=config.intermediate_size / config.hidden_size,
+    with ours.device:
+        theirs = (
+            peers.import_timm()
+            .models.VisionTransformer(
+                img_size=config.image_size,
+                patch_size=as_pair(config.patch_size)[0],
+                num_classes=config.num_labels,
+                embed_dim=config.hidden_size,
+                depth=config.num_hidden_layers,
+                num_heads=config.num_attention_heads,
+                mlp_ratio=config.intermediate_size / config.hidden_size,
+            )
+            .to(ours.dtype)
         )
-        .to(ours.device, ours.dtype)
-    )
     for name, view in translate_timm(theirs.state_dict()).items():
         view.copy_(weights[name])
     return theirs.eval()
@@ -208,8 +210,8 @@ def _peak_memory(name: str, arguments: argparse.Namespace, image_size: int, dtyp
         peers.import_timm()
     images = torch.randn(arguments.batch, 3, image_size, image_size, device=arguments.device, dtype=dtype)
     before = memory_now(arguments.device)
-    model: nn.Module = MawsViTForImageClassification(config_of(arguments, image_size)).eval()
-    model = model.to(arguments.device, dtype)
+    with images.device:
+        model: nn.Module = MawsViTForImageClassification(config_of(arguments, image_size)).eval().to(dtype)
     if name == "ours, prepared":
         prepare_for_inference(model)
     elif name != "ours":

@@ -70,7 +70,7 @@ KERNELS = {
     "matrix products": ("gemm", "gemv", "nvjet", "xmma", "cutlass", "cublas", "cudnn", "triton_tem", "triton_mm"),
     "optimizer": ("multi_tensor_apply", "adam"),
     "compiled": ("triton_",),
-    "copies and casts": ("copy", "memcpy", "cat", "index", "gather", "scatter"),
+    "copies and casts": ("copy", "memcpy", "catarray", "index", "gather", "scatter"),
     "GELU": ("gelu",),
     "LayerNorm": ("layer_norm", "gammabeta", "rowwisemoments"),
 }
