@@ -33,10 +33,17 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 
 def use_device(device: str, tf32: bool = False) -> None:
-    """To be called before anything is computed; from then on "cuda" is this GPU."""
+    """To be called before anything is computed; from then on "cuda" is this GPU.
+
+    Raises:
+        SystemExit: there is no such GPU.
+    """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     if on_gpu(device):
-        torch.cuda.set_device(torch.device(device).index or 0)
+        number = torch.device(device).index or 0
+        if number >= torch.cuda.device_count():
+            raise SystemExit(f"--device {device}: torch finds {torch.cuda.device_count()} GPU(s) here")
+        torch.cuda.set_device(number)
 
 
 def on_gpu(device: str | torch.device) -> bool:

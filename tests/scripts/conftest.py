@@ -17,6 +17,7 @@ class PretendedGpu:
         self.calls: list[str] = []
         self.allocated = self.peak = 0
         self.chosen: int | None = None
+        patch.setattr(torch.cuda, "device_count", lambda: 2)
         patch.setattr(torch.cuda, "set_device", self.set_device)
         patch.setattr(torch.cuda, "synchronize", lambda: self.calls.append("synchronize"))
         patch.setattr(torch.cuda, "empty_cache", lambda: self.calls.append("empty_cache"))

@@ -52,6 +52,11 @@ def test_a_gpu_is_chosen_by_its_number(device: str, chosen: int | None, gpu, exa
     assert gpu.chosen == chosen
 
 
+def test_a_gpu_that_is_not_there_is_an_error(gpu, exact_again):
+    with pytest.raises(SystemExit, match=r"--device cuda:2: torch finds 2 GPU"):
+        use_device("cuda:2")
+
+
 @pytest.fixture
 def exact_again():
     yield
