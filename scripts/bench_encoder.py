@@ -9,7 +9,8 @@ Same weights, same normalised images, weights in the dtype named, no gradients, 
 `scaled_dot_product_attention` everywhere. `ours` computes the class token alone in the last block; `ours, prepared`
 has gone through `prepare_for_inference` besides, which concerns CPUs only. Printed are medians, and the relative
 distance of the outputs from those of the first peer in float32. Memory is that of the weights and one pass: the peak
-of a process of its own above what it held before it built the model (on a GPU, of what PyTorch has allocated).
+of a process of its own above what it held before it built the model; on a GPU, of this process's tensors, one model at
+a time.
 """
 
 import argparse
@@ -21,7 +22,21 @@ from collections.abc import Callable
 
 import peers  # before maws_hf, which imports transformers
 import torch
-from side_by_side import describe_machine, forget_peak, markdown_table, ratio, resident_bytes, take_turns
+from side_by_side import (
+    add_device_options,
+    describe_machine,
+    forget_peak,
+    let_go,
+    markdown_table,
+    memory_now,
+    memory_peak,
+    on_gpu,
+    ratio,
+    take_turns,
+    unit_of_time,
+    use_device,
+    usual_batch,
+)
 from torch import Tensor, nn
 
 from maws_hf import MawsViTConfig, MawsViTForImageClassification, prepare_for_inference
@@ -38,6 +53,7 @@ Form = Callable[[Tensor], Tensor]
 
 def main() -> None:
     arguments = parse_arguments()
+    use_device(arguments.device, arguments.tf32)
     print(describe_machine(arguments.device))
     for image_size in arguments.image_size:
         for dtype in arguments.dtype:
@@ -56,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--image_size", type=int, nargs="+", default=[224], help="multiples of the patch (default: 224)"
     )
-    parser.add_argument("--batch", type=int, default=8, help="images a pass (default: 8)")
+    parser.add_argument("--batch", type=int, help="images (default: 8; 128 on a GPU, which would wait for the host)")
     parser.add_argument("--task", nargs="+", default=["features"], choices=TASKS, help="default: features")
     parser.add_argument(
         "--dtype",
@@ -66,11 +82,13 @@ def parse_arguments() -> argparse.Namespace:
         help="default: both",
     )
     parser.add_argument("--rounds", type=int, default=5, help="each form once a round (default: 5)")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    add_device_options(parser)
     parser.add_argument("--compile", action="store_true", help="torch.compile all but the prepared form")
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="default: timm transformers")
     parser.add_argument("--no_memory", action="store_true", help="leave out the peaks, which take a process each")
     arguments = parser.parse_args()
+    if arguments.batch is None:
+        arguments.batch = usual_batch(arguments.device)
     patch = SIZES[arguments.size]["patch_size"]
     if wrong := [size for size in arguments.image_size if size < 1 or size % patch]:
         parser.error(f"--image_size {wrong[0]} is no multiple of the patch of {patch}")
@@ -79,14 +97,16 @@ def parse_arguments() -> argparse.Namespace:
 
 @torch.inference_mode()
 def compare(arguments: argparse.Namespace, image_size: int, dtype: torch.dtype, task: str) -> str:
+    let_go()
     torch.manual_seed(0)
     images = torch.randn(arguments.batch, 3, image_size, image_size, device=arguments.device)
     config = config_of(arguments, image_size)
-    ours = MawsViTForImageClassification(config).eval()
-    first = peer_of(arguments.peers[0], ours).to(arguments.device)
+    with images.device:
+        ours = MawsViTForImageClassification(config).eval()
+    first = peer_of(arguments.peers[0], ours)
     truth = form_of(arguments.peers[0], first, task)(images)
     del first
-    ours, images = ours.to(arguments.device, dtype), images.to(dtype)
+    ours, images = ours.to(dtype), images.to(dtype)
     models: dict[str, nn.Module] = {name: peer_of(name, ours) for name in arguments.peers}
     models["ours"] = ours
     if images.device.type == "cpu":
@@ -95,19 +115,21 @@ def compare(arguments: argparse.Namespace, image_size: int, dtype: torch.dtype, 
     seconds, outputs = take_turns(
         {name: lambda form=form: form(images) for name, form in forms.items()}, arguments.rounds, arguments.device
     )
+    unit, of_a_second = unit_of_time(arguments.device)
     rows = []
     for name in forms:
         median = statistics.median(seconds[name])
         rows.append(
             [
                 name,
-                f"{median:.3f}",
+                f"{median * of_a_second:.3f}",
                 f"{arguments.batch / median:.2f}",
                 *(f"{ratio(seconds, name, peer):.2f}" for peer in arguments.peers),
                 f"{relative_distance(outputs[name], truth):.1e}",
             ]
         )
-    header = ["", "s", "images/s", *(f"x {peer}" for peer in arguments.peers), f"from {arguments.peers[0]} in float32"]
+    header = ["", unit, "images/s", *(f"x {peer}" for peer in arguments.peers)]
+    header.append(f"from {arguments.peers[0]} in float32")
     if not arguments.no_memory:
         del models, forms, ours
         header.append("peak MB")
@@ -130,19 +152,20 @@ def peer_of(name: str, ours: MawsViTForImageClassification) -> nn.Module:
         theirs.set_attn_implementation("sdpa")
         return theirs
     config, weights = ours.config, ours.state_dict()
-    theirs = (
-        peers.import_timm()
-        .models.VisionTransformer(
-            img_size=config.image_size,
-            patch_size=as_pair(config.patch_size)[0],
-            num_classes=config.num_labels,
-            embed_dim=config.hidden_size,
-            depth=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            mlp_ratio=config.intermediate_size / config.hidden_size,
+    with ours.device:
+        theirs = (
+            peers.import_timm()
+            .models.VisionTransformer(
+                img_size=config.image_size,
+                patch_size=as_pair(config.patch_size)[0],
+                num_classes=config.num_labels,
+                embed_dim=config.hidden_size,
+                depth=config.num_hidden_layers,
+                num_heads=config.num_attention_heads,
+                mlp_ratio=config.intermediate_size / config.hidden_size,
+            )
+            .to(ours.dtype)
         )
-        .to(ours.device, ours.dtype)
-    )
     for name, view in translate_timm(theirs.state_dict()).items():
         view.copy_(weights[name])
     return theirs.eval()
@@ -164,7 +187,7 @@ def form_of(name: str, model: nn.Module, task: str, compiled: bool = False) -> F
 
     form = {"timm": features_of_timm, "transformers": features_of_transformers}.get(name, features_of_ours)
     form = form if task == "features" else scores
-    return torch.compile(form) if compiled and name != "ours, prepared" else form
+    return torch.compile(form, dynamic=False) if compiled and name != "ours, prepared" else form
 
 
 def relative_distance(output: Tensor, truth: Tensor) -> float:
@@ -172,7 +195,10 @@ def relative_distance(output: Tensor, truth: Tensor) -> float:
 
 
 def peak_memory(name: str, arguments: argparse.Namespace, image_size: int, dtype: torch.dtype, task: str) -> float:
-    """Bytes, measured in a new process, which holds this form alone."""
+    """Bytes, measured in a new process, which holds this form alone; on a GPU in this one, which has let others go."""
+    if on_gpu(arguments.device):
+        let_go()
+        return _peak_memory(name, arguments, image_size, dtype, task)
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak_memory, (name, arguments, image_size, dtype, task))
@@ -182,23 +208,21 @@ def peak_memory(name: str, arguments: argparse.Namespace, image_size: int, dtype
 def _peak_memory(name: str, arguments: argparse.Namespace, image_size: int, dtype: torch.dtype, task: str) -> float:
     if name == "timm":
         peers.import_timm()
-    on_gpu = torch.device(arguments.device).type == "cuda"
     images = torch.randn(arguments.batch, 3, image_size, image_size, device=arguments.device, dtype=dtype)
-    before = 0 if on_gpu else resident_bytes("VmRSS")
-    model: nn.Module = MawsViTForImageClassification(config_of(arguments, image_size)).eval()
-    model = model.to(arguments.device, dtype)
+    before = memory_now(arguments.device)
+    with images.device:
+        model: nn.Module = MawsViTForImageClassification(config_of(arguments, image_size)).eval().to(dtype)
     if name == "ours, prepared":
         prepare_for_inference(model)
     elif name != "ours":
         model = peer_of(name, model)
     form = form_of(name, model, task, arguments.compile)
+    if on_gpu(arguments.device):
+        form(images)  # a compiler tries kernels
     gc.collect()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        forget_peak()
+    forget_peak(arguments.device)
     form(images)
-    return torch.cuda.max_memory_allocated() if on_gpu else resident_bytes("VmHWM") - before
+    return memory_peak(arguments.device) - before
 
 
 if __name__ == "__main__":

@@ -35,7 +35,15 @@ from typing import Any
 
 import psutil
 import torch
-from side_by_side import describe_machine, markdown_table, take_turns
+from side_by_side import (
+    add_device_options,
+    describe_machine,
+    markdown_table,
+    on_gpu,
+    take_turns,
+    use_device,
+    usual_batch,
+)
 
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig
 from maws_hf.evaluation.flops import image_tower_flops, mae_training_flops
@@ -75,6 +83,7 @@ class Point:
     image_size: int
     mask_ratio: float
     device: str = "cpu"
+    tf32: bool = False
     bf16: bool = False
     compiled: bool = False
     rounds: int = 5
@@ -142,7 +151,7 @@ def measure_time(point: Point) -> dict[str, float]:
 
 def measure_memory(point: Point) -> dict[str, float]:
     """Bytes above what the process had before: at the peak of either work, and between two steps or calls."""
-    meter = GpuMeter() if torch.device(point.device).type == "cuda" else ProcessMeter()
+    meter = GpuMeter() if on_gpu(point.device) else ProcessMeter()
     once = replace(point, batch=1, compiled=False)
     warm_up = build_work(once)
     warm_up.encode(), warm_up.step()  # libraries load, kernels choose their buffers
@@ -206,15 +215,18 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.point:
         point = Point(**json.loads(arguments.point))
+        use_device(point.device, point.tf32)
         measure = measure_time if arguments.measure == "time" else measure_memory
         print(json.dumps(measure(point)))
         return
+    use_device(arguments.device, arguments.tf32)
     start = Point(
         arguments.model,
         arguments.batch,
         arguments.image_size,
         arguments.mask_ratio,
         arguments.device,
+        arguments.tf32,
         arguments.bf16,
         arguments.compile,
         arguments.rounds,
@@ -249,13 +261,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     sizes = [*SMALL_SIZES, *SIZES]
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    add_device_options(parser)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES), help="what varies (default: all)")
     parser.add_argument("--model", choices=sizes, default="vit_tiny16", help="default: vit_tiny16, 192 wide")
-    parser.add_argument("--batch", type=int, default=8, help="default: 8")
+    parser.add_argument("--batch", type=int, help="default: 8; 128 on a GPU, which waits for the host with few images")
     parser.add_argument("--image_size", type=int, default=224, help="default: 224")
     parser.add_argument("--mask_ratio", type=float, default=0.75, help="default: 0.75")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
@@ -266,7 +278,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="picture to draw")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     parser.add_argument("--measure", choices=["time", "memory"], help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.batch is None:
+        arguments.batch = usual_batch(arguments.device)
+    return arguments
 
 
 def record_of(point: Point) -> dict[str, Any]:
@@ -299,10 +314,11 @@ def table_of(axis: str, records: Sequence[dict[str, Any]]) -> str:
     header += ["encoder ms/image", "GFLOP/s", "peak MiB", "MiB/image"]
     rows = []
     for record in records:
+        digits = 4 if on_gpu(record["device"]) else 2
         row = [str(record[axis])]
         for work in ("mae", "encoder"):
             seconds, peak = record[f"{work}_seconds"], record[f"{work}_peak"]
-            row += [f"{1000 * seconds / record['batch']:.2f}", f"{record[f'{work}_flops'] / seconds / 1e9:.1f}"]
+            row += [f"{1000 * seconds / record['batch']:.{digits}f}", f"{record[f'{work}_flops'] / seconds / 1e9:.1f}"]
             row += [f"{peak / MIB:.0f}", f"{memory_per_image(record, work) / MIB:.2f}"]
             if work == "mae":
                 row += [f"{memory_per_image(record, 'plan') / MIB:.2f}", f"{peak / record['plan_peak']:.2f}"]

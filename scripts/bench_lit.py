@@ -1,13 +1,15 @@
 r"""How much faster is a LiT step without padding, in bfloat16, and with cached image features?
 
     OMP_NUM_THREADS=1 python scripts/bench_lit.py
+    python scripts/bench_lit.py --device cuda --pairs 512
 
 Forms of the same step (forward, backward, AdamW; ViT-B/16 locked, XLM-R base trained; dropout off, learning rate 0)
-take turns in one process. Printed are medians of CPU time; of the ratios within a round to the plain form, and to the
-same in bfloat16 with the fused AdamW (a peer at its best); losses; and how far the gradients of the projections and of
-the text tower's first layer are from the plain form's. That form is the usual one: the image tower in every step, all
-its patches in all its blocks, by torch's own products; captions padded to the context of 102, float32, AdamW's default
-implementation. Captions have random tokens; their lengths have a median of 18. Needs 8 GB.
+take turns in one process. Printed are medians of CPU time (wall time on a GPU); of the ratios within a round to the
+plain form, and to the same in bfloat16 with the fused AdamW (a peer at its best); losses; and how far the gradients of
+the projections and of the text tower's first layer are from the plain form's. That form is the usual one: the image
+tower in every step, all its patches in all its blocks, by torch's own products; captions padded to the context of 102,
+float32, AdamW's default implementation. Captions have random tokens; their lengths have a median of 18. Ours packs the
+locked tower's matrices on a CPU, as run_lit.py does. Needs 8 GB there.
 """
 
 import argparse
@@ -16,7 +18,16 @@ from collections.abc import Callable
 from unittest.mock import patch
 
 import torch
-from side_by_side import describe_machine, markdown_table, ratio, take_turns
+from side_by_side import (
+    add_device_options,
+    describe_machine,
+    markdown_table,
+    on_gpu,
+    ratio,
+    take_turns,
+    unit_of_time,
+    use_device,
+)
 
 from maws_hf import MawsLiTConfig, MawsLiTModel
 from maws_hf.kernels.linear import Linear
@@ -41,21 +52,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--pairs", type=int, default=16, help="batch (default: 16)")
+    parser.add_argument("--pairs", type=int, help="batch (default: 16; 128 on a GPU, which would wait for the host)")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    add_device_options(parser)
     arguments = parser.parse_args()
+    if arguments.pairs is None:
+        arguments.pairs = 128 if on_gpu(arguments.device) else 16
+    use_device(arguments.device, arguments.tf32)
     torch.manual_seed(0)
-    model = MawsLiTModel(MawsLiTConfig(text_config={**XLM_ROBERTA_BASE, **NO_DROPOUT})).train()
+    with torch.device(arguments.device):
+        model = MawsLiTModel(MawsLiTConfig(text_config={**XLM_ROBERTA_BASE, **NO_DROPOUT})).train()
     captions = random_captions(arguments.pairs, model.config.max_text_length)
-    images = torch.randint(0, 256, (arguments.pairs, 3, 224, 224), dtype=torch.uint8)
+    images = torch.randint(0, 256, (arguments.pairs, 3, 224, 224), dtype=torch.uint8).to(arguments.device)
     real = sum(map(len, captions))
     packed = model.batch_captions(captions)[0]
-    print(describe_machine())
+    print(describe_machine(arguments.device))
     print(
         f"{arguments.pairs} pairs; tokens: {arguments.pairs * model.config.max_text_length} padded to the context, "
         f"{arguments.pairs * max(map(len, captions))} to the longest, {packed.input_ids.numel()} packed, {real} real"
     )
-    report(forms(model, captions, images), arguments.rounds)
+    report(forms(model, captions, images), arguments)
 
 
 def random_captions(count: int, longest: int) -> list[list[int]]:
@@ -64,12 +80,13 @@ def random_captions(count: int, longest: int) -> list[list[int]]:
 
 
 def forms(model: MawsLiTModel, captions: list[list[int]], images: torch.Tensor) -> dict[str, Callable[[], Result]]:
-    to_context = pad_captions([*captions, [0] * model.config.max_text_length], pad_token_id=1)
+    device = images.device
+    to_context = pad_captions([*captions, [0] * model.config.max_text_length], pad_token_id=1).to(device)
     padded = {
         "input_ids": to_context.input_ids[:-1],
         "attention_mask": to_context.attention_mask[:-1],
     }
-    text_batches = model.batch_captions(captions)
+    text_batches = [batch.to(device) for batch in model.batch_captions(captions)]
     with torch.no_grad():
         features = model.vision_model(images, class_token_only=True).pooler_output
     default, fused = (optimizer_of(model, fused) for fused in (False, True))
@@ -80,11 +97,13 @@ def forms(model: MawsLiTModel, captions: list[list[int]], images: torch.Tensor) 
             return step(optimizer, bf16, pixel_values=images, output_hidden_states=True, **padded)
 
     def recomputed(bf16: bool) -> Result:
+        if device.type != "cpu":
+            return step(fused, bf16, pixel_values=images, text_batches=text_batches)
         again = encode_locked(model.vision_model, images, bf16=bf16)
         return step(fused, bf16, vision_features=again, text_batches=text_batches)
 
     def step(optimizer: torch.optim.Optimizer, bf16: bool, **inputs) -> Result:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = model(return_loss=True, **inputs).loss
         loss.backward()
         gradients = [model.get_parameter(name).grad for name in COMPARED]  # outlive their parameters' `grad`
@@ -110,8 +129,9 @@ def optimizer_of(model: MawsLiTModel, fused: bool) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameter_groups(model, 0.1), lr=0.0, fused=fused)
 
 
-def report(variants: dict[str, Callable[[], Result]], rounds: int) -> None:
-    seconds, results = take_turns(variants, rounds)
+def report(variants: dict[str, Callable[[], Result]], arguments: argparse.Namespace) -> None:
+    seconds, results = take_turns(variants, arguments.rounds, arguments.device)
+    unit, of_a_second = unit_of_time(arguments.device)
     plain_loss, plain_gradients = results[PLAIN]
     rows = []
     for name, (loss, gradients) in results.items():
@@ -119,14 +139,14 @@ def report(variants: dict[str, Callable[[], Result]], rounds: int) -> None:
         rows.append(
             [
                 name,
-                f"{statistics.median(seconds[name]):.2f}",
+                f"{statistics.median(seconds[name]) * of_a_second:.2f}",
                 f"{ratio(seconds, name, PLAIN):.2f}",
                 f"{ratio(seconds, name, PLAIN_BF16):.2f}",
                 f"{loss:.6f} ({loss - plain_loss:+.1e})",
                 f"{error:.1e}",
             ]
         )
-    header = ["form", "s", "x plain", "x plain bf16", "loss (difference)", "gradients differ by"]
+    header = ["form", unit, "x plain", "x plain bf16", "loss (difference)", "gradients differ by"]
     print(markdown_table(header, rows))
 
 

@@ -2,6 +2,7 @@ r"""How much longer is a step of the training loop than the same step on a batch
 
     OMP_NUM_THREADS=1 python scripts/bench_loop.py
     OMP_NUM_THREADS=1 python scripts/bench_loop.py --rates "my GPU=3000" --device_batch 512 --workers 16
+    python scripts/bench_loop.py --device cuda --size vit_l16 --device_batch 512
 
 Part 1, measured: MAE steps of the laptop's recipe on this CPU. The bare step (forward, backward, AdamW) on one batch,
 the training loop on that same batch, and the loop with the real loader (Parquet, decoding, crops) and one worker take
@@ -27,6 +28,11 @@ time of the main thread, as if none of that were hidden; or that of the reading 
 batch over `--pcie_gbps`). Both CPU times are on lines through the measured batch sizes, of decoded batches with most
 workers. Cores and memory of another machine are not this one's.
 
+With `--device` there are no parts, but real MAE steps of `--size` on that device, in bfloat16, of `--device_batch`
+crops: the bare step on a batch that lies there, the training loop on that batch, and the loop on crops that workers
+hand out as above, copied to the device during the step before where it is a GPU. They take turns, each with a new
+model.
+
 Saving checkpoints is left out everywhere.
 """
 
@@ -47,18 +53,21 @@ import torch
 import yaml
 from accelerate import Accelerator
 from bench_data import SOURCES, synthetic_jpeg
+from bench_growth import SMALL_SIZES, config_of
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from side_by_side import describe_machine, markdown_table, ratio, take_turns
+from side_by_side import describe_machine, let_go, markdown_table, ratio, take_turns, use_device, wait_for
 from timed_loop import SIDE, WARM_UP, Device, ReadyBatches, Resident, StepTimes, open_ready, run_loop
 from transformers.utils import logging
 
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig, MawsViTModel
+from maws_hf.models.configuration_maws_vit import SIZES
 from maws_hf.optim.groups import parameter_groups
 from maws_hf.training.images import ImageRecipe, build_training_loader
 
 LAPTOP = Path(__file__).parents[1] / "examples" / "recipes" / "mae_laptop.yaml"
 SHARDS = 16
+STEP_HEADER = ["step", "ms", "longer than bare: median (range)", "waits for a batch, ms"]
 # Images a second at half of the 790 TFLOP/s that a large bfloat16 product reached on an H200.
 RATES = {
     **{"MAE ViT-B": 6757.0, "MAE ViT-L": 3180.0, "MAE ViT-H": 1357.0, "MAE ViT-2B": 504.0, "MAE ViT-6.5B": 154.0},
@@ -69,8 +78,12 @@ RATES = {
 def main() -> None:
     arguments = parse_arguments()
     logging.disable_progress_bar()
-    print(describe_machine())
+    use_device(arguments.device or "cpu")
+    print(describe_machine(arguments.device or "cpu"))
     print(f"{os.cpu_count()} cores; load of the last minute {os.getloadavg()[0]:.1f}")
+    if arguments.device:
+        print(f"\n{compare_on_device(arguments)}")
+        return
     with tempfile.TemporaryDirectory() as folder:
         corpora = []
         for height, width, quality in SOURCES:
@@ -106,10 +119,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     cores = os.cpu_count() or 1
     parser.add_argument("--pictures", type=int, default=256, help="of each kind, on disk (default: 256)")
-    parser.add_argument("--rounds", type=int, default=5, help="of part 1 (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="of part 1, or with --device (default: 5)")
     parser.add_argument("--steps", type=int, default=20, help="counted in each run of the loop (default: 20)")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 512], help="of part 2 (default: 64 512)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[cores, 8], help=f"of part 2 (default: {cores} 8)")
+    workers = f"of part 2 (default: {cores} 8); the last number with --device"
+    parser.add_argument("--workers", type=int, nargs="+", default=[cores, 8], help=workers)
     parser.add_argument(
         "--loads", type=float, nargs="+", default=[0.5], help="rates, as shares of the loader's supply (default: 0.5)"
     )
@@ -124,6 +138,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--rates", type=named_rate, nargs="+", default=list(RATES.items()), metavar="NAME=IMAGES_A_S")
     parser.add_argument("--device_batch", type=int, default=1024, help="of ready batches and part 3 (default: 1024)")
+    parser.add_argument("--device", help="cuda, cuda:1 or cpu: real steps there, instead of the three parts")
+    parser.add_argument("--size", default="vit_b16", choices=[*SMALL_SIZES, *SIZES], help="there (default: vit_b16)")
     parser.add_argument("--pcie_gbps", type=float, default=50.0, help="GB/s to the accelerator (default: 50)")
     return parser.parse_args(argv)
 
@@ -167,21 +183,35 @@ def compare_real_steps(corpus: Path, arguments: argparse.Namespace) -> str:
     side, size = model.config.image_size, recipe["per_device_train_batch_size"]
     loader = open_loader(corpus, side, size, 1)
     batch = next(iter(loader))
-    times: dict[str, list[StepTimes]] = {}
+    bare = "bare step, resident batch"
+    times = in_turns(
+        {
+            bare: lambda: run_bare(model, batch["pixel_values"], arguments.steps),
+            "loop, resident batch": lambda: run_loop(model, masked_pixels, Resident(batch), arguments.steps),
+            "loop, real loader, 1 worker": lambda: run_loop(
+                model, masked_pixels, open_loader(corpus, side, size, 1), arguments.steps
+            ),
+        },
+        arguments.rounds,
+    )
+    cpu = {name: [step.cpu for step in runs] for name, runs in times.items()}
+    rows = [
+        [*row, f"{1000 * statistics.median(cpu[name]):.1f}", percent(1 / ratio(cpu, name, bare))]
+        for name, row in zip(times, step_rows(times, bare), strict=True)
+    ]
+    table = markdown_table([*STEP_HEADER, "CPU ms", "longer"], rows)
+    return f"{size} images of {side} pixels, {arguments.steps} steps a turn\n\n{table}"
 
-    def note(name: str, measure: Callable[[], StepTimes]) -> Callable[[], None]:
-        times[name] = []
-        return lambda: times[name].append(measure())
 
-    bare, resident, real = "bare step, resident batch", "loop, resident batch", "loop, real loader, 1 worker"
-    forms = {
-        bare: note(bare, lambda: run_bare(model, batch["pixel_values"], arguments.steps)),
-        resident: note(resident, lambda: run_loop(model, masked_pixels, Resident(batch), arguments.steps)),
-        real: note(real, lambda: run_loop(model, masked_pixels, open_loader(corpus, side, size, 1), arguments.steps)),
-    }
-    take_turns(forms, arguments.rounds)  # a run times its own steps: starting and saving do not count
-    wall = {name: [step.wall for step in runs[1:]] for name, runs in times.items()}
-    cpu = {name: [step.cpu for step in runs[1:]] for name, runs in times.items()}
+def in_turns(measures: dict[str, Callable[[], StepTimes]], rounds: int) -> dict[str, list[StepTimes]]:
+    """Round by round, after a first one: a run times its own steps, so that its start does not count."""
+    times: dict[str, list[StepTimes]] = {name: [] for name in measures}
+    take_turns({name: lambda name=name: times[name].append(measures[name]()) for name in measures}, rounds)
+    return {name: runs[1:] for name, runs in times.items()}
+
+
+def step_rows(times: dict[str, list[StepTimes]], bare: str) -> list[list[str]]:
+    wall = {name: [step.wall for step in runs] for name, runs in times.items()}
     rows = []
     for name, runs in times.items():
         longer = [own / base for own, base in zip(wall[name], wall[bare], strict=True)]
@@ -190,34 +220,62 @@ def compare_real_steps(corpus: Path, arguments: argparse.Namespace) -> str:
                 name,
                 f"{1000 * statistics.median(wall[name]):.1f}",
                 f"{percent(1 / ratio(wall, name, bare))} ({percent(min(longer))} to {percent(max(longer))})",
-                f"{1000 * statistics.median(step.waited for step in runs[1:]):.2f}",
-                f"{1000 * statistics.median(cpu[name]):.1f}",
-                percent(1 / ratio(cpu, name, bare)),
+                f"{1000 * statistics.median(step.waited for step in runs):.2f}",
             ]
         )
-    header = ["step", "ms", "longer than bare: median (range)", "waits for a batch, ms", "CPU ms", "longer"]
-    return f"{size} images of {side} pixels, {arguments.steps} steps a turn\n\n{markdown_table(header, rows)}"
+    return rows
 
 
 def masked_pixels(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     return model(batch["pixel_values"]).loss
 
 
-def run_bare(model: MawsMAEForPreTraining, pixels: torch.Tensor, steps: int) -> StepTimes:
+def run_bare(model: MawsMAEForPreTraining, pixels: torch.Tensor, steps: int, *, bf16: bool = False) -> StepTimes:
     """What a step cannot do without."""
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-4, betas=(0.9, 0.95), fused=True)
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
+            wait_for(pixels.device)
             start, cpu_start = time.perf_counter(), time.process_time()
-        model(pixels).loss.backward()
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
+            loss = model(pixels).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    wait_for(pixels.device)
     wall, cpu = (time.perf_counter() - start) / steps, (time.process_time() - cpu_start) / steps
     return StepTimes(wall, cpu, cpu, 0.0)
 
 
 def percent(factor: float) -> str:
     return f"{100 * (factor - 1):+.1f} %"
+
+
+def compare_on_device(arguments: argparse.Namespace) -> str:
+    device, size, workers = torch.device(arguments.device), arguments.device_batch, arguments.workers[-1]
+    batch = next(iter(ReadyBatches(size)))
+    batch["pixel_values"] = batch["pixel_values"].to(device)
+
+    def new_model() -> MawsMAEForPreTraining:
+        let_go()
+        with device:
+            return MawsMAEForPreTraining(config_of(arguments.size, SIDE, 0.75)).train()
+
+    def loop(loader: Any) -> StepTimes:
+        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16")
+        return run_loop(new_model(), masked_pixels, loader, arguments.steps, accelerator=accelerator)
+
+    bare = "bare step, resident batch"
+    times = in_turns(
+        {
+            bare: lambda: run_bare(new_model(), batch["pixel_values"], arguments.steps, bf16=True),
+            "loop, resident batch": lambda: loop(Resident(batch)),
+            f"loop, ready batches, {workers} workers": lambda: loop(open_ready(size, workers)),
+        },
+        arguments.rounds,
+    )
+    table = markdown_table(STEP_HEADER, step_rows(times, bare))
+    return f"{arguments.size}, {size} images of {SIDE} pixels, {arguments.steps} steps a turn\n\n{table}"
 
 
 # ---------------------------------------------------------------- 2. the loader, and a device that works by itself

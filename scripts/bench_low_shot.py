@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from side_by_side import describe_machine, markdown_table, ratio, take_turns
+from side_by_side import describe_machine, markdown_table, ratio, take_turns, use_device
 from torch import Tensor
 from transformers.utils import logging
 
@@ -50,6 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    use_device(device)
     encoder = open_encoder(arguments.model_name_or_path).to(device).eval()
     side = encoder.config.image_size
     generator = torch.Generator().manual_seed(0)

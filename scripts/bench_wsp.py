@@ -1,9 +1,11 @@
 r"""How much faster is a WSP step made by index targets, the in-place gradient and the class-token-only last block?
 
     OMP_NUM_THREADS=1 python scripts/bench_wsp.py
+    python scripts/bench_wsp.py --device cuda --images 1024
 
 Variants of the same computation take turns in one process; printed are medians of the ratios of a round, CPU time of
-this process, and the largest differences of losses and gradients from the plain form.
+this process (wall time on a GPU), and the largest differences of losses and gradients from the plain form. The encoder
+is compared in float32, and on a GPU also in bfloat16 autocast.
 """
 
 import argparse
@@ -12,7 +14,16 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from side_by_side import describe_machine, markdown_table, ratio, take_turns
+from side_by_side import (
+    add_device_options,
+    describe_machine,
+    markdown_table,
+    on_gpu,
+    ratio,
+    take_turns,
+    unit_of_time,
+    use_device,
+)
 from torch import Tensor
 
 from maws_hf import MawsViTConfig, MawsViTForImageClassification
@@ -27,21 +38,25 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=28_000, help="default: 28000, as IG-3B")
     parser.add_argument("--width", type=int, default=768, help="default: 768, as ViT-B")
     parser.add_argument("--rounds", type=int, default=7, help="default: 7")
+    add_device_options(parser)
     arguments = parser.parse_args()
+    use_device(arguments.device, arguments.tf32)
     torch.manual_seed(0)
-    print(describe_machine())
+    print(describe_machine(arguments.device))
     for dtype in (torch.float32, torch.bfloat16):
         compare_heads(arguments, dtype)
-    compare_last_blocks(arguments.rounds)
+    for bf16 in (False, True) if on_gpu(arguments.device) else (False,):
+        compare_last_blocks(arguments, bf16)
 
 
 def compare_heads(arguments: argparse.Namespace, dtype: torch.dtype) -> None:
-    features = torch.randn(arguments.images, arguments.width, dtype=dtype, requires_grad=True)
-    head = (torch.randn(arguments.classes, arguments.width) * 0.02).to(dtype).requires_grad_()
-    labels = torch.stack([torch.randperm(arguments.classes)[:3] for _ in range(arguments.images)])
+    device = arguments.device
+    features = torch.randn(arguments.images, arguments.width, dtype=dtype, device=device, requires_grad=True)
+    head = (torch.randn(arguments.classes, arguments.width, device=device) * 0.02).to(dtype).requires_grad_()
+    labels = torch.stack([torch.randperm(arguments.classes)[:3] for _ in range(arguments.images)]).to(device)
 
     def dense(logits: Tensor) -> Tensor:
-        targets = torch.zeros(logits.shape).scatter_(1, labels, 1 / labels.shape[1])
+        targets = torch.zeros(logits.shape, device=device).scatter_(1, labels, 1 / labels.shape[1])
         return F.cross_entropy(logits.float(), targets)
 
     def variant(loss_function: Callable[[Tensor], Tensor]) -> Callable[[], tuple[Tensor, ...]]:
@@ -58,28 +73,32 @@ def compare_heads(arguments: argparse.Namespace, dtype: torch.dtype) -> None:
             "index targets": variant(lambda logits: weak_label_loss(logits, labels)),
             "index targets, gradient in place": variant(lambda logits: weak_label_loss_in_place(logits, labels)),
         },
-        arguments.rounds,
+        arguments,
     )
 
 
-def compare_last_blocks(rounds: int) -> None:
-    config = MawsViTConfig.from_size("vit_b16", num_hidden_layers=12, num_labels=0)
-    model = MawsViTForImageClassification(config).train()
-    images = torch.randn(2, 3, 224, 224)
+def compare_last_blocks(arguments: argparse.Namespace, bf16: bool) -> None:
+    device, count = torch.device(arguments.device), 128 if on_gpu(arguments.device) else 2
+    with device:
+        model = MawsViTForImageClassification(MawsViTConfig.from_size("vit_b16", num_labels=0)).train()
+        images = torch.randn(count, 3, 224, 224)
 
     def variant(class_token_only: bool) -> Callable[[], tuple[Tensor, ...]]:
         def step() -> tuple[Tensor, ...]:
-            loss = model.vit(images, class_token_only=class_token_only).pooler_output.square().mean()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = model.vit(images, class_token_only=class_token_only).pooler_output.float().square().mean()
             return (loss, *torch.autograd.grad(loss, list(model.parameters())))
 
         return step
 
-    print("\nencoder: vit_b16, 2 images of 224 pixels, torch.float32\n")
-    report({"all tokens": variant(False), "class token only": variant(True)}, rounds)
+    precision = "bfloat16 autocast" if bf16 else "torch.float32"
+    print(f"\nencoder: vit_b16, {count} images of 224 pixels, {precision}\n")
+    report({"all tokens": variant(False), "class token only": variant(True)}, arguments)
 
 
-def report(variants: dict[str, Callable[[], tuple[Tensor, ...]]], rounds: int) -> None:
-    seconds, results = take_turns(variants, rounds)
+def report(variants: dict[str, Callable[[], tuple[Tensor, ...]]], arguments: argparse.Namespace) -> None:
+    seconds, results = take_turns(variants, arguments.rounds, arguments.device)
+    unit, of_a_second = unit_of_time(arguments.device)
     plain = next(iter(variants))
     plain_loss, *plain_gradients = results[plain]
     rows = []
@@ -89,13 +108,13 @@ def report(variants: dict[str, Callable[[], tuple[Tensor, ...]]], rounds: int) -
         rows.append(
             [
                 name,
-                f"{statistics.median(seconds[name]):.3f}",
+                f"{statistics.median(seconds[name]) * of_a_second:.3f}",
                 f"{ratio(seconds, name, plain):.2f}",
                 f"{abs((loss - plain_loss).item()):.1e}",
                 f"{error:.1e}",
             ]
         )
-    print(markdown_table(["form", "s", "x", "loss differs by", "gradients by"], rows))
+    print(markdown_table(["form", unit, "x", "loss differs by", "gradients by"], rows))
 
 
 def norm(tensors: list[Tensor]) -> float:

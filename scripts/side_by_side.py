@@ -3,9 +3,13 @@
 A ratio is the median over rounds of (seconds of the reference / seconds of the form) within a round; the order is
 reversed every other round. Seconds are CPU time of this process where there is no GPU (other programs do not count),
 wall time between synchronisations where there is one.
+
+On a GPU products of float32 and convolutions, whose defaults differ, are both computed in float32, or both in TF32.
 """
 
+import argparse
 import ctypes
+import gc
 import platform
 import statistics
 import sys
@@ -19,25 +23,83 @@ import torch
 Result = TypeVar("Result")
 Seconds = Mapping[str, list[float]]
 
+WARM_UPS = 3  # calls on a GPU that are not counted: compilers and libraries choose, AdamW makes its moments
+SHORTEST = 0.3  # seconds of a turn on a GPU: of a single short call the launch would be measured
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, or cuda:1 for the second GPU")
+    parser.add_argument("--tf32", action="store_true", help="on a GPU: float32 products and convolutions in TF32")
+
+
+def use_device(device: str, tf32: bool = False) -> None:
+    """To be called before anything is computed; from then on "cuda" is this GPU.
+
+    Raises:
+        SystemExit: there is no such GPU.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    if on_gpu(device):
+        number = torch.device(device).index or 0
+        if number >= torch.cuda.device_count():
+            raise SystemExit(f"--device {device}: torch finds {torch.cuda.device_count()} GPU(s) here")
+        torch.cuda.set_device(number)
+
+
+def on_gpu(device: str | torch.device) -> bool:
+    return torch.device(device).type == "cuda"
+
+
+def wait_for(device: str | torch.device) -> None:
+    """Until a GPU has done what it was told; a CPU has when a call returns."""
+    if on_gpu(device):
+        torch.cuda.synchronize()
+
+
+def usual_batch(device: str) -> int:
+    """Images: with few of them a GPU waits for the host."""
+    return 128 if on_gpu(device) else 8
+
 
 def take_turns(
     forms: Mapping[str, Callable[[], Result]], rounds: int, device: str = "cpu"
 ) -> tuple[dict[str, list[float]], dict[str, Result]]:
-    """Seconds of each form, round by round, and what its first call returned; that call is not counted."""
-    on_gpu = torch.device(device).type == "cuda"
+    """Seconds of each form, round by round, and what its first call returned; that call is not counted.
+
+    On a GPU there are more calls that are not counted, and a turn is as many as take `SHORTEST`; seconds are of one.
+    """
     results = {name: form() for name, form in forms.items()}
+    calls = {name: _calls_of_a_turn(form, device) if on_gpu(device) else 1 for name, form in forms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     names = list(forms)
     for number in range(rounds):
         for name in names if number % 2 == 0 else reversed(names):
-            if on_gpu:
-                torch.cuda.synchronize()
-            start = _clock(on_gpu)
-            forms[name]()
-            if on_gpu:
-                torch.cuda.synchronize()
-            seconds[name].append(_clock(on_gpu) - start)
+            seconds[name].append(_seconds(forms[name], calls[name], device) / calls[name])
     return seconds, results
+
+
+def _calls_of_a_turn(form: Callable[[], object], device: str) -> int:
+    for _ in range(WARM_UPS - 1):
+        form()
+    calls = 1
+    while _seconds(form, calls, device) < SHORTEST:
+        calls *= 2
+    return calls
+
+
+def _seconds(form: Callable[[], object], calls: int, device: str) -> float:
+    clock = time.perf_counter if on_gpu(device) else time.process_time
+    wait_for(device)
+    start = clock()
+    for _ in range(calls):
+        form()
+    wait_for(device)
+    return clock() - start
+
+
+def unit_of_time(device: str) -> tuple[str, float]:
+    """In which a table has steps, and how many of it are a second."""
+    return ("ms", 1000.0) if on_gpu(device) else ("s", 1.0)
 
 
 def ratio(seconds: Seconds, name: str, reference: str) -> float:
@@ -55,12 +117,22 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def forget_peak() -> None:
-    """Gives freed memory back and lets the kernel count the peak of resident memory anew.
+def let_go() -> None:
+    """Between comparisons: what was compiled must not decide how the next is compiled, and memory is given back."""
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def forget_peak(device: str = "cpu") -> None:
+    """Gives freed memory back and has the peak counted anew.
 
     Raises:
-        SystemExit: not on Linux.
+        SystemExit: on a CPU, but not on Linux.
     """
+    if on_gpu(device):
+        torch.cuda.reset_peak_memory_stats()
+        return
     if sys.platform != "linux":
         raise SystemExit("peaks of memory are read from Linux: give --no_memory")
     ctypes.CDLL(None).malloc_trim(0)
@@ -68,8 +140,17 @@ def forget_peak() -> None:
         file.write("5")
 
 
-def resident_bytes(field: str) -> int:
-    """Of this process: "VmRSS" now, "VmHWM" at the peak since `forget_peak`."""
+def memory_now(device: str = "cpu") -> int:
+    """Bytes: resident ones of this process, or of its tensors on the GPU."""
+    return torch.cuda.memory_allocated() if on_gpu(device) else _resident_bytes("VmRSS")
+
+
+def memory_peak(device: str = "cpu") -> int:
+    """The most of `memory_now` since `forget_peak`."""
+    return torch.cuda.max_memory_allocated() if on_gpu(device) else _resident_bytes("VmHWM")
+
+
+def _resident_bytes(field: str) -> int:
     with open("/proc/self/status", encoding="ascii") as file:
         line = next(line for line in file if line.startswith(field))
     return int(line.split()[1]) * 1024
@@ -77,10 +158,11 @@ def resident_bytes(field: str) -> int:
 
 def describe_machine(device: str = "cpu") -> str:
     """One line: day, device, threads, versions."""
-    name = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else processor_name()
+    name = torch.cuda.get_device_name() if on_gpu(device) else processor_name()
+    precision = f", products of float32 in {'TF32' if torch.backends.cuda.matmul.allow_tf32 else 'float32'}"
     return (
         f"{date.today()}: {name}, {torch.get_num_threads()} CPU thread(s), torch {torch.__version__}, "
-        f"Python {sys.version.split()[0]}"
+        f"Python {sys.version.split()[0]}{precision if on_gpu(device) else ''}"
     )
 
 
@@ -96,7 +178,3 @@ def processor_name() -> str:
         unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if unit in fields.get("flags", "").split()
     ]
     return f"{fields.get('model name', platform.machine())} ({', '.join(units) or 'no vector units named'})"
-
-
-def _clock(on_gpu: bool) -> float:
-    return time.perf_counter() if on_gpu else time.process_time()

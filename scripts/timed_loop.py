@@ -1,5 +1,5 @@
-"""The real training loop with a clock, and what it can be given: a simulated accelerator, batches that nobody decodes;
-used by `bench_loop.py`.
+"""The real training loop with a clock, and what it can be given: an accelerator, real or simulated, and batches that
+nobody decodes; used by `bench_loop.py`.
 """
 
 import contextlib
@@ -137,13 +137,20 @@ class Device:
 
 
 def run_loop(
-    model: PreTrainedModel, objective: BatchLoss, loader: Any, steps: int, *, device: Device | None = None
+    model: PreTrainedModel,
+    objective: BatchLoss,
+    loader: Any,
+    steps: int,
+    *,
+    accelerator: Accelerator | None = None,
+    device: Device | None = None,
 ) -> StepTimes:
-    """`steps` of the real training loop, after the first ones.
+    """`steps` of the real training loop, after the first ones; nothing is saved.
 
     Args:
-        device: batches are read ahead for it, and the loop waits for it where it first needs a result: at the gradient
-            norm. Without one they are read on demand, as on a CPU.
+        accelerator: where and how precisely the model computes; by default in float32 on the CPU.
+        device: a simulated one. Batches are read ahead for it, and the loop waits for it where it first needs a
+            result: at the gradient norm.
     """
     ticks: list[tuple[float, float, float]] = []
     readers: list[Watched] = []
@@ -160,13 +167,13 @@ def run_loop(
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         stack.enter_context(mock.patch.object(training_loop, "read_batches", watch))
+        stack.enter_context(mock.patch.object(training_loop._Run, "save"))
         if device is not None:
             stack.enter_context(mock.patch.object(prefetch, "reads_ahead", return_value=True))
             stack.enter_context(mock.patch.object(prefetch, "_copy", device.copy))
             stack.enter_context(mock.patch.object(training_loop, "whole_norm", device.wait))
-        train(
-            model, objective, loader, ImageRecipe(output_dir=folder, **recipe), Accelerator(cpu=True), after_step=tick
-        )
+        accelerator = accelerator or Accelerator(cpu=True)
+        train(model, objective, loader, ImageRecipe(output_dir=folder, **recipe), accelerator, after_step=tick)
     begin, end = ticks[WARM_UP - 1], ticks[-1]
     spent = [(last - first) / steps for first, last in zip(begin, end, strict=True)]
     return StepTimes(*spent, waited=sum(readers[0].waits[WARM_UP:]) / steps)

@@ -101,3 +101,24 @@ def test_the_papers_sizes_cost_a_little_less_than_the_original(size: str, origin
 
 def test_the_peak_is_a_plausible_rate():
     assert 1e9 < measure_matmul_peak(torch.device("cpu"), torch.float32, seconds=0.05) < 1e14
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_peak_is_measured_on_random_numbers_which_nobody_else_draws(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    operands = []
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        operands.extend([left, right])
+        return left
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    state = torch.get_rng_state()
+    measure_matmul_peak(torch.device("cpu"), dtype, seconds=0.001)
+    assert torch.equal(torch.get_rng_state(), state)
+    left, right = (operand.float() for operand in operands[:2])
+    for operand in (left, right):
+        assert operand.mean().abs() < 0.01
+        assert operand.std() == pytest.approx(1.0, abs=0.01)
+    assert not torch.equal(left, right)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import bench_growth
 import pytest
@@ -52,6 +52,33 @@ def test_the_table_is_a_batch_divided_by_its_images():
     assert float(row[3]) == pytest.approx(4 * mae_training_flops(point.config) / 2.0 / 1e9, abs=0.06)
     assert row[4:6] == ["10", "1.50"]
     assert row[8] == "250.00"
+    assert table_of("batch", [record(replace(point, device="cuda:1"), 0.002)]).count(" 0.5000 ") == 1
+
+
+@pytest.mark.parametrize(("device", "batch"), [("cpu", 8), ("cuda:1", 128)])
+def test_a_point_is_measured_on_the_gpu_and_with_the_batch_that_it_names(
+    device: str, batch: int, gpu, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    chosen = []
+    monkeypatch.setattr(bench_growth, "use_device", lambda *options: chosen.append(options))
+    monkeypatch.setattr(bench_growth, "in_fresh_process", lambda point, what: {"point": asdict(point)})
+    monkeypatch.setattr(bench_growth, "table_of", lambda axis, records: json.dumps(records[0]["point"]))
+    monkeypatch.setattr(bench_growth, "growth_of", lambda *_: "")
+    command = ["bench", "--device", device, "--tf32", "--axes", "image_size", "--image_sizes", "64"]
+    monkeypatch.setattr("sys.argv", command)
+    main()
+    printed = capsys.readouterr().out
+    point = Point(**json.loads(printed.splitlines()[printed.splitlines().index("image_size") + 2]))
+    assert (point.device, point.tf32, point.batch) == (device, True, batch)
+    monkeypatch.setattr(bench_growth, "measure_time", lambda point: {})
+    monkeypatch.setattr("sys.argv", ["bench", "--point", json.dumps(asdict(point)), "--measure", "time"])
+    main()
+    assert chosen == [(device, True)] * 2
+
+
+def test_the_work_of_a_point_is_on_its_device(on_meta: str):
+    work = build_work(replace(SMALL, device=on_meta))
+    assert work.step().device.type == work.encode().device.type == on_meta
 
 
 def test_the_line_of_exponents_has_time_and_operations():

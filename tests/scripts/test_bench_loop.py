@@ -1,10 +1,12 @@
 """The parts of the benchmark of the loop, with small loads."""
 
+import re
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from bench_data import synthetic_jpeg
 from bench_loop import (
     RATES,
@@ -12,18 +14,21 @@ from bench_loop import (
     Loop,
     Supply,
     calculated_table,
+    compare_on_device,
     named_rate,
     open_loader,
     parse_arguments,
+    run_bare,
     run_ready,
     seconds_at,
     simulate_device,
+    step_rows,
     write_pictures,
 )
 from timed_loop import Device, Resident, StepTimes, open_ready, run_loop
 from tiny import tiny_config
 
-from maws_hf import MawsViTModel
+from maws_hf import MawsMAEForPreTraining, MawsViTModel
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +153,48 @@ def test_cores_and_percent_follow_from_what_was_measured(rate: int, longer: str)
 def test_rates_have_names():
     assert named_rate("my card=12.5") == ("my card", 12.5)
     assert dict(parse_arguments([]).rates) == RATES
+
+
+def test_a_real_device_runs_the_loop_on_ready_batches(accelerator_anew):
+    options = ["--device", "cpu", "--size", "vit_tiny16", "--device_batch", "2", "--steps", "2", "--rounds", "2"]
+    printed = compare_on_device(parse_arguments([*options, "--workers", "5", "1"]))
+    assert "vit_tiny16, 2 images" in printed
+    rows = re.findall(r"^\| (\w.*?) +\| (\S+) +\| (\S+) %.*\| (\S+) +\|$", printed, re.MULTILINE)
+    assert [name for name, *_ in rows] == [
+        "bare step, resident batch",
+        "loop, resident batch",
+        "loop, ready batches, 1 workers",
+    ]
+    assert all(float(milliseconds) > 1 for _, milliseconds, _, _ in rows)
+    assert float(rows[0][2]) == float(rows[0][3]) == 0
+    assert AcceleratorState().mixed_precision == "bf16"
+
+
+@pytest.fixture
+def accelerator_anew():
+    """Precision is the process's, and other tests have another."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_bare_step_is_timed_between_two_waits(gpu, monkeypatch: pytest.MonkeyPatch):
+    import side_by_side
+
+    monkeypatch.setattr(side_by_side, "on_gpu", lambda device: True)
+    dtypes = []
+    model = MawsMAEForPreTraining(tiny_config())
+    model.vit.layers[0].mlp.fc1.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    run_bare(model, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), 2, bf16=True)
+    assert gpu.calls == ["synchronize"] * 2
+    assert set(dtypes) == {torch.bfloat16}
+
+
+def test_a_row_says_how_much_longer_a_step_is():
+    times = {
+        "bare": [StepTimes(0.1, 0.0, 0.0, 0.0), StepTimes(0.2, 0.0, 0.0, 0.0)],
+        "loop": [StepTimes(0.11, 0.0, 0.0, 0.003), StepTimes(0.21, 0.0, 0.0, 0.001)],
+    }
+    bare, loop = step_rows(times, "bare")
+    assert bare == ["bare", "150.0", "+0.0 % (+0.0 % to +0.0 %)", "0.00"]
+    assert loop == ["loop", "160.0", "+7.4 % (+5.0 % to +10.0 %)", "2.00"]
