@@ -11,7 +11,7 @@ main process, which they touch less.
 
 Part 2, measured: what the loader supplies, with the CPU time of its workers for an image; then the loop around a
 simulated accelerator of so many images a second. Like a real one it works by itself: the objective only notes until
-when it is busy, batch / rate seconds more, and the loop waits for that where it first needs a result, at the gradient
+when it is busy, batch / rate seconds more, and the loop waits for that just before it reads a result, at the gradient
 norm. Batches are read ahead as on an accelerator; a copy to ordinary memory stands for the transfer. What a step takes
 beyond batch / rate is time in which the accelerator idles (and, some 0.1 ms, the system that wakes sleepers late).
 

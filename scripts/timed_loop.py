@@ -125,7 +125,7 @@ class Device:
         return next(model.parameters()).square().mean()
 
     def copy(self, value: Any, _device: torch.device) -> Any:
-        if not (self.transfers and isinstance(value, torch.Tensor)):
+        if not self.transfers:
             return value
         if len(self.memory) < 3:  # a batch that is worked on, one that is ready, and one to spare
             self.memory.append(torch.empty_like(value))
@@ -149,8 +149,8 @@ def run_loop(
 
     Args:
         accelerator: where and how precisely the model computes; by default in float32 on the CPU.
-        device: a simulated one. Batches are read ahead for it, and the loop waits for it where it first needs a
-            result: at the gradient norm.
+        device: a simulated one. Batches are read ahead for it, and the loop waits for it a little
+            before it reads the first result: at the gradient norm.
     """
     ticks: list[tuple[float, float, float]] = []
     readers: list[Watched] = []

@@ -56,6 +56,7 @@ def main(corpus: str, output_dir: str) -> None:
     answers = gather_object([{"masks": masks, "keys": keys, "weights": digest, "finite": finite}])
     if accelerator.is_main_process:
         print("ANSWER " + json.dumps(answers))
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -99,7 +99,6 @@ def test_a_device_has_pictures_in_memory_of_its_own(corpus: Path):
     assert [tensor.tolist() for tensor in (second, third)] == [[1, 2, 3, 4], [2, 3, 4, 5]]
     assert again is first
     assert again.tolist() == [3, 4, 5, 6]
-    assert device.copy(["a"], value.device) == ["a"]
     assert Device(1.0, transfers=False).copy(value, value.device) is value
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from maws_hf.training import distributed
 from maws_hf.training.arguments import TrainingArguments
@@ -39,13 +40,13 @@ def test_several_machines_would_be_as_many_runs_and_are_refused(
 
 @pytest.mark.parametrize("possible", [True, False])
 def test_tf32_is_switched_on_or_refused(possible: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    switched: list[bool] = []
+    switched: list[str] = []
     monkeypatch.setattr(distributed, "is_torch_tf32_available", lambda: possible)
-    monkeypatch.setattr(distributed, "enable_tf32", switched.append)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", switched.append)
     recipe = TrainingArguments(output_dir=str(tmp_path), tf32=True)
     if possible:
         distributed.build_accelerator(recipe)
-        assert switched == [True]
+        assert switched == ["high"]
     else:
         with pytest.raises(ValueError, match="--tf32 needs an NVIDIA GPU"):
             distributed.build_accelerator(recipe)

@@ -57,7 +57,13 @@ def test_what_a_callback_has_put_to_evaluation_is_trained_again(image_shards: Pa
         training.append(all(module.training for module in model.modules()))
         return objective(model, batch)
 
-    run(image_shards, tmp_path, batch_loss=watched, max_steps=4, after_step=lambda step, model: model.eval())
+    run(
+        image_shards,
+        tmp_path,
+        batch_loss=watched,
+        max_steps=4,
+        after_step=lambda step, model: next(model.children()).eval(),
+    )
     assert training == [True] * 4
 
 

@@ -61,6 +61,7 @@ def build_loader(
         raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
     if num_workers not in (None, stream.num_workers):
         raise ValueError(f"num_workers is {num_workers}, but the stream was made for {stream.num_workers}")
+    _allow_many_open_files()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*set_vital")  # torchdata calls what torch has deprecated
         return StatefulDataLoader(
@@ -75,6 +76,16 @@ def build_loader(
             # shift torch's global generator in this process, and with it whatever the training loop draws next.
             generator=torch.Generator().manual_seed(stream.seed),
         )
+
+
+def _allow_many_open_files() -> None:
+    """As many as the system's administrator does: each tensor of a batch that waits in this process is an open file,
+    and behind one slow worker batches of all others pile up."""
+    if sys.platform == "linux":  # elsewhere tensors in shared memory are no open files
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _live_and_die_with_the_main_process(worker: int) -> None:

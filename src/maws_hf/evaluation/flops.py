@@ -49,7 +49,7 @@ def mae_training_flops(config: MawsViTConfig) -> int:
 
     The backward pass costs twice the forward pass, except that no gradient flows to the pixels. Of the config's
     `prediction_ratio` and `decoder_attention`, what they save is saved here too. Not so what the images of a batch
-    share, query, key and value of the mask tokens in the first decoder block: 1.2 % for ViT-B.
+    share, query, key and value of the mask tokens in the first decoder block: of many 1.2 % for ViT-B.
     """
     rows, columns = config.grid_size
     kept = num_kept_patches(rows * columns, config.mask_ratio)

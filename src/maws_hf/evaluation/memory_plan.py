@@ -279,7 +279,7 @@ def _block(
 
     Kept are the inputs of both norms (the residual stream, float32), of all linear layers, of attention and of GELU,
     its own result, and the logsumexp of each row of attention; q, k and v share one input, also under autocast. That
-    the first block of MAE's decoder keeps a mask token once for all images, at most 1 % of all, is left out.
+    the first block of MAE's decoder keeps a mask token once for all images, at most 2 % of all, is left out.
     """
     half = 2 if setting.bf16 else 4
     of_tokens = 4 + 3 * half  # x, what q, k and v read, k, v

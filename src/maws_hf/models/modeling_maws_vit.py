@@ -229,7 +229,7 @@ class MawsViTLayer(GradientCheckpointingLayer):
         spread: Spread | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Tensor:
-        """`(B, T, D)` -> `(B, T', D)`: only what is needed is computed, which changes nothing of it.
+        """`(B, T, D)` -> `(B, T', D)`. Both arguments leave out work and change no result.
 
         Args:
             queries: the tokens to return; the others still serve as keys and values. Fits a last block of which only

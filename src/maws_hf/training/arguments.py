@@ -65,8 +65,8 @@ class TrainingArguments(Options):
     bf16: bool = option(False, "bfloat16 autocast; weights, losses and optimizer stay in float32.")
     tf32: bool = option(
         False,
-        "On NVIDIA GPUs since Ampere multiply float32 matrices as TF32, with 10 bits of mantissa: several times as "
-        "fast. Without --bf16 that is every product, with it those that stay in float32.",
+        "On NVIDIA GPUs since Ampere multiply float32 matrices as TF32, faster and with 10 bits of mantissa. Without "
+        "--bf16 that is every product, with it those that stay in float32.",
     )
     attn_implementation: str = option("sdpa", "Attention backend: eager, sdpa, flash_attention_2, flex_attention, ...")
     gradient_checkpointing: bool = option(False, "Recompute blocks in the backward pass: less memory, more time.")

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import psutil
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from transformers.utils import enable_tf32, is_torch_tf32_available
+from transformers.utils import is_torch_tf32_available
 
 from .arguments import TrainingArguments
 from .sharding import copies_wanted
@@ -38,7 +39,7 @@ def build_accelerator(recipe: TrainingArguments) -> Accelerator:
     if recipe.tf32:
         if not is_torch_tf32_available():
             raise ValueError("--tf32 needs an NVIDIA GPU, of the generation of the A100 or later; leave it out")
-        enable_tf32(True)
+        torch.set_float32_matmul_precision("high")  # what convolutions do by default
     options = {name: value for name, value in asdict(recipe).items() if value is not None}
     accelerator.init_trackers("maws_hf", config=options)
     return accelerator

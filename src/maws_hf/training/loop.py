@@ -189,7 +189,7 @@ class _Run:
         else:
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
             if isinstance(self.model, DistributedDataParallel):
-                self.model.broadcast_buffers = False  # before every forward pass: ours are constants
+                self.model.broadcast_buffers = False  # ours are constants; told at first, it would never send them
         self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
         if resumed is not None:
             self._restore(resumed)
@@ -242,8 +242,8 @@ class _Run:
     def accumulate_gradients(self, window: list[dict[str, Any]], batch_loss: BatchLoss) -> Tensor:
         """Gradients of the mean over the whole window; returns that mean on the device, this rank's."""
         total = torch.zeros((), device=self.accelerator.device)
-        if not (self.model.training and self.accelerator.unwrap_model(self.model).training):
-            self.model.train()  # visits every module, while an accelerator idles
+        if not all(module.training for module in self.model.modules()):
+            self.model.train()  # takes ten times as long as to see that nothing is to be done
         for micro_step, batch in enumerate(window):
             seed_step(self.recipe.seed, self.accelerator.process_index, self.state.step, micro_step)
             is_last = micro_step == len(window) - 1
