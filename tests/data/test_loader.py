@@ -254,3 +254,16 @@ def test_pictures_of_different_shapes_name_the_sample():
     samples = [{"key": key, "skipped": [], "pixel_values": torch.zeros(3, 4, w)} for key, w in (("a", 4), ("b", 5))]
     with pytest.raises(ValueError, match=r"pixel_values of b has the shape \(3, 4, 5\), of a \(3, 4, 4\)"):
         collate(samples)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere tensors in shared memory are no open files")
+def test_batches_behind_a_slow_worker_may_be_many_open_files(tmp_path):
+    import resource
+
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, usual[1]), usual[1]))
+        loader_of(shards(tmp_path, 1), workers=0)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == usual[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
