@@ -243,7 +243,7 @@ class _Run:
         """Gradients of the mean over the whole window; returns that mean on the device, this rank's."""
         total = torch.zeros((), device=self.accelerator.device)
         if not all(module.training for module in self.model.modules()):
-            self.model.train()  # takes ten times as long as to see that nothing is to be done
+            self.model.train()  # takes five times as long as to see that nothing is to be done
         for micro_step, batch in enumerate(window):
             seed_step(self.recipe.seed, self.accelerator.process_index, self.state.step, micro_step)
             is_last = micro_step == len(window) - 1
