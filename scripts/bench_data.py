@@ -17,6 +17,7 @@ import io
 import itertools
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -93,9 +94,13 @@ def pillow_to_float(data: bytes, rng: np.random.Generator) -> torch.Tensor:
     return normalize(plain_pillow(data, rng))
 
 
-def ours(decode: str, resize: str) -> Pipeline:
-    transform = TrainTransform(SIZE, backend=resize)
-    return lambda data, rng: transform(decode_image(data, backend=decode), rng)
+def ours(decoder: str, resize: str) -> Pipeline:
+    return partial(TrainTransform(SIZE, backend=resize).decode, decoder=decoder)
+
+
+def ours_decoding_whole(data: bytes, rng: np.random.Generator) -> torch.Tensor:
+    """Without what `decode_crop` saves."""
+    return TrainTransform(SIZE)(decode_image(data), rng)
 
 
 def torchvision_pipeline(normalized: bool) -> Pipeline:
@@ -141,6 +146,7 @@ def all_pipelines() -> dict[str, Pipeline]:
         "maws_hf, pillow + pillow": ours("pillow", "pillow"),
         "maws_hf, pillow + torch": ours("pillow", "torch"),
         "maws_hf, simplejpeg + pillow": ours("simplejpeg", "pillow"),
+        "maws_hf, whole pictures decoded": ours_decoding_whole,
         FASTEST: ours("simplejpeg", "torch"),
     }
 

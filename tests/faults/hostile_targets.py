@@ -47,7 +47,7 @@ def target(name: str) -> Target:
 
 
 def _decode() -> Target:
-    from maws_hf.processing.decode import ImageDecodeError, decode_image
+    from maws_hf.processing.decode import ImageDecodeError, decode_crop, decode_image
 
     whole = list(pictures().values())
 
@@ -67,6 +67,9 @@ def _decode() -> Target:
             raise AssertionError(f"decoded to {pixels.dtype} {pixels.shape}")
         if data.startswith(b"\xff\xd8\xff") and not np.array_equal(pixels, decode_image(data, backend="pillow")):
             raise AssertionError("simplejpeg and Pillow see different pictures")
+        rows = (len(pixels) + 1) // 2
+        if not np.array_equal(decode_crop(data, lambda height, width: (0, 0, rows, width)), pixels[:rows]):
+            raise AssertionError("the first rows are others when decoded alone")
 
     def _expect_refusal(data: bytes) -> None:
         try:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from maws_hf.processing import DecodeLimits, ImageDecodeError, decode_image
+from maws_hf.processing import DecodeLimits, ImageDecodeError, decode_crop, decode_image
 from maws_hf.processing import decode as decode_module
 
 BACKENDS = ["pillow", "simplejpeg"]
@@ -307,6 +307,75 @@ def test_wrong_arguments_are_the_callers_error():
     with pytest.raises(ValueError, match="backend is 'opencv'") as caught:
         decode_image(b"", backend="opencv")
     assert not isinstance(caught.value, ImageDecodeError)
+
+
+# --- parts of pictures ----------------------------------------------------------------------------------------
+
+
+def part(data: bytes, *box: int, **options) -> np.ndarray:
+    return decode_crop(data, lambda height, width: box, **options)
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+def test_the_rows_of_a_part_are_those_of_the_whole_and_the_rows_below_are_not_decoded(subsampling, monkeypatch):
+    simplejpeg = pytest.importorskip("simplejpeg")
+    image, colours = photo(75, 61), "RGB"
+    if subsampling == "Gray":
+        image, colours = np.ascontiguousarray(image[:, :, :1]), "GRAY"
+    data = simplejpeg.encode_jpeg(image, quality=88, colorspace=colours, colorsubsampling=subsampling)
+    whole = decode_image(data, backend="pillow")
+    decoded = []
+
+    def noting(*args, buffer, **kwargs):
+        decoded.append(len(buffer))
+        return original(*args, buffer=buffer, **kwargs)
+
+    original = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", noting)
+    for bottom in range(1, 76):
+        top = bottom // 3
+        crop = part(data, top, 5, bottom - top, 50, backend="simplejpeg")
+        np.testing.assert_array_equal(crop, whole[top:bottom, 5:55])
+        assert decoded.pop() == min(75, bottom + 8)
+        assert not decoded
+
+
+OTHER_FILES = {
+    "progressive": encode(photo(40, 60), "JPEG", progressive=True),
+    "turned": encode(photo(40, 60), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"),
+    "ink": encode(Image.fromarray(photo(40, 60)).convert("CMYK"), "JPEG"),
+    "PNG": encode(photo(40, 60), "PNG"),
+}
+
+
+@pytest.mark.parametrize("data", OTHER_FILES.values(), ids=OTHER_FILES)
+def test_a_part_of_any_other_file_is_cut_out_of_the_whole(data):
+    sizes = []
+
+    def draw(height: int, width: int) -> tuple[int, int, int, int]:
+        sizes.append((height, width))
+        return 2, 3, 20, 30
+
+    whole = decode_image(data)
+    np.testing.assert_array_equal(decode_crop(data, draw), whole[2:22, 3:33])
+    assert sizes == [whole.shape[:2]]
+
+
+def test_a_part_of_a_file_that_is_cut_short_is_refused_though_its_rows_are_there():
+    data = encode(photo(64, 64), "JPEG")
+    for cut in (1, 2, 400):
+        with pytest.raises(ImageDecodeError, match=r"shard-7/cat\.jpg: .*truncated"):
+            part(data[:-cut], 0, 0, 8, 8, key="shard-7/cat.jpg")
+    with pytest.raises(ImageDecodeError, match="more than the limit of 4095"):
+        part(data, 0, 0, 8, 8, limits=DecodeLimits(max_pixels=4095))
+    with pytest.raises(TypeError, match="expected bytes"):
+        part("cat.jpg", 0, 0, 8, 8)
+
+
+def test_what_goes_wrong_in_the_choice_of_a_part_is_not_taken_for_a_bad_file():
+    for data in (encode(photo(16, 16), "JPEG"), encode(photo(16, 16), "PNG")):
+        with pytest.raises(ZeroDivisionError):
+            decode_crop(data, lambda height, width: 1 // 0)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------

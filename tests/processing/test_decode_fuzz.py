@@ -8,22 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maws_hf.processing import EvalTransform, ImageDecodeError, TrainTransform, decode_image
+from maws_hf.processing import EvalTransform, ImageDecodeError, TrainTransform, decode_crop, decode_image
 
 pytest.importorskip("simplejpeg")
 
 
-def encode(form: str, **options) -> bytes:
+def encode(form: str, orientation: int = 6, **options) -> bytes:
     rng = np.random.default_rng(3)
     image = Image.fromarray(rng.integers(0, 256, (19, 26, 3), dtype=np.uint8))
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     stream = io.BytesIO()
     image.save(stream, form, exif=exif, **options)
     return stream.getvalue()
 
 
 JPEGS = [encode("JPEG"), encode("JPEG", progressive=True), encode("JPEG", quality=20, subsampling=0)]
+UPRIGHT = [encode("JPEG", 1), encode("JPEG", 1, restart_marker_rows=1), encode("JPEG", 1, subsampling=0)]
 OTHERS = [encode("PNG"), encode("WEBP"), encode("WEBP", lossless=True), encode("TIFF"), encode("GIF"), encode("BMP")]
 MAGIC = [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x30\0\0\0WEBPVP8X", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b""]
 
@@ -61,6 +62,19 @@ def test_damaged_jpegs_are_read_or_refused_alike_on_both_paths(data):
     assert (slow is None) == (fast is None)
     if slow is not None:
         np.testing.assert_array_equal(slow, fast)
+
+
+@settings(max_examples=500, deadline=None)
+@given(damaged(UPRIGHT), st.integers(1, 19))
+def test_the_rows_of_a_damaged_jpeg_are_those_of_the_whole(data, count):
+    try:
+        rows = decode_crop(data, lambda height, width: (0, 0, min(count, height), width))
+    except ImageDecodeError:
+        assert outcome(data, "pillow") is None
+        return
+    whole = outcome(data, "pillow")
+    if whole is not None:  # else its damage is below
+        np.testing.assert_array_equal(rows, whole[: len(rows)])
 
 
 @settings(max_examples=500, deadline=None)

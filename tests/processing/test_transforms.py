@@ -1,6 +1,7 @@
 """Crops follow torchvision's rules, both resizers agree, and evaluation equals the stock processor exactly."""
 
 import dataclasses
+import io
 import math
 
 import numpy as np
@@ -13,7 +14,9 @@ from maws_hf.processing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     EvalTransform,
+    ImageDecodeError,
     TrainTransform,
+    decode_image,
     denormalize,
     normalize,
     random_resized_crop_box,
@@ -211,6 +214,19 @@ def test_the_same_generator_state_gives_the_same_tensor_and_another_another():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_file_gives_the_tensor_of_its_picture():
+    stream = io.BytesIO()
+    Image.fromarray(picture(90, 70)).save(stream, "JPEG")
+    data, transform = stream.getvalue(), TrainTransform(size=24, scale=(0.08, 1.0))
+    for seed in range(40):
+        expected = transform(decode_image(data), np.random.default_rng(seed))
+        for decoder in ("auto", "pillow"):
+            result = transform.decode(data, np.random.default_rng(seed), decoder=decoder)
+            assert torch.equal(result, expected)
+    with pytest.raises(ImageDecodeError, match=r"cat\.jpg: the file is empty"):
+        transform.decode(b"", np.random.default_rng(0), key="cat.jpg")
 
 
 def test_half_of_the_pictures_are_mirrored():

@@ -13,6 +13,7 @@ import torch
 from datasets import IterableDataset
 
 from maws_hf.processing.decode import ImageDecodeError, decode_image
+from maws_hf.processing.transforms import TrainTransform
 
 __all__ = ["KEY", "KEY_COLUMNS", "Sample", "content_key", "prepare_image", "random_rows", "sample_key"]
 
@@ -84,7 +85,11 @@ def prepare_image(
     if data is None:
         reason = "it holds a path but no bytes, and paths in data are never opened" if path else "it holds no image"
         raise ImageDecodeError(key, reason)
-    prepared = {"pixel_values": transform(decode_image(data, key=key), rng), "key": key}
+    if isinstance(transform, TrainTransform):
+        pixels = transform.decode(data, rng, key=key)
+    else:
+        pixels = transform(decode_image(data, key=key), rng)
+    prepared = {"pixel_values": pixels, "key": key}
     return prepared if extra is None else {**prepared, **extra(sample, rng)}
 
 

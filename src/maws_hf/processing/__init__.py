@@ -1,6 +1,6 @@
 """From untrusted bytes to model input: `decode_image`, then `TrainTransform` or `EvalTransform`."""
 
-from maws_hf.processing.decode import DecodeLimits, ImageDecodeError, decode_image
+from maws_hf.processing.decode import DecodeLimits, ImageDecodeError, decode_crop, decode_image
 from maws_hf.processing.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -19,6 +19,7 @@ __all__ = [
     "EvalTransform",
     "ImageDecodeError",
     "TrainTransform",
+    "decode_crop",
     "decode_image",
     "denormalize",
     "normalize",

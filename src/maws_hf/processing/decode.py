@@ -28,8 +28,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -39,6 +41,7 @@ import numpy as np
 from PIL import Image
 
 from maws_hf.processing.headers import (
+    JpegHeader,
     check_png_chunks,
     exif_orientation,
     image_format,
@@ -49,6 +52,9 @@ from maws_hf.processing.headers import (
 DecodeBackend = Literal["auto", "pillow", "simplejpeg"]
 
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 258, 262, 322, 323
+# Colour is stored for every fourth row at the least, and interpolated with the stored row after.
+_ROWS_OF_CONTEXT = 8
+_SURPLUS = re.compile("Corrupt JPEG data: [0-9]+ extraneous bytes before marker 0xd9")
 _ALPHA_MODES = ("LA", "PA", "RGBA")
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -134,6 +140,69 @@ def decode_image(
     except Exception as error:  # codecs raise whatever they like on hostile bytes; callers see one type
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageDecodeError(key, reason) from error
+
+
+def decode_crop(
+    data: bytes,
+    draw: Callable[[int, int], tuple[int, int, int, int]],
+    *,
+    key: str = "<bytes>",
+    limits: DecodeLimits = DEFAULT_LIMITS,
+    backend: DecodeBackend = "auto",
+) -> np.ndarray:
+    """A part of the picture, without decoding the rows below it where a JPEG lets us.
+
+    These are the pixels of `decode_image`, bit for bit. Rows are left out by simplejpeg, of sound and upright JPEGs
+    in one scan; all else is decoded whole. Damage below the part may be overlooked, a missing end is not.
+
+    Args:
+        draw: (height, width) of the upright picture to the (top, left, height, width) that is wanted of it.
+        data, key, limits, backend: see `decode_image`.
+
+    Returns:
+        uint8 array (height, width, 3), RGB; may be a view of a larger one.
+
+    Raises:
+        What `decode_image` raises, and whatever `draw` does.
+    """
+    header, image = None, None
+    if isinstance(data, bytes) and (fast_jpeg := _fast_jpeg_decoder(backend)):
+        header = _header_of_rows(data, limits)
+    if header is not None:
+        box = draw(header.height, header.width)
+        image = _decode_rows(fast_jpeg, data, header, box[0] + box[2])
+    if image is None:
+        image = decode_image(data, key=key, limits=limits, backend=backend)
+        if header is None or image.shape[:2] != (header.height, header.width):
+            box = draw(*image.shape[:2])
+    top, left, height, width = box
+    return image[top : top + height, left : left + width]
+
+
+def _header_of_rows(data: bytes, limits: DecodeLimits) -> JpegHeader | None:
+    """Of a JPEG whose first rows can be decoded alone; None for all others, also those that will be refused."""
+    if len(data) > limits.max_bytes or image_format(data) != "JPEG":
+        return None
+    try:
+        header = read_jpeg_header(data)
+        limits.check_size(header.height, header.width)
+    except ValueError:
+        return None
+    return header if header.plain and header.in_one_scan and exif_orientation(header.exif) == 1 else None
+
+
+def _decode_rows(simplejpeg: ModuleType, data: bytes, header: JpegHeader, count: int) -> np.ndarray | None:
+    """At least the first `count` rows, or None if the JPEG is anything but clean."""
+    rows = min(header.height, count + _ROWS_OF_CONTEXT)
+    shortened = bytearray(data)
+    shortened[header.height_at : header.height_at + 2] = rows.to_bytes(2, "big")
+    pixels = np.empty((rows, header.width, 3), np.uint8)  # our own, as simplejpeg's goes with the error
+    try:
+        simplejpeg.decode_jpeg(shortened, colorspace="RGB", strict=True, buffer=pixels)
+    except (ValueError, RuntimeError) as error:
+        # libjpeg reports the first thing that it stumbles upon: the rest of the scan, if nothing was wrong before.
+        return pixels if _SURPLUS.fullmatch(str(error)) else None
+    return pixels
 
 
 def _fast_jpeg_decoder(backend: str) -> ModuleType | None:

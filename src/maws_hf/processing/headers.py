@@ -43,12 +43,16 @@ class JpegHeader:
     """The part of a JPEG in front of its first scan.
 
     `plain` is true for what every decoder reads the same way: 8-bit baseline or progressive, grey or three
-    colours, no stray bytes. `exif` is the payload of the EXIF segments, empty if there are none.
+    colours, no stray bytes; `in_one_scan` if the rows follow each other in the file, from top to bottom.
+    `height_at` is where the file has its height, two bytes, high byte first. `exif` is the payload of the EXIF
+    segments, empty if there are none.
     """
 
     height: int
     width: int
+    height_at: int
     plain: bool
+    in_one_scan: bool
     exif: bytes
 
 
@@ -80,7 +84,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if length < 8 or payload + 6 > len(data):
                 raise ValueError("the frame header of the JPEG is cut short")
-            frame = (marker, *struct.unpack_from(">BHHB", data, payload))
+            frame = (payload + 1, marker, *struct.unpack_from(">BHHB", data, payload))
     raise ValueError(f"more than {MAX_JPEG_SEGMENTS} segments in front of the first scan of the JPEG")
 
 
@@ -89,14 +93,14 @@ def _close_jpeg_header(
 ) -> JpegHeader:
     if frame is None:
         raise ValueError("the JPEG has no frame header")
-    marker, precision, height, width, components = frame
+    height_at, marker, precision, height, width, components = frame
     # One interleaved scan decodes in one pass. Otherwise every scan visits the whole picture again, and a few
     # bytes can ask for that: counting markers (0xFF is always stuffed in entropy-coded data) bounds the work.
     in_one_scan = marker in (0xC0, 0xC1) and data[payload : payload + 1] == bytes([components])
     if not in_one_scan and data.count(b"\xff\xda", scan) >= MAX_JPEG_SCANS:
         raise ValueError(f"more than {MAX_JPEG_SCANS} scans in the JPEG")
     plain = marker in (0xC0, 0xC1, 0xC2) and precision == 8 and components in (1, 3) and junk == 0
-    return JpegHeader(height, width, plain, exif)
+    return JpegHeader(height, width, height_at, plain, in_one_scan, exif)
 
 
 def check_png_chunks(data: bytes) -> tuple[int, int]:

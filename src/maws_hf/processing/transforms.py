@@ -15,12 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
+from maws_hf.processing.decode import DecodeBackend, decode_crop
 
 ResizeBackend = Literal["auto", "pillow", "torch"]
 
@@ -127,8 +130,8 @@ def _resize_with_torch(crop: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 class TrainTransform:
     """Random resized crop and horizontal flip, MAE's whole augmentation (He et al. 2021, appendix A.1).
 
-    `transform(image, rng)` maps uint8 (H, W, 3) to a contiguous uint8 tensor (3, h, w). The same generator state
-    gives the same tensor.
+    `transform(image, rng)` maps uint8 (H, W, 3) to a contiguous uint8 tensor (3, h, w), and `decode(data, rng)`
+    the bytes of an image file. The same generator state gives the same tensor.
 
     Attributes:
         size: side of the result in pixels, or (height, width).
@@ -162,8 +165,27 @@ class TrainTransform:
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         _check_image(image)
-        box = random_resized_crop_box(*image.shape[:2], rng, self.scale, self.ratio)
-        pixels = resize_crop(image, box, _pair(self.size), self.backend)
+        top, left, height, width = self._draw(*image.shape[:2], rng)
+        return self._finish(image[top : top + height, left : left + width], rng)
+
+    def decode(
+        self, data: bytes, rng: np.random.Generator, *, key: str = "<bytes>", decoder: DecodeBackend = "auto"
+    ) -> torch.Tensor:
+        """`self(decode_image(data), rng)`, to the bit; rows below the crop need not be decoded.
+
+        Args:
+            data, key, decoder: see `decode_image`, where the last is called `backend`.
+
+        Raises:
+            ImageDecodeError: the bytes are no image that we accept.
+        """
+        return self._finish(decode_crop(data, partial(self._draw, rng=rng), key=key, backend=decoder), rng)
+
+    def _draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        return random_resized_crop_box(height, width, rng, self.scale, self.ratio)
+
+    def _finish(self, crop: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        pixels = resize_crop(crop, (0, 0, *crop.shape[:2]), _pair(self.size), self.backend)
         if self.augment is not None:
             pixels = self.augment(pixels, rng)
         tensor = _channels_first(pixels)

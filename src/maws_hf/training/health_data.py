@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..evaluation.flops import mae_training_flops, measure_matmul_peak
 from ..models.configuration_maws_vit import MawsViTConfig
-from ..processing.decode import ImageDecodeError, decode_image
+from ..processing.decode import ImageDecodeError
 from ..processing.transforms import TrainTransform
 from .health_findings import Finding
 from .health_machine import the_device, usable_cores
@@ -51,10 +51,10 @@ def images_a_second(seconds: float) -> float:
     """Of made-up photographs, decoded, cropped and resized to 224 pixels."""
     files, transform, rng = [_picture(seed) for seed in range(4)], TrainTransform(224), np.random.default_rng(0)
     for data in files:
-        transform(decode_image(data), rng)  # whatever is loaded with the first
+        transform.decode(data, rng)  # whatever is loaded with the first
     done, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds or not done:
-        transform(decode_image(files[done % len(files)]), rng)
+        transform.decode(files[done % len(files)], rng)
         done += 1
     return done / spent
 
