@@ -2,6 +2,8 @@ import hashlib
 import math
 import shutil
 import weakref
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from line_run import Line, LineConfig, lines, objective, run
 from safetensors.torch import load_file
 from tiny import draw_image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from maws_hf.data.sources import open_stream
 from maws_hf.training.checkpoint import CheckpointError
@@ -48,6 +51,45 @@ def test_the_images_of_a_forward_pass_are_given_up_after_it(image_shards: Path, 
 
     run(image_shards, tmp_path, batch_loss=watched, gradient_accumulation_steps=3, max_steps=2)
     assert len(images) == 6
+
+
+class ValuesAskedFor(TorchDispatchMode):
+    """Counts what makes the host wait for an accelerator: Python wants to know a tensor's values."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        super().__init__()
+        self.count = 0
+        for method in ("tolist", "numpy"):  # which do not pass the dispatcher
+            monkeypatch.setattr(torch.Tensor, method, self._counted(getattr(torch.Tensor, method)))
+
+    def _counted(self, method: Callable) -> Callable:
+        def counted(tensor: torch.Tensor, *args, **kwargs):
+            self.count += 1
+            return method(tensor, *args, **kwargs)
+
+        return counted
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_update_waits_for_the_device_once(image_shards: Path, tmp_path: Path, monkeypatch):
+    counts = []
+    with ValuesAskedFor(monkeypatch) as asked:
+        run(
+            image_shards,
+            tmp_path,
+            max_steps=6,
+            save_steps=6,
+            logging_steps=1,
+            gradient_accumulation_steps=2,
+            max_grad_norm=1.0,
+            ema_decay=0.9,
+            dataloader_num_workers=1,  # whose tensors nobody waits for
+            after_step=lambda step, model: counts.append(asked.count),
+        )
+    assert [after - before for before, after in pairwise(counts)] == [1] * 5
 
 
 def test_what_a_callback_has_put_to_evaluation_is_trained_again(image_shards: Path, tmp_path: Path):
