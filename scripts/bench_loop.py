@@ -11,9 +11,9 @@ main process, which they touch less.
 
 Part 2, measured: what the loader supplies, with the CPU time of its workers for an image; then the loop around a
 simulated accelerator of so many images a second. Like a real one it works by itself: the objective only notes until
-when it is busy, batch / rate seconds more, and the loop waits for that just before it reads a result, at the gradient
-norm. Batches are read ahead as on an accelerator; a copy to ordinary memory stands for the transfer. What a step takes
-beyond batch / rate is time in which the accelerator idles (and, some 0.1 ms, the system that wakes sleepers late).
+when it is busy, batch / rate seconds more, and the loop waits for that where it reads its results. Batches are read
+ahead as on an accelerator; a copy to ordinary memory stands for the transfer. What a step takes beyond batch / rate is
+time in which the accelerator idles (and, some 0.1 ms, the system that wakes sleepers late).
 
 A laptop decodes hundreds of images a second. To send thousands through the main process, the second table has
 workers that decode nothing: they fill shared memory with random crops and hand it to the real `StatefulDataLoader`

@@ -131,9 +131,9 @@ class Device:
             self.memory.append(torch.empty_like(value))
         return self.memory[next(self.copies) % len(self.memory)].copy_(value)
 
-    def wait(self, norm: torch.Tensor) -> torch.Tensor:
+    def wait(self, numbers: torch.Tensor) -> list[float]:
         time.sleep(max(0.0, self.busy_until - time.perf_counter()))
-        return norm
+        return numbers.tolist()
 
 
 def run_loop(
@@ -149,8 +149,7 @@ def run_loop(
 
     Args:
         accelerator: where and how precisely the model computes; by default in float32 on the CPU.
-        device: a simulated one. Batches are read ahead for it, and the loop waits for it a little
-            before it reads the first result: at the gradient norm.
+        device: a simulated one. Batches are read ahead for it, and the loop waits for it where it reads results.
     """
     ticks: list[tuple[float, float, float]] = []
     readers: list[Watched] = []
@@ -171,7 +170,7 @@ def run_loop(
         if device is not None:
             stack.enter_context(mock.patch.object(prefetch, "reads_ahead", return_value=True))
             stack.enter_context(mock.patch.object(prefetch, "_copy", device.copy))
-            stack.enter_context(mock.patch.object(training_loop, "whole_norm", device.wait))
+            stack.enter_context(mock.patch.object(training_loop, "wait_for", device.wait))
         accelerator = accelerator or Accelerator(cpu=True)
         train(model, objective, loader, ImageRecipe(output_dir=folder, **recipe), accelerator, after_step=tick)
     begin, end = ticks[WARM_UP - 1], ticks[-1]

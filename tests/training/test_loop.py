@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maws_hf.data.sources import open_stream
+from maws_hf.training import loop
 from maws_hf.training.checkpoint import CheckpointError
 from maws_hf.training.loop import Outcome, TrainingError
 from maws_hf.training.records import JsonLines
@@ -90,6 +91,19 @@ def test_an_update_waits_for_the_device_once(image_shards: Path, tmp_path: Path,
             after_step=lambda step, model: counts.append(asked.count),
         )
     assert [after - before for before, after in pairwise(counts)] == [1] * 5
+
+
+def test_the_whole_update_is_on_its_way_before_the_host_waits(image_shards: Path, tmp_path: Path, monkeypatch):
+    calls = []
+
+    def note(owner, name: str) -> None:
+        call = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args: (calls.append(name), call(*args))[1])
+
+    note(torch.optim.AdamW, "step")
+    note(loop, "wait_for")
+    run(image_shards, tmp_path, max_steps=3, skip_loss_spikes=True)
+    assert calls == ["step", "wait_for"] * 3
 
 
 def test_what_a_callback_has_put_to_evaluation_is_trained_again(image_shards: Path, tmp_path: Path):
@@ -174,6 +188,9 @@ def test_a_non_finite_step_is_refused_and_its_images_are_noted(spoil, image_shar
     assert not math.isfinite(float(refused["grad_norm"]))
     told = capsys.readouterr().out
     assert f"step 3 refused: loss {refused['loss']}, gradient norm {refused['grad_norm']}; its images" in told
+    moments = load_file(tmp_path / "checkpoints" / "step-00000003" / "optimizer.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in moments.values())
+    assert {tensor.item() for name, tensor in moments.items() if name.endswith("step")} == {2}
 
 
 def test_non_finite_steps_in_a_row_end_the_run_with_the_checkpoint_intact(image_shards: Path, tmp_path: Path):

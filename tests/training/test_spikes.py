@@ -1,5 +1,6 @@
 """A loss that jumps is told, and left out if asked; a falling one never is."""
 
+import math
 import random
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from line_run import lines, objective, run
 
-from maws_hf.training.spikes import LEAST, MOST_SKIPPED, WINDOW, is_spike, remember
+from maws_hf.training.spikes import LEAST, MOST_SKIPPED, WINDOW, highest_loss, remember
 
 
 def spikes_of(series: list[float], factor: float) -> list[int]:
@@ -17,7 +18,7 @@ def spikes_of(series: list[float], factor: float) -> list[int]:
     recent: list[float] = []
     found = []
     for place, loss in enumerate(series):
-        if is_spike(loss, recent, factor):
+        if loss > highest_loss(recent, factor):
             found.append(place)
         else:
             remember(loss, recent)
@@ -38,10 +39,10 @@ def test_a_falling_series_never_has_one(series: list[float], factor: float):
 
 
 def test_there_is_none_before_the_median_means_something_nor_without_a_factor():
-    assert not is_spike(1e9, [1.0] * (LEAST - 1), 3.0)
-    assert is_spike(1e9, [1.0] * LEAST, 3.0)
-    assert not is_spike(1e9, [1.0] * LEAST, 0.0)
-    assert not is_spike(float("nan"), [1.0] * LEAST, 3.0), "that is refused elsewhere"
+    assert highest_loss([1.0] * (LEAST - 1), 3.0) == math.inf
+    assert highest_loss([1.0] * LEAST, 3.0) == 3.0
+    assert highest_loss([1.0] * LEAST, 0.0) == math.inf
+    assert highest_loss([-1.0] * LEAST, 3.0) == math.inf, "three times as low is no jump"
 
 
 def test_only_the_window_is_remembered():

@@ -41,7 +41,7 @@ from .resumption import compare_recipes, find_checkpoint, images_per_step, peak_
 from .seeding import seed_step
 from .sharding import copies_wanted, rebind_groups, shard_model, sharding_wanted, whole_norm
 from .skips import note_skipped, too_many_bad_images
-from .spikes import MOST_SKIPPED, is_spike, remember
+from .spikes import MOST_SKIPPED, highest_loss, remember
 
 BatchLoss = Callable[[torch.nn.Module, dict[str, Any]], Tensor]
 AVERAGE = "average.safetensors"
@@ -116,16 +116,16 @@ def train(
             window = run.read_window(batches)
             loss = run.accumulate_gradients(window, batch_loss)
             norm = run.clip()
-            loss, gradient_norm, anyone_stops = run.agree(loss, norm, stop.requested, window)
+            loss, gradient_norm, left_out, anyone_stops = run.update(loss, norm, stop.requested, window)
             if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
                 run.refuse(window, loss, gradient_norm)
-            elif not run.skips_spike(window, loss, gradient_norm):
-                run.optimizer.step()
-                run.accept(loss)
-            run.optimizer.zero_grad(set_to_none=True)
+            else:
+                run.note_spike(window, loss, gradient_norm, left_out)
+                if not left_out:
+                    run.accept(loss)
             run.finish_step(gradient_norm, learning_rate)
             if after_step is not None and (accelerator.is_main_process or run.sharded):
-                after_step(run.state.step, accelerator.unwrap_model(run.model))
+                after_step(run.state.step, run.unwrapped)
             due = run.state.step % recipe.save_steps == 0 or run.state.step == recipe.max_steps
             if due or anyone_stops:
                 run.save()
@@ -136,8 +136,13 @@ def train(
                 break
     run.progress.close()
     if run.average is not None and not exit_code:
-        run.average.copy_to(accelerator.unwrap_model(run.model))
+        run.average.copy_to(run.unwrapped)
     return Outcome(run.state.step, exit_code, run.state.images_seen)
+
+
+def wait_for(numbers: Tensor) -> list[float]:
+    """The only thing of an update that the host wants to know, when the device has come so far."""
+    return numbers.tolist()
 
 
 class _Run:
@@ -190,6 +195,9 @@ class _Run:
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
             if isinstance(self.model, DistributedDataParallel):
                 self.model.broadcast_buffers = False  # ours are constants; told at first, it would never send them
+        # Both take a millisecond to find in a model of hundreds of modules, in which a device would idle.
+        self.unwrapped = accelerator.unwrap_model(self.model)
+        self.modules = list(self.model.modules())
         self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
         if resumed is not None:
             self._restore(resumed)
@@ -242,8 +250,8 @@ class _Run:
     def accumulate_gradients(self, window: list[dict[str, Any]], batch_loss: BatchLoss) -> Tensor:
         """Gradients of the mean over the whole window; returns that mean on the device, this rank's."""
         total = torch.zeros((), device=self.accelerator.device)
-        if not all(module.training for module in self.model.modules()):
-            self.model.train()  # takes five times as long as to see that nothing is to be done
+        if not all(module.training for module in self.modules):
+            self.model.train()  # takes far longer than to see that nothing is to be done
         for micro_step, batch in enumerate(window):
             seed_step(self.recipe.seed, self.accelerator.process_index, self.state.step, micro_step)
             is_last = micro_step == len(window) - 1
@@ -265,35 +273,54 @@ class _Run:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.max_grad_norm, norm)
         return norm
 
-    def agree(self, loss: Tensor, norm: Tensor, stop: bool, window: list[dict[str, Any]]) -> tuple[float, float, bool]:
-        """Mean loss of all ranks, the gradient norm, and whether any rank wants to stop: a signal came, or bad images
-        are too many. Here the host waits for the device, once."""
+    def update(
+        self, loss: Tensor, norm: Tensor, stop: bool, window: list[dict[str, Any]]
+    ) -> tuple[float, float, bool, bool]:
+        """A step of the optimizer, and what all ranks know after it.
+
+        The weights are left as they are where loss or norm are not finite, or the loss is a spike to be left out. The
+        device decides that: it has the whole update to do while the host waits for it, here and once.
+
+        Returns:
+            Mean loss of all ranks, the gradient norm, whether the weights were left as they are, and whether any rank
+            wants to stop: a signal came, or bad images are too many.
+        """
         recent, limit = self.state.recent_skips, self.recipe.max_skip_rate
         skipped, too_many = note_skipped(window, self.state.step + 1, recent, self.skipped, limit)
         votes = torch.zeros(4, device=loss.device)
         for place, value in enumerate((loss, stop, skipped, too_many)):
             votes[place] = value
         sums = self.accelerator.reduce(votes, reduction="sum")
-        loss_sum, stops, all_skipped, any_too_many, gradient_norm = torch.cat([sums, norm.view(1)]).tolist()
+        mean_loss = sums[0] / self.accelerator.num_processes
+        left_out = ~(mean_loss.isfinite() & norm.isfinite() & (mean_loss <= self._highest_loss()))
+        self.optimizer.optimizer.found_inf = left_out.float()  # where a GradScaler tells fused optimizers the same
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        numbers = wait_for(torch.cat([sums, torch.stack([norm, left_out.float()])]))
+        loss_sum, stops, all_skipped, any_too_many, gradient_norm, left_out = numbers
         self.state.images_skipped += int(all_skipped)
         if any_too_many:
             self.give_up = too_many_bad_images(recent, self.skipped, limit, here=too_many)
             recent.clear()  # the data are repaired before the run goes on, or judged anew
-        return loss_sum / self.accelerator.num_processes, gradient_norm, stops + any_too_many > 0
+        mean = loss_sum / self.accelerator.num_processes
+        return mean, gradient_norm, bool(left_out), stops + any_too_many > 0
 
-    def skips_spike(self, window: list[dict[str, Any]], loss: float, gradient_norm: float) -> bool:
-        """Tells of a loss that jumps; whether the update is left out for it. All ranks have the same loss."""
-        if not is_spike(loss, self.state.recent_losses, self.recipe.loss_spike_factor):
+    def _highest_loss(self) -> float:
+        """The weights are not changed for a higher one."""
+        may_skip = self.recipe.skip_loss_spikes and self.state.spikes_in_a_row < MOST_SKIPPED
+        return highest_loss(self.state.recent_losses, self.recipe.loss_spike_factor) if may_skip else math.inf
+
+    def note_spike(self, window: list[dict[str, Any]], loss: float, gradient_norm: float, left_out: bool) -> None:
+        """Tells of a loss that jumps."""
+        if not left_out and loss <= highest_loss(self.state.recent_losses, self.recipe.loss_spike_factor):
             self.state.spikes_in_a_row = 0
-            return False
+            return
         self.state.spikes_in_a_row += 1
-        skip = self.recipe.skip_loss_spikes and self.state.spikes_in_a_row <= MOST_SKIPPED
-        self._note_update(self.spikes, window, loss, gradient_norm, skipped=skip)
+        self._note_update(self.spikes, window, loss, gradient_norm, skipped=left_out)
         self.progress.say(
-            f"step {self.state.step + 1}: the loss jumps to {loss:.4g}{', the update is left out' if skip else ''}; "
-            f"its images are in {self.spikes.path}"
+            f"step {self.state.step + 1}: the loss jumps to {loss:.4g}"
+            f"{', the update is left out' if left_out else ''}; its images are in {self.spikes.path}"
         )
-        return skip
 
     def _note_update(
         self, file: JsonLines, window: list[dict[str, Any]], loss: float, gradient_norm: float, **more: bool
@@ -308,7 +335,7 @@ class _Run:
         self.state.loss_sum += loss
         self.state.loss_count += 1
         if self.average is not None:
-            self.average.update(self.accelerator.unwrap_model(self.model), self.state.step + 1)
+            self.average.update(self.unwrapped, self.state.step + 1)
 
     def refuse(self, window: list[dict[str, Any]], loss: float, gradient_norm: float) -> None:
         self.state.refused_in_a_row += 1
@@ -357,7 +384,7 @@ class _Run:
             if self.sharded:
                 sharded_files.save_training(self.model, self.optimizer, self.average, directory)
             elif self.accelerator.is_main_process:
-                self.accelerator.unwrap_model(self.model).save_pretrained(directory)
+                self.unwrapped.save_pretrained(directory)
                 ckpt.save_optimizer(self.optimizer, directory / "optimizer.safetensors")
                 if self.average is not None:
                     save_file(self.average.state_dict(), directory / AVERAGE)

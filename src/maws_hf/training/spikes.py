@@ -11,17 +11,17 @@ LEAST = 20  # so many are needed before anything is called a spike
 MOST_SKIPPED = 3  # in a row: a loss that stays high is no spike, and a run must not stand still
 
 
-def is_spike(loss: float, recent: list[float], factor: float) -> bool:
-    """Whether a loss is more than `factor` times the median of the last ones; a falling loss never is.
+def highest_loss(recent: list[float], factor: float) -> float:
+    """A loss above it is a spike: `factor` times the median of the last ones.
 
     Args:
-        recent: accepted losses, oldest first; with fewer than `LEAST` there is no spike.
-        factor: 0 finds none.
+        recent: accepted losses, oldest first; with fewer than `LEAST` there is no limit.
+        factor: 0 for no limit.
     """
-    if not factor or len(recent) < LEAST or not math.isfinite(loss):
-        return False
-    median = statistics.median(recent[-WINDOW:])
-    return loss > factor * median > 0
+    if not factor or len(recent) < LEAST:
+        return math.inf
+    limit = factor * statistics.median(recent[-WINDOW:])
+    return limit if limit > 0 else math.inf
 
 
 def remember(loss: float, recent: list[float]) -> None:
