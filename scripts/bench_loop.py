@@ -17,7 +17,8 @@ time in which the accelerator idles (and, some 0.1 ms, the system that wakes sle
 
 A laptop decodes hundreds of images a second. To send thousands through the main process, the second table has
 workers that decode nothing: they fill shared memory with random crops and hand it to the real `StatefulDataLoader`
-(`--ready_batches`: for devices of these rates). Beside it is the same loop on one batch that lies on the device.
+(`--ready_batches`: for devices of these rates). Beside it is the same loop on one batch that lies on the device, and
+what the host needs between two steps of a model that has as many modules as ViT-L (their width plays no part there).
 
 Not simulated: the launch of kernels, for which the main thread of a real run needs the interpreter that the reading
 thread needs as well; bandwidth that transfers take from the device; other processes of the same host.
@@ -47,6 +48,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import torch
@@ -63,6 +65,7 @@ from transformers.utils import logging
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig, MawsViTModel
 from maws_hf.models.configuration_maws_vit import SIZES
 from maws_hf.optim.groups import parameter_groups
+from maws_hf.training import loop as training_loop
 from maws_hf.training.images import ImageRecipe, build_training_loader
 
 LAPTOP = Path(__file__).parents[1] / "examples" / "recipes" / "mae_laptop.yaml"
@@ -105,6 +108,10 @@ def main() -> None:
             for batch, workers, rate in settings + fixed
         ]
         print(loop_table(loops))
+        milliseconds = 1000 * seconds_between_steps("vit_l16", arguments.steps)
+        print(
+            f"\nfrom a result to the next forward pass, with the modules of vit_l16: {milliseconds:.2f} ms of the host"
+        )
         if arguments.ready_batches:
             ready = run_ready(arguments)
             print(f"\n{loop_table(ready)}")
@@ -337,6 +344,30 @@ def simulate_device(data: str, loader: Any, batch: int, workers: int, rate: floa
     )
     device = Device(rate, transfers=data != "resident")
     return Loop(data, batch, workers, rate, run_loop(model, device.objective, loader, steps, device=device))
+
+
+def seconds_between_steps(size: str, steps: int) -> float:
+    """What the host needs from the result of a step to the next forward pass, while an accelerator has no work."""
+    narrow = {"hidden_size": 16, "num_attention_heads": 1, "intermediate_size": 16}
+    narrow |= {f"decoder_{name}": value for name, value in narrow.items()}
+    side = 2 * MawsViTConfig.from_size(size).patch_size
+    model = MawsMAEForPreTraining(MawsViTConfig.from_size(size, image_size=side, **narrow)).train()
+    batch = {"pixel_values": torch.zeros(2, 3, side, side, dtype=torch.uint8), "keys": ["a", "b"], "skipped": []}
+    results: list[float] = []
+    spent: list[float] = []
+
+    def read(numbers: torch.Tensor) -> list[float]:
+        values = numbers.tolist()
+        results.append(time.perf_counter())
+        return values
+
+    def objective(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        spent.extend(time.perf_counter() - result for result in results[-1:])
+        return masked_pixels(model, batch)
+
+    with mock.patch.object(training_loop, "wait_for", read):
+        run_loop(model, objective, Resident(batch), steps)
+    return statistics.median(spent[WARM_UP:])
 
 
 def run_ready(arguments: argparse.Namespace) -> list[Loop]:

@@ -21,6 +21,7 @@ from bench_loop import (
     run_bare,
     run_ready,
     seconds_at,
+    seconds_between_steps,
     simulate_device,
     step_rows,
     write_pictures,
@@ -29,6 +30,7 @@ from timed_loop import Device, Resident, StepTimes, open_ready, run_loop
 from tiny import tiny_config
 
 from maws_hf import MawsMAEForPreTraining, MawsViTModel
+from maws_hf.training import loop as training_loop
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,18 @@ def test_ready_batches_run_beside_one_that_lies_there():
         ("ready", 1, 0.04),
     ]
     assert min(resident.times.wall, ready.times.wall) > 0.04
+
+
+def test_time_between_steps_is_that_of_the_host_after_a_result(monkeypatch: pytest.MonkeyPatch):
+    short = seconds_between_steps("vit_b16", 3)
+    finish = training_loop._Run.finish_step
+
+    def slow(*arguments: object) -> None:
+        finish(*arguments)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(training_loop._Run, "finish_step", slow)
+    assert 0 < short < 0.05 < seconds_between_steps("vit_b16", 3) < 0.2
 
 
 def test_a_real_loader_feeds_a_device(corpus: Path):
