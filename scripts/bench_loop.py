@@ -367,7 +367,7 @@ def seconds_between_steps(size: str, steps: int) -> float:
 
     with mock.patch.object(training_loop, "wait_for", read):
         run_loop(model, objective, Resident(batch), steps)
-    return statistics.median(spent[WARM_UP:])
+    return statistics.median(spent[WARM_UP - 1 :])
 
 
 def run_ready(arguments: argparse.Namespace) -> list[Loop]:

@@ -57,3 +57,10 @@ def test_a_nan_on_one_rank_is_refused_by_all_at_the_same_step(ranks: list[dict],
     for name in ("refused.jsonl", "refused-rank1.jsonl"):
         (refused,) = (json.loads(line) for line in (output_dir / name).read_text().splitlines())
         assert refused["step"] == 2
+
+
+@pytest.mark.slow
+def test_a_loss_that_jumps_on_one_rank_is_left_out_by_all(ranks: list[dict], output_dir: Path):
+    for name in ("spikes.jsonl", "spikes-rank1.jsonl"):
+        (spike,) = (json.loads(line) for line in (output_dir / name).read_text().splitlines())
+        assert (spike["step"], spike["skipped"]) == (4, True)

@@ -17,6 +17,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from maws_hf.processing import DecodeLimits, ImageDecodeError, decode_crop, decode_image
 from maws_hf.processing import decode as decode_module
+from maws_hf.processing.headers import JpegHeader, read_jpeg_header
 
 BACKENDS = ["pillow", "simplejpeg"]
 ROW = [0, 1, 50, 128, 200, 255]
@@ -312,6 +313,12 @@ def test_wrong_arguments_are_the_callers_error():
 # --- parts of pictures ----------------------------------------------------------------------------------------
 
 
+def damaged_scan(data: bytes) -> bytes:
+    """Early in the first rows."""
+    at = data.index(b"\xff\xda") + 60
+    return data[:at] + b"\xff\x00" * 20 + data[at + 40 :]
+
+
 def part(data: bytes, *box: int, **options) -> np.ndarray:
     return decode_crop(data, lambda height, width: box, **options)
 
@@ -340,17 +347,44 @@ def test_the_rows_of_a_part_are_those_of_the_whole_and_the_rows_below_are_not_de
         assert not decoded
 
 
+def with_planted_header() -> bytes:
+    """A marker without a payload; whoever takes it for a segment finds the headers of another picture behind that."""
+    true, planted = encode(photo(8, 8), "JPEG"), encode(photo(300, 300), "JPEG")
+    start = b"\xff\xd8\xff\x01" + true[2:]
+    length = int.from_bytes(true[2:4], "big")  # of what looks like a segment
+    return start.ljust(4 + length, b"\0") + planted[2:]
+
+
+def test_no_memory_is_taken_for_pixels_where_a_decoder_finds_another_picture(monkeypatch):
+    pytest.importorskip("simplejpeg")
+    data = with_planted_header()
+    assert refusal(data) in refusal_of_part(data)
+    header = read_jpeg_header(data)
+    assert (header.height, header.width, header.plain) == (8, 8, False)
+    planted = JpegHeader(300, 300, data.rindex(b"\xff\xc0") + 5, plain=True, in_one_run=True, exif=b"")
+    monkeypatch.setattr(decode_module, "_header_of_rows", lambda *_: planted)
+    assert refusal(data) in refusal_of_part(data), "whatever the header seems to be"
+
+
+def refusal_of_part(data: bytes) -> str:
+    with pytest.raises(ImageDecodeError) as caught:
+        part(data, 0, 0, 150, 300)
+    return caught.value.reason
+
+
 OTHER_FILES = {
     "progressive": encode(photo(40, 60), "JPEG", progressive=True),
     "turned": encode(photo(40, 60), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"),
     "ink": encode(Image.fromarray(photo(40, 60)).convert("CMYK"), "JPEG"),
+    "with restart markers": encode(photo(40, 60), "JPEG", restart_marker_rows=1),
+    "damaged": damaged_scan(encode(photo(40, 60), "JPEG")),
     "PNG": encode(photo(40, 60), "PNG"),
 }
 
 
-@pytest.mark.parametrize("data", OTHER_FILES.values(), ids=OTHER_FILES)
-def test_a_part_of_any_other_file_is_cut_out_of_the_whole(data):
-    sizes = []
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_a_part_of_any_other_file_is_cut_out_of_the_whole(name):
+    data, sizes = OTHER_FILES[name], []
 
     def draw(height: int, width: int) -> tuple[int, int, int, int]:
         sizes.append((height, width))
@@ -359,6 +393,7 @@ def test_a_part_of_any_other_file_is_cut_out_of_the_whole(data):
     whole = decode_image(data)
     np.testing.assert_array_equal(decode_crop(data, draw), whole[2:22, 3:33])
     assert sizes == [whole.shape[:2]]
+    assert (decode_module._header_of_rows(data, DecodeLimits()) is None) == (name != "damaged")
 
 
 def test_a_part_of_a_file_that_is_cut_short_is_refused_though_its_rows_are_there():
@@ -370,6 +405,17 @@ def test_a_part_of_a_file_that_is_cut_short_is_refused_though_its_rows_are_there
         part(data, 0, 0, 8, 8, limits=DecodeLimits(max_pixels=4095))
     with pytest.raises(TypeError, match="expected bytes"):
         part("cat.jpg", 0, 0, 8, 8)
+
+
+def test_a_part_that_memory_does_not_suffice_for_is_refused(monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise MemoryError
+
+    data = encode(photo(16, 16), "JPEG")
+    monkeypatch.setattr(decode_module.np, "empty", exhausted)
+    monkeypatch.setattr(decode_module, "_decode", exhausted)
+    with pytest.raises(ImageDecodeError, match="not enough memory"):
+        part(data, 0, 0, 8, 8)
 
 
 def test_what_goes_wrong_in_the_choice_of_a_part_is_not_taken_for_a_bad_file():

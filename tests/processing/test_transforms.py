@@ -216,9 +216,10 @@ def test_the_same_generator_state_gives_the_same_tensor_and_another_another():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_file_gives_the_tensor_of_its_picture():
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"progressive": True}], ids=str)
+def test_a_file_gives_the_tensor_of_its_picture(options: dict):
     stream = io.BytesIO()
-    Image.fromarray(picture(90, 70)).save(stream, "JPEG")
+    Image.fromarray(picture(90, 70)).save(stream, "JPEG", **options)
     data, transform = stream.getvalue(), TrainTransform(size=24, scale=(0.08, 1.0))
     for seed in range(40):
         expected = transform(decode_image(data), np.random.default_rng(seed))

@@ -170,10 +170,14 @@ def infinite_gradient(loss: torch.Tensor) -> torch.Tensor:
     return finite
 
 
+@pytest.mark.parametrize("deciding", [loop.DECIDING_DEVICES, ()], ids=["decided by the device", "by the host"])
 @pytest.mark.parametrize(
     "spoil", [lambda loss: loss * float("nan"), lambda loss: loss * float("inf"), infinite_gradient]
 )
-def test_a_non_finite_step_is_refused_and_its_images_are_noted(spoil, image_shards: Path, tmp_path: Path, capsys):
+def test_a_non_finite_step_is_refused_and_its_images_are_noted(
+    spoil, deciding, image_shards: Path, tmp_path: Path, capsys, monkeypatch
+):
+    monkeypatch.setattr(loop, "DECIDING_DEVICES", deciding)
     spoiled = Spoiled({2}, spoil)
     outcome, model = run(image_shards, tmp_path, batch_loss=spoiled)
     assert outcome.step == 6

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from line_run import lines, objective, run
 
+from maws_hf.training import loop
 from maws_hf.training.spikes import LEAST, MOST_SKIPPED, WINDOW, highest_loss, remember
 
 
@@ -45,6 +46,14 @@ def test_there_is_none_before_the_median_means_something_nor_without_a_factor():
     assert highest_loss([-1.0] * LEAST, 3.0) == math.inf, "three times as low is no jump"
 
 
+def test_a_loss_at_the_limit_is_judged_alike_on_host_and_device():
+    losses = torch.full((LEAST,), 0.1).tolist()
+    limit = highest_loss(losses, 3.0)
+    for loss in (torch.tensor(limit), torch.tensor(limit).nextafter(torch.tensor(1.0))):
+        assert bool(loss <= limit) == (loss.item() <= limit)
+    assert limit == pytest.approx(0.3)
+
+
 def test_only_the_window_is_remembered():
     recent: list[float] = []
     for loss in range(3 * WINDOW):
@@ -73,8 +82,12 @@ def test_a_spike_is_told_with_its_images_and_changes_nothing_by_default(image_sh
     assert "step 25: the loss jumps to" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("deciding", [loop.DECIDING_DEVICES, ()], ids=["decided by the device", "by the host"])
 @pytest.mark.parametrize("save_steps", [30, 27])
-def test_skipped_spikes_are_bounded_and_the_bound_outlives_a_restart(save_steps, image_shards: Path, tmp_path: Path):
+def test_skipped_spikes_are_bounded_and_the_bound_outlives_a_restart(
+    save_steps, deciding, image_shards: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(loop, "DECIDING_DEVICES", deciding)
     options = {"save_steps": save_steps, "learning_rate": 1e-4, "skip_loss_spikes": True}
     jumping = Jumping(26, 30)
     if save_steps == 27:  # the restart comes after two of them

@@ -153,7 +153,8 @@ def decode_crop(
     """A part of the picture, without decoding the rows below it where a JPEG lets us.
 
     These are the pixels of `decode_image`, bit for bit. Rows are left out by simplejpeg, of sound and upright JPEGs
-    in one scan; all else is decoded whole. Damage below the part may be overlooked, a missing end is not.
+    in one scan without restart markers; all else is decoded whole. Damage below the part may be overlooked, a missing
+    end is not.
 
     Args:
         draw: (height, width) of the upright picture to the (top, left, height, width) that is wanted of it.
@@ -180,7 +181,7 @@ def decode_crop(
 
 
 def _header_of_rows(data: bytes, limits: DecodeLimits) -> JpegHeader | None:
-    """Of a JPEG whose first rows can be decoded alone; None for all others, also those that will be refused."""
+    """The header of a JPEG whose first rows can be decoded alone; None for other files, also if they are broken."""
     if len(data) > limits.max_bytes or image_format(data) != "JPEG":
         return None
     try:
@@ -188,19 +189,21 @@ def _header_of_rows(data: bytes, limits: DecodeLimits) -> JpegHeader | None:
         limits.check_size(header.height, header.width)
     except ValueError:
         return None
-    return header if header.plain and header.in_one_scan and exif_orientation(header.exif) == 1 else None
+    return header if header.plain and header.in_one_run and exif_orientation(header.exif) == 1 else None
 
 
 def _decode_rows(simplejpeg: ModuleType, data: bytes, header: JpegHeader, count: int) -> np.ndarray | None:
-    """At least the first `count` rows, or None if the JPEG is anything but clean."""
+    """At least the first `count` rows, or None if the JPEG is anything but clean: then `decode_image` has the word."""
     rows = min(header.height, count + _ROWS_OF_CONTEXT)
-    shortened = bytearray(data)
-    shortened[header.height_at : header.height_at + 2] = rows.to_bytes(2, "big")
-    pixels = np.empty((rows, header.width, 3), np.uint8)  # our own, as simplejpeg's goes with the error
     try:
+        shortened = bytearray(data)
+        shortened[header.height_at : header.height_at + 2] = rows.to_bytes(2, "big")
+        if simplejpeg.decode_jpeg_header(shortened)[:2] != (rows, header.width):
+            return None  # it takes other bytes for the header than we do, and would leave some of the rows unwritten
+        pixels = np.empty((rows, header.width, 3), np.uint8)  # our own, as simplejpeg's goes with the error
         simplejpeg.decode_jpeg(shortened, colorspace="RGB", strict=True, buffer=pixels)
-    except (ValueError, RuntimeError) as error:
-        # libjpeg reports the first thing that it stumbles upon: the rest of the scan, if nothing was wrong before.
+    except Exception as error:
+        # libjpeg tells of the first thing that is wrong: the rest of the scan, if there was nothing before.
         return pixels if _SURPLUS.fullmatch(str(error)) else None
     return pixels
 

@@ -43,7 +43,7 @@ class JpegHeader:
     """The part of a JPEG in front of its first scan.
 
     `plain` is true for what every decoder reads the same way: 8-bit baseline or progressive, grey or three
-    colours, no stray bytes; `in_one_scan` if the rows follow each other in the file, from top to bottom.
+    colours, no stray bytes; `in_one_run` if one scan without restart markers has all rows, from top to bottom.
     `height_at` is where the file has its height, two bytes, high byte first. `exif` is the payload of the EXIF
     segments, empty if there are none.
     """
@@ -52,7 +52,7 @@ class JpegHeader:
     width: int
     height_at: int
     plain: bool
-    in_one_scan: bool
+    in_one_run: bool
     exif: bytes
 
 
@@ -62,7 +62,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
     Raises:
         ValueError: no frame or no scan in the file, or more segments, scans or stray bytes than any honest file.
     """
-    position, junk, exif, frame = 2, 0, [], None
+    position, junk, exif, frame, restarts = 2, 0, [], None, False
     for _ in range(MAX_JPEG_SEGMENTS):
         start = data.find(b"\xff", position)
         junk += start - position
@@ -71,14 +71,16 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         if junk > MAX_JPEG_JUNK_BYTES:
             raise ValueError(f"more than {MAX_JPEG_JUNK_BYTES} stray bytes between the segments of the JPEG")
         marker = data[start + 1]
-        if marker in (0x00, 0xFF) or 0xD0 <= marker <= 0xD9:  # fill bytes and markers without a payload
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:  # fill bytes and markers without a payload
             position = start + (1 if marker == 0xFF else 2)
             junk += 1
             continue
         (length,) = struct.unpack_from(">H", data, start + 2)
         payload, position = start + 4, start + 2 + max(length, 2)
         if marker == 0xDA:
-            return _close_jpeg_header(data, payload, position, frame, junk, b"".join(exif))
+            return _close_jpeg_header(data, payload, position, frame, restarts, junk, b"".join(exif))
+        if marker == 0xDD:
+            restarts = data[payload : payload + 2] != b"\0\0"
         if marker == 0xE1 and data[payload : payload + 6] == b"Exif\0\0":
             exif.append(data[payload + 6 : position])
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -89,7 +91,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
 
 
 def _close_jpeg_header(
-    data: bytes, payload: int, scan: int, frame: tuple[int, ...] | None, junk: int, exif: bytes
+    data: bytes, payload: int, scan: int, frame: tuple[int, ...] | None, restarts: bool, junk: int, exif: bytes
 ) -> JpegHeader:
     if frame is None:
         raise ValueError("the JPEG has no frame header")
@@ -100,7 +102,7 @@ def _close_jpeg_header(
     if not in_one_scan and data.count(b"\xff\xda", scan) >= MAX_JPEG_SCANS:
         raise ValueError(f"more than {MAX_JPEG_SCANS} scans in the JPEG")
     plain = marker in (0xC0, 0xC1, 0xC2) and precision == 8 and components in (1, 3) and junk == 0
-    return JpegHeader(height, width, height_at, plain, in_one_scan, exif)
+    return JpegHeader(height, width, height_at, plain, in_one_scan and not restarts, exif)
 
 
 def check_png_chunks(data: bytes) -> tuple[int, int]:

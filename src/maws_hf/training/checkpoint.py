@@ -233,7 +233,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     """
     tensors = load_file(path)
     if not tensors:
-        return  # the updates before it were all refused
+        return  # written when optimizers had no state before the first update that was not refused
     states: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, state_name = key.rpartition("|")

@@ -45,6 +45,8 @@ from .spikes import MOST_SKIPPED, highest_loss, remember
 
 BatchLoss = Callable[[torch.nn.Module, dict[str, Any]], Tensor]
 AVERAGE = "average.safetensors"
+# Where AdamW's fused kernel can be told, by a tensor, to change nothing; on Apple's GPUs it does not listen.
+DECIDING_DEVICES = ("cpu", "cuda")
 
 
 @dataclass
@@ -141,7 +143,7 @@ def train(
 
 
 def wait_for(numbers: Tensor) -> list[float]:
-    """The only thing of an update that the host wants to know, when the device has come so far."""
+    """Their values, once the device has computed them."""
     return numbers.tolist()
 
 
@@ -195,8 +197,8 @@ class _Run:
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
             if isinstance(self.model, DistributedDataParallel):
                 self.model.broadcast_buffers = False  # ours are constants; told at first, it would never send them
-        # Both take a millisecond to find in a model of hundreds of modules, in which a device would idle.
-        self.unwrapped = accelerator.unwrap_model(self.model)
+        # Looked up for every update, both would take a millisecond in which a device idles.
+        self.unwrapped = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.modules = list(self.model.modules())
         self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
         if resumed is not None:
@@ -279,7 +281,7 @@ class _Run:
         """A step of the optimizer, and what all ranks know after it.
 
         The weights are left as they are where loss or norm are not finite, or the loss is a spike to be left out. The
-        device decides that: it has the whole update to do while the host waits for it, here and once.
+        device decides that, so that it has all of this to do while the host waits for it, here and once.
 
         Returns:
             Mean loss of all ranks, the gradient norm, whether the weights were left as they are, and whether any rank
@@ -292,12 +294,19 @@ class _Run:
             votes[place] = value
         sums = self.accelerator.reduce(votes, reduction="sum")
         mean_loss = sums[0] / self.accelerator.num_processes
-        left_out = ~(mean_loss.isfinite() & norm.isfinite() & (mean_loss <= self._highest_loss()))
-        self.optimizer.optimizer.found_inf = left_out.float()  # where a GradScaler tells fused optimizers the same
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        numbers = wait_for(torch.cat([sums, torch.stack([norm, left_out.float()])]))
+        accepted = mean_loss.isfinite() & norm.isfinite() & (mean_loss <= self._highest_loss())
+        refused = 1 - accepted.float()
+        device_decides = loss.device.type in DECIDING_DEVICES
+        if device_decides:
+            self.optimizer.optimizer.found_inf = refused  # AdamW's kernel reads it and does nothing where it is 1
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        numbers = wait_for(torch.cat([sums, torch.stack([norm, refused])]))
         loss_sum, stops, all_skipped, any_too_many, gradient_norm, left_out = numbers
+        if not device_decides:
+            if not left_out:
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         self.state.images_skipped += int(all_skipped)
         if any_too_many:
             self.give_up = too_many_bad_images(recent, self.skipped, limit, here=too_many)

@@ -231,7 +231,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: CheckpointTensors
     found: dict[str, list[str]] = {}
     names = tensors.names(OPTIMIZER)
     if not names:
-        return  # the updates before the checkpoint were all refused
+        return  # written when optimizers had no state before the first update that was not refused
     for name in names:
         parameter_name, _, key = name.rpartition("|")
         found.setdefault(parameter_name, []).append(key)
