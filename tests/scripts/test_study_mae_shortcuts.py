@@ -21,7 +21,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for folder in ("examples", "scripts"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     yield importlib.import_module("study_mae_shortcuts")
-    for name in ("study_mae_shortcuts", "study_runs", "side_by_side", "run_mae"):
+    for name in ("study_mae_shortcuts", "study_runs", "run_mae"):
         sys.modules.pop(name, None)
 
 
