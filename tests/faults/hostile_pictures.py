@@ -44,7 +44,6 @@ def pictures() -> dict[str, bytes]:
         "tiff-lzw": _file(colour, "TIFF", compression="tiff_lzw"),
         "tiff-jpeg": _file(colour, "TIFF", compression="jpeg"),
         "tiff-deflate": _file(clear, "TIFF", compression="tiff_adobe_deflate"),
-        "tiff-fax": _file(colour.convert("1"), "TIFF", compression="group4"),
         "tiff-16": _file(deep, "TIFF", compression="packbits"),
         "tiff-float": _file(floats, "TIFF"),
     }

@@ -441,6 +441,12 @@ NOT_IMAGES = {
 }
 
 
+@pytest.mark.parametrize("compression", ["tiff_ccitt", "group3", "group4"])
+def test_fax_compression_is_refused_as_its_decoder_shows_old_memory_for_what_is_damaged(compression):
+    data = encode(Image.fromarray(photo(23, 31)).convert("1"), "TIFF", compression=compression)
+    assert "fax compression" in refusal(data)
+
+
 @pytest.mark.parametrize("data", NOT_IMAGES.values(), ids=NOT_IMAGES)
 def test_other_formats_never_meet_a_parser(data, monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *a, **k: pytest.fail("Pillow was asked"))
