@@ -42,7 +42,6 @@ def pictures() -> dict[str, bytes]:
         "bmp-palette": _file(colour.quantize(200), "BMP"),
         "tiff": _file(colour, "TIFF", exif=exif),
         "tiff-lzw": _file(colour, "TIFF", compression="tiff_lzw"),
-        "tiff-jpeg": _file(colour, "TIFF", compression="jpeg"),
         "tiff-deflate": _file(clear, "TIFF", compression="tiff_adobe_deflate"),
         "tiff-16": _file(deep, "TIFF", compression="packbits"),
         "tiff-float": _file(floats, "TIFF"),

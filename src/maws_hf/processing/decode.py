@@ -19,9 +19,9 @@ ICC profile                                ignored
 
 Refused before any pixel is decompressed: everything that is not JPEG, PNG, WebP, GIF, BMP or TIFF by its
 first bytes (so EPS, SVG, FITS, PDF and HTML never meet a parser), more bytes, pixels or a longer aspect than
-`DecodeLimits`, texts in a PNG that inflate without end, files made of endless segments or scans, TIFFs with fax
-compression (CCITT), of which the decoder leaves what it cannot read as the memory was before. Refused while
-decoding: truncation, at any byte that loses a pixel. Damage *inside* a JPEG's entropy-coded data is read as
+`DecodeLimits`, texts in a PNG that inflate without end, files made of endless segments or scans, TIFFs with
+fax (CCITT) or JPEG compression, of which libtiff leaves what it cannot read as the memory was before. Refused
+while decoding: truncation, at any byte that loses a pixel. Damage *inside* a JPEG's entropy-coded data is read as
 libjpeg recovers it, as in the original training pipelines.
 """
 
@@ -56,7 +56,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 258, 262, 3
 # Colour is stored for every fourth row at the least, and interpolated with the stored row after.
 _ROWS_OF_CONTEXT = 8
 _SURPLUS = re.compile("Corrupt JPEG data: [0-9]+ extraneous bytes before marker 0xd9")
-_TIFF_COMPRESSION, _FAX_COMPRESSIONS = 259, (2, 3, 4)
+_TIFF_COMPRESSION, _TIFF_REFUSED = 259, {2: "CCITT", 3: "group 3", 4: "group 4", 6: "JPEG", 7: "JPEG"}
 _ALPHA_MODES = ("LA", "PA", "RGBA")
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -290,8 +290,10 @@ def _open_and_load(data: bytes, form: str, limits: DecodeLimits) -> Image.Image:
     width, height = image.size
     limits.check_size(height, width)
     if form == "TIFF":
-        if image.tag_v2.get(_TIFF_COMPRESSION) in _FAX_COMPRESSIONS:
-            raise ValueError("a TIFF with fax compression, whose damage cannot be seen: store it with another one")
+        if refused := _TIFF_REFUSED.get(image.tag_v2.get(_TIFF_COMPRESSION)):
+            raise ValueError(
+                f"TIFF with {refused} compression, in which damage goes unnoticed: store it as PNG or JPEG"
+            )
         tile = [image.tag_v2.get(tag, 1) for tag in (_TIFF_TILE_LENGTH, _TIFF_TILE_WIDTH)]
         if tile[0] * tile[1] > limits.max_pixels:
             raise ValueError(f"TIFF tiles of {tile[1]} x {tile[0]} pixels are more than {limits.max_pixels}")
