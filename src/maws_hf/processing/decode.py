@@ -196,7 +196,7 @@ def _header_of_rows(data: bytes, limits: DecodeLimits) -> JpegHeader | None:
 
 def _decode_rows(simplejpeg: ModuleType, data: bytes, header: JpegHeader, count: int) -> np.ndarray | None:
     """At least the first `count` rows, or None if the JPEG is anything but clean: then `decode_image` has the word."""
-    rows = min(header.height, count + _ROWS_OF_CONTEXT)
+    rows, pixels = min(header.height, count + _ROWS_OF_CONTEXT), None
     try:
         shortened = bytearray(data)
         shortened[header.height_at : header.height_at + 2] = rows.to_bytes(2, "big")
