@@ -30,3 +30,8 @@ def has_onednn(dtype: torch.dtype) -> bool:
     if not all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")):
         return False
     return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def has_amx() -> bool:
+    """Whether this processor has tiles (Intel, from Sapphire Rapids on), which torch uses of its own accord."""
+    return torch.cpu._is_amx_tile_supported()

@@ -155,7 +155,7 @@ class MawsViTAttention(nn.Module):
         if spread is not None:
             projected = map(spread, projected)
         query, key, value = (tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for tokens in projected)
-        attended, probabilities = self._attention_function(query, kwargs)(
+        attended, probabilities = self._attention_function(query, key, value, kwargs)(
             self,
             query,
             key,
@@ -167,11 +167,11 @@ class MawsViTAttention(nn.Module):
         )
         return attended.flatten(2), probabilities
 
-    def _attention_function(self, query: Tensor, kwargs: TransformersKwargs):
+    def _attention_function(self, query: Tensor, key: Tensor, value: Tensor, kwargs: TransformersKwargs):
         # No fused backend can hand out probabilities: a call that asks for them gets the eager form for that call.
         if kwargs.get("output_attentions"):
             return eager_attention_forward
-        backend = fastest_backend(self.config._attn_implementation, query)
+        backend = fastest_backend(self.config._attn_implementation, query, key, value)
         return ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
 
 
