@@ -7,9 +7,9 @@ Forms of the same step (forward, backward, AdamW; ViT-B/16 locked, XLM-R base tr
 take turns in one process. Printed are medians of CPU time (wall time on a GPU); of the ratios within a round to the
 plain form, and to the same in bfloat16 with the fused AdamW (a peer at its best); losses; and how far the gradients of
 the projections and of the text tower's first layer are from the plain form's. That form is the usual one: the image
-tower in every step, all its patches in all its blocks, by torch's own products; captions padded to the context of 102,
-float32, AdamW's default implementation. Captions have random tokens; their lengths have a median of 18. Ours packs the
-locked tower's matrices on a CPU, as run_lit.py does. Needs 8 GB there.
+tower in every step, all its patches in all its blocks, by torch's own products and attention; captions padded to the
+context of 102, float32, AdamW's default implementation. Captions have random tokens, a median of 18 of them. Ours
+packs the locked tower's matrices on a CPU, as run_lit.py does. Needs 8 GB there.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from side_by_side import (
 
 from maws_hf import MawsLiTConfig, MawsLiTModel
 from maws_hf.kernels.linear import Linear
+from maws_hf.models import modeling_maws_vit
 from maws_hf.models.configuration_maws_lit import XLM_ROBERTA_BASE
 from maws_hf.optim.groups import parameter_groups
 from maws_hf.processing.text_batches import pad_captions
@@ -92,7 +93,10 @@ def forms(model: MawsLiTModel, captions: list[list[int]], images: torch.Tensor) 
     default, fused = (optimizer_of(model, fused) for fused in (False, True))
 
     def plain_step(optimizer: torch.optim.Optimizer, bf16: bool) -> Result:
-        with patch.object(Linear, "forward", torch.nn.Linear.forward):
+        with (
+            patch.object(Linear, "forward", torch.nn.Linear.forward),
+            patch.object(modeling_maws_vit, "fastest_backend", lambda configured, *projected: configured),
+        ):
             # Asked for its hidden states, the image tower computes all patches of its last block, as others do.
             return step(optimizer, bf16, pixel_values=images, output_hidden_states=True, **padded)
 

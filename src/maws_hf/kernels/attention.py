@@ -52,9 +52,8 @@ def matmul_attention_forward(
 ) -> tuple[Tensor, None]:
     """Softmax attention with a backward pass written out, on any device and in any dtype.
 
-    Probabilities are kept for a backward pass alone.
-
-    A mask or dropout, which no MAWS recipe has, is left to "sdpa".
+    Probabilities are kept for a backward pass alone. A mask or dropout, which no image tower of MAWS has, is left to
+    "sdpa".
 
     Args:
         query, key, value: `(B, heads, T, head_dim)` of one dtype, which under autocast is autocast's; there may be
