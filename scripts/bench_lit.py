@@ -1,6 +1,7 @@
 r"""How much faster is a LiT step without padding, in bfloat16, and with cached image features?
 
     OMP_NUM_THREADS=1 python scripts/bench_lit.py
+    OMP_NUM_THREADS=1 python scripts/bench_lit.py --pairs 64 --rounds 2
     python scripts/bench_lit.py --device cuda --pairs 512
 
 Forms of the same step (forward, backward, AdamW; ViT-B/16 locked, XLM-R base trained; dropout off, learning rate 0)
