@@ -6,11 +6,11 @@ r"""How fast does an encoder answer, features or class scores, beside timm's and
     python scripts/bench_encoder.py --size vit_h14 --image_size 224 518 --device cuda --dtype bfloat16 --batch 256
 
 Same weights, same normalised images, weights in the dtype named, no gradients, attention by PyTorch's
-`scaled_dot_product_attention`, but for ours in bfloat16 on CPUs (`kernels/attention.py`). `ours` computes the class
-token alone in the last block; `ours, prepared` has gone through `prepare_for_inference` besides, which concerns CPUs
-only. Printed are medians, and the relative distance of the outputs from those of the first peer in float32. Memory is
-that of the weights and one pass: the peak of a process of its own above what it held before it built the model; on a
-GPU, of this process's tensors, one model at a time.
+`scaled_dot_product_attention`, but for ours in bfloat16 on some CPUs (`kernels/attention.py`). `ours` computes the
+class token alone in the last block; `ours, prepared` has gone through `prepare_for_inference` besides, which concerns
+CPUs only. Printed are medians, and the relative distance of the outputs from those of the first peer in float32.
+Memory is that of the weights and one pass: the peak of a process of its own above what it held before it built the
+model; on a GPU, of this process's tensors, one model at a time.
 """
 
 import argparse

@@ -123,7 +123,7 @@ def test_the_whole_sequence_of_patches_is_handed_out_on_request():
     assert outputs.hidden_states[-1].shape == (2, 17, 32)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "torch_sdpa", "matmul", "eager"])
 @pytest.mark.parametrize("model_type", ["xlm-roberta", "roberta", "bert", "distilbert"])
 def test_captions_without_padding_give_the_same_features(model_type, attention):
     text = {"model_type": model_type}
@@ -133,7 +133,7 @@ def test_captions_without_padding_give_the_same_features(model_type, attention):
     model.set_attn_implementation(attention)
     captions = random_captions(23)
     (batch,) = model.batch_captions(captions)
-    assert (batch.position_ids is not None) is (attention == "sdpa" and model_type != "distilbert")
+    assert (batch.position_ids is not None) is (attention in ("sdpa", "torch_sdpa") and model_type != "distilbert")
     with torch.no_grad():
         plain = F.normalize(model.get_text_features(**padded(captions, 30)).pooler_output)
         torch.testing.assert_close(model.embed_captions(captions), plain, rtol=0, atol=2e-6)

@@ -1,8 +1,8 @@
 """Attention by plain matrix products, for bfloat16 on CPUs.
 
-torch's fused attention is slow there: of its time, matrix products and a softmax take two thirds for 197 to 1,370
-tokens, and half with the backward pass for the 197 tokens and 16 heads of 32 of MAE's decoder. They round scores to
-bfloat16, as transformers' eager attention does; torch's are float32. In float32 the fused kernels win.
+torch's fused attention is slow there: matrix products and a softmax take some 0.6 of its time for 197 to 1,370 tokens,
+and half with the backward pass for the 197 tokens and 16 heads of 32 of MAE's decoder. Their scores are rounded to
+bfloat16, as in transformers' eager attention; the fused one's are float32. In float32 the fused one is the faster.
 """
 
 from itertools import product
@@ -10,22 +10,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from .eligibility import has_amx, has_onednn, is_plain
+from .eligibility import has_onednn, has_vector_bfloat16, is_plain
 
 MATMUL = "matmul"
+TORCH_SDPA = "torch_sdpa"
 # A backward pass needs all probabilities kept. Up to MAE's 257 tokens that is little, and the gain was measured.
 MOST_TRAINED_QUERIES = 320
-CACHED_BYTES = 1 << 20  # of scores, fastest among 1/4 to 4 MiB
+FEWEST_KEYS = 64  # without a backward pass; below, the fused kernels are as fast
+CACHED_BYTES = 1 << 20  # of scores, for each thread; fastest among 1/4 to 4 MiB
 
 
 def fastest_backend(implementation: str, query: Tensor, key: Tensor, value: Tensor) -> str:
     """The attention backend for what is configured: "matmul" instead of "sdpa" where that is faster.
 
-    torch's "sdpa" is itself a choice among kernels by device and dtype; this is one more of them.
+    torch's "sdpa" is itself a choice among kernels by device and dtype; this is one more of them. "torch_sdpa" is
+    torch's choice and nothing else.
 
     Args:
         implementation: `config._attn_implementation`.
@@ -36,8 +40,8 @@ def fastest_backend(implementation: str, query: Tensor, key: Tensor, value: Tens
         return implementation
     if query.requires_grad or key.requires_grad or value.requires_grad:
         return MATMUL if query.shape[2] <= MOST_TRAINED_QUERIES else implementation
-    # For AMX torch has other kernels; there, and on Arm, nothing has been measured.
-    return MATMUL if has_onednn(query.dtype) and not has_amx() else implementation
+    measured = has_onednn(query.dtype) and has_vector_bfloat16()
+    return MATMUL if measured and key.shape[2] >= FEWEST_KEYS else implementation
 
 
 def matmul_attention_forward(
@@ -52,7 +56,7 @@ def matmul_attention_forward(
 ) -> tuple[Tensor, None]:
     """Softmax attention with a backward pass written out, on any device and in any dtype.
 
-    Probabilities are kept for a backward pass alone. A mask or dropout, which no image tower of MAWS has, is left to
+    Probabilities are kept for a backward pass alone. A mask or dropout, which no image tower's recipe has, is left to
     "sdpa".
 
     Args:
@@ -103,7 +107,7 @@ class _MatmulAttention(torch.autograd.Function):
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, probabilities: Tensor | None = None) -> Tensor:
     """What queries `(B * heads, T', head_dim)` read, of that shape; `probabilities` `(B * heads, T', T)` are written.
 
-    As many heads, or queries of one, are taken at a time as a processor's cache holds scores of: what one operation
+    As many heads, or queries of one, are taken at a time as the processor's caches hold scores of: what one operation
     has written, the next finds there.
     """
     attended = torch.empty_like(query)
@@ -116,9 +120,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, probabili
 
 
 def _parts(count: int, bytes_of_one: int) -> list[slice]:
-    """Slices of equal length, each of as many as the cache holds, if it holds one."""
-    parts = -(-count * bytes_of_one // CACHED_BYTES) or 1
-    size = -(-count // parts) or 1
+    """Slices of one length, but for the last, and of no more than the threads' caches hold, or else of one."""
+    held = max(1, torch.get_num_threads() * CACHED_BYTES // max(1, bytes_of_one))
+    parts = -(-count // held)
+    size = -(-count // max(1, parts)) or 1
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
@@ -136,3 +141,6 @@ def _scaled_product(left: Tensor, right: Tensor, scaling: float, out: Tensor | N
 
 
 ALL_ATTENTION_FUNCTIONS.register(MATMUL, matmul_attention_forward)
+ALL_ATTENTION_FUNCTIONS.register(TORCH_SDPA, ALL_ATTENTION_FUNCTIONS["sdpa"])
+for _name in (MATMUL, TORCH_SDPA):  # text towers have masks
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_name, sdpa_mask)

@@ -32,6 +32,7 @@ def has_onednn(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def has_amx() -> bool:
-    """Whether this processor has tiles (Intel, from Sapphire Rapids on), which torch uses of its own accord."""
-    return torch.cpu._is_amx_tile_supported()
+def has_vector_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in vectors (AVX-512 BF16) and has no tiles (AMX) for it, with which torch's
+    attention works otherwise: what has been measured, on a Zen 4."""
+    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()

@@ -23,6 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from ..kernels.attention import TORCH_SDPA
 from ..losses import at_least_float32, contrastive_loss
 from ..processing.text_batches import CaptionBatches, TextBatch
 from .configuration_maws_lit import MAX_LOGIT_SCALE, MawsLiTConfig
@@ -281,7 +282,7 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         the text tower can. Several parts are for gradient caching."""
         config = self.text_model.config
         first_position = _FIRST_POSITION.get(config.model_type)
-        if first_position is None or config._attn_implementation != "sdpa":
+        if first_position is None or config._attn_implementation not in ("sdpa", TORCH_SDPA):
             return CaptionBatches(config.pad_token_id or 0, None)
         return CaptionBatches(config.pad_token_id, first_position(config))
 
