@@ -67,13 +67,19 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.add_argument("--task", nargs="+", default=["features"], choices=TASKS, help="default: features")
+    parser.add_argument("--no_memory", action="store_true", help="leave out the peaks, which take a process each")
+    return parse_with_models(parser)
+
+
+def parse_with_models(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """With the options that say which models are compared, and where."""
     parser.add_argument("--size", default="vit_b16", choices=[*SIZES], help="default: vit_b16")
     parser.add_argument("--layers", type=int, help="fewer blocks than the size has, for a quick look")
     parser.add_argument(
         "--image_size", type=int, nargs="+", default=[224], help="multiples of the patch (default: 224)"
     )
     parser.add_argument("--batch", type=int, help="images (default: 8; 128 on a GPU, which would wait for the host)")
-    parser.add_argument("--task", nargs="+", default=["features"], choices=TASKS, help="default: features")
     parser.add_argument(
         "--dtype",
         nargs="+",
@@ -83,9 +89,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=5, help="each form once a round (default: 5)")
     add_device_options(parser)
-    parser.add_argument("--compile", action="store_true", help="torch.compile all but the prepared form")
+    parser.add_argument("--compile", action="store_true", help="torch.compile all but a prepared form")
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="default: timm transformers")
-    parser.add_argument("--no_memory", action="store_true", help="leave out the peaks, which take a process each")
     arguments = parser.parse_args()
     if arguments.batch is None:
         arguments.batch = usual_batch(arguments.device)

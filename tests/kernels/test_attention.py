@@ -33,8 +33,10 @@ def closed_form(module, query, key, value, mask, scaling):
 
 @pytest.mark.parametrize("queries", [7, 3])
 @pytest.mark.parametrize("at_a_time", [0.01, 0.3, 1, 4, 6])  # of two images with three heads each
-def test_matmul_is_attention(queries: int, at_a_time: float, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("kept", [True, False])
+def test_matmul_is_attention(queries: int, at_a_time: float, kept: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention, "CACHED_BYTES", int(at_a_time * 8 * queries * 7))
+    monkeypatch.setattr(attention, "MOST_KEPT_QUERIES", queries if kept else queries - 1)
     inputs = heads(queries, 7, torch.float64)
     exact_results = results(closed_form, inputs)
     for own, exact in zip(results(matmul_attention_forward, inputs), exact_results, strict=True):
@@ -82,6 +84,20 @@ def test_without_gradients_no_more_scores_are_there_than_the_caches_hold(
     assert sizes.largest == at_a_time * 200 > key.numel()
 
 
+@pytest.mark.parametrize("queries", [5, 6])
+def test_of_many_queries_no_probabilities_are_kept(queries: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "MOST_KEPT_QUERIES", 5)
+    monkeypatch.setattr(attention, "CACHED_BYTES", 0)
+    inputs = heads(queries, 6, torch.float64)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda kept: kept):
+        output, _ = matmul_attention_forward(nn.Identity(), *inputs, None, scaling=1.0)
+    assert sum(tensor.numel() for tensor in kept) == sum(map(torch.numel, inputs)) + (queries == 5) * 6 * 5 * 6
+    with Sizes() as sizes:
+        output.sum().backward()
+    assert sizes.largest == inputs[1].numel()
+
+
 @pytest.mark.parametrize("trained", ["query", "key", "value"])
 def test_one_that_is_trained_is_enough(trained: str):
     inputs = dict(zip(("query", "key", "value"), heads(5, 6, torch.float64), strict=True))
@@ -91,7 +107,7 @@ def test_one_that_is_trained_is_enough(trained: str):
     weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
     (gradient,) = torch.autograd.grad(output, alone[trained], weights)
     torch.testing.assert_close(gradient, exact, rtol=1e-12, atol=1e-12)
-    long = torch.zeros(3, 1, 1, 1025, 2, dtype=torch.bfloat16)
+    long = torch.zeros(3, 1, 1, 321, 32, dtype=torch.bfloat16)
     tensors = [tensor.clone().requires_grad_(name == trained) for name, tensor in zip(inputs, long, strict=True)]
     assert fastest_backend("sdpa", *tensors) == "sdpa"
 
@@ -142,27 +158,33 @@ def test_the_choice(configured: str, dtype: torch.dtype, trained: bool, chosen: 
 
 
 @pytest.mark.parametrize(
-    ("tokens", "trained", "chosen"),
+    ("tokens", "width", "trained", "chosen"),
     [
-        (17, True, "matmul"),
-        (257, True, "matmul"),
-        (1025, True, "sdpa"),
-        (50, False, "sdpa"),
-        (1025, False, "matmul"),
+        (17, 32, True, "matmul"),
+        (320, 32, True, "matmul"),
+        (321, 32, True, "sdpa"),
+        (321, 64, True, "matmul"),
+        (4097, 64, True, "sdpa"),
+        (63, 64, False, "sdpa"),
+        (64, 32, False, "matmul"),
+        (4097, 32, False, "matmul"),
     ],
 )
-def test_the_length_decides(tokens: int, trained: bool, chosen: str, zen4: None):
-    query = torch.zeros(1, 1, tokens, 2, dtype=torch.bfloat16, requires_grad=trained)
+def test_the_shape_decides(tokens: int, width: int, trained: bool, chosen: str, zen4: None):
+    query = torch.zeros(1, 1, tokens, width, dtype=torch.bfloat16, requires_grad=trained)
     assert fastest_backend("sdpa", query, query, query) == chosen
 
 
 @pytest.mark.parametrize("lacking", ["has_onednn", "has_vector_bfloat16"])
-def test_torchs_own_answers_where_nothing_was_measured(lacking: str, zen4: None, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("tokens", "trained", "chosen"), [(64, False, "sdpa"), (320, True, "matmul"), (321, True, "sdpa")]
+)
+def test_where_nothing_was_measured_torchs_own_answers(
+    tokens: int, trained: bool, chosen: str, lacking: str, zen4: None, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(attention, lacking, lambda *dtype: False)
-    query = torch.zeros(1, 1, 64, 2, dtype=torch.bfloat16)
-    assert fastest_backend("sdpa", query, query, query) == "sdpa"
-    trained = query.clone().requires_grad_()
-    assert fastest_backend("sdpa", trained, query, query) == "matmul"
+    query = torch.zeros(1, 1, tokens, 64, dtype=torch.bfloat16, requires_grad=trained)
+    assert fastest_backend("sdpa", query, query, query) == chosen
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

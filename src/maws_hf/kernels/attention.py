@@ -1,8 +1,9 @@
 """Attention by plain matrix products, for bfloat16 on CPUs.
 
-torch's fused attention is slow there: matrix products and a softmax take some 0.6 of its time for 197 to 1,370 tokens,
-and half with the backward pass for the 197 tokens and 16 heads of 32 of MAE's decoder. Their scores are rounded to
-bfloat16, as in transformers' eager attention; the fused one's are float32. In float32 the fused one is the faster.
+torch's fused attention is slow there: matrix products and a softmax take some 0.6 of its time for 197 to 1,370 tokens;
+with the backward pass half for the 197 tokens and 16 heads of 32 of MAE's decoder, and 0.6 to 0.8 for more tokens in
+heads of 64 or 80. Their scores are rounded to bfloat16, as in transformers' eager attention; the fused one's are
+float32. In float32 the fused one is the faster.
 """
 
 from itertools import product
@@ -19,8 +20,10 @@ from .eligibility import has_onednn, has_vector_bfloat16, is_plain
 
 MATMUL = "matmul"
 TORCH_SDPA = "torch_sdpa"
-# A backward pass needs all probabilities kept. Up to MAE's 257 tokens that is little, and the gain was measured.
-MOST_TRAINED_QUERIES = 320
+# A backward pass needs all probabilities: kept up to MAE's 257 tokens, where that is little, and above made once more.
+MOST_KEPT_QUERIES = 320
+MOST_TRAINED_KEYS = 4096  # then one head's scores are 32 MiB; torch's fused attention never holds them
+NARROWEST_LONG_HEAD = 64  # in 448 pixels' 785 tokens, heads of 32 gained nothing of a step
 FEWEST_KEYS = 64  # without a backward pass; below, the fused kernels are as fast
 CACHED_BYTES = 1 << 20  # of scores, for each thread; fastest among 1/4 to 4 MiB
 
@@ -38,10 +41,15 @@ def fastest_backend(implementation: str, query: Tensor, key: Tensor, value: Tens
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16
     if implementation != "sdpa" or not slow or not is_plain(query, key, value):
         return implementation
-    if query.requires_grad or key.requires_grad or value.requires_grad:
-        return MATMUL if query.shape[2] <= MOST_TRAINED_QUERIES else implementation
+    trained = query.requires_grad or key.requires_grad or value.requires_grad
+    if trained and query.shape[2] <= MOST_KEPT_QUERIES:
+        return MATMUL
     measured = has_onednn(query.dtype) and has_vector_bfloat16()
-    return MATMUL if measured and key.shape[2] >= FEWEST_KEYS else implementation
+    if trained:
+        pays = key.shape[2] <= MOST_TRAINED_KEYS and key.shape[3] >= NARROWEST_LONG_HEAD
+    else:
+        pays = key.shape[2] >= FEWEST_KEYS
+    return MATMUL if measured and pays else implementation
 
 
 def matmul_attention_forward(
@@ -56,8 +64,8 @@ def matmul_attention_forward(
 ) -> tuple[Tensor, None]:
     """Softmax attention with a backward pass written out, on any device and in any dtype.
 
-    Probabilities are kept for a backward pass alone. A mask or dropout, which no image tower's recipe has, is left to
-    "sdpa".
+    Probabilities are kept for a backward pass alone, and only of up to 320 queries. A mask or dropout, which no image
+    tower's recipe has, is left to "sdpa".
 
     Args:
         query, key, value: `(B, heads, T, head_dim)` of one dtype, which under autocast is autocast's; there may be
@@ -82,7 +90,8 @@ class _MatmulAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         batch = query.shape[:2]
         query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
-        probabilities = query.new_empty(*query.shape[:2], key.shape[1])
+        kept = query.shape[1] <= MOST_KEPT_QUERIES
+        probabilities = query.new_empty(*query.shape[:2], key.shape[1]) if kept else None
         attended = _attend(query, key, value, scaling, probabilities)
         ctx.save_for_backward(query, key, value, probabilities)
         ctx.scaling, ctx.batch = scaling, batch
@@ -94,8 +103,12 @@ class _MatmulAttention(torch.autograd.Function):
         query, key, value, probabilities = ctx.saved_tensors
         gradient = gradient.transpose(1, 2).flatten(0, 1)
         of_query, of_key, of_value = (torch.empty_like(tensor) for tensor in (query, key, value))
-        for heads in _parts(len(query), probabilities.shape[1:].numel() * probabilities.element_size()):
-            part, of_attended = probabilities[heads], gradient[heads]
+        for heads in _parts(len(query), query.shape[1] * key.shape[1] * query.element_size()):
+            if probabilities is None:
+                part = _probabilities(query[heads], key[heads], ctx.scaling)
+            else:
+                part = probabilities[heads]
+            of_attended = gradient[heads]
             torch.bmm(part.mT, of_attended, out=of_value[heads])
             of_scores = of_attended @ value[heads].mT
             torch._softmax_backward_data(of_scores, part, -1, part.dtype, grad_input=of_scores)
@@ -113,10 +126,16 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, probabili
     attended = torch.empty_like(query)
     queries, bytes_of_one = query.shape[1], key.shape[1] * key.element_size()
     for heads, rows in product(_parts(len(query), queries * bytes_of_one), _parts(queries, bytes_of_one)):
-        scores = _scaled_product(query[heads, rows], key[heads].mT, scaling)
-        weights = torch.softmax(scores, dim=-1, out=scores if probabilities is None else probabilities[heads, rows])
+        place = None if probabilities is None else probabilities[heads, rows]
+        weights = _probabilities(query[heads, rows], key[heads], scaling, out=place)
         torch.bmm(weights, value[heads], out=attended[heads, rows])
     return attended
+
+
+def _probabilities(query: Tensor, key: Tensor, scaling: float, out: Tensor | None = None) -> Tensor:
+    """`(heads, T', head_dim)` and `(heads, T, head_dim)` -> `(heads, T', T)`."""
+    scores = _scaled_product(query, key.mT, scaling)
+    return torch.softmax(scores, dim=-1, out=scores if out is None else out)
 
 
 def _parts(count: int, bytes_of_one: int) -> list[slice]:

@@ -1,0 +1,56 @@
+"""The benchmark of fine-tuning, in small: all forms train the same model, on the device they are given."""
+
+import math
+import re
+
+import bench_finetune
+import pytest
+import torch
+from bench_encoder import peer_of
+from bench_finetune import main, step_of
+from tiny import tiny_config
+
+from maws_hf import MawsViTForImageClassification
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_finetune, "config_of", lambda *_: tiny_config(num_labels=bench_finetune.CLASSES))
+    options = ["--batch", "3", "--image_size", "32", "--rounds", "2", "--peers", "transformers"]
+    monkeypatch.setattr("sys.argv", ["bench_finetune.py", *options])
+
+
+def test_losses_agree(small, capsys):
+    main()
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^\| (transformers|maws_hf) .*\| (\S+) +\| (\S+) +\|$", printed, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["transformers", "maws_hf"] * 2
+    losses, differences = zip(*((float(loss), abs(float(difference))) for _, loss, difference in rows), strict=True)
+    assert losses[1] == pytest.approx(math.log(bench_finetune.CLASSES), rel=0.2)
+    assert losses[1] != losses[3]  # the second table is in bfloat16
+    assert differences[0] < 1e-5
+    assert differences[2] < 0.05
+
+
+@pytest.mark.parametrize("name", ["transformers", "ours"])
+def test_all_weights_get_a_gradient_and_none_is_changed(name: str, monkeypatch: pytest.MonkeyPatch):
+    ours = MawsViTForImageClassification(tiny_config(num_labels=5))
+    model = ours if name == "ours" else peer_of(name, ours)
+    before = {key: weight.clone() for key, weight in model.state_dict().items()}
+    trained = {}
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "zero_grad",
+        lambda self: trained.update({id(p): p.grad for group in self.param_groups for p in group["params"]}),
+    )
+    step_of(model, torch.randn(2, 3, 32, 32), torch.tensor([1, 4]), bf16=False)()
+    assert all(trained[id(parameter)] is not None for parameter in model.parameters())
+    assert all(torch.equal(weight, before[key]) for key, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["transformers", "ours"])
+def test_a_step_is_on_its_device(name: str, on_meta: str):
+    ours = MawsViTForImageClassification(tiny_config(num_labels=5)).to(on_meta)
+    model = ours if name == "ours" else peer_of(name, ours)
+    images, labels = torch.zeros(2, 3, 32, 32, device=on_meta), torch.zeros(2, dtype=torch.long, device=on_meta)
+    assert step_of(model, images, labels, bf16=True)().device.type == on_meta
