@@ -89,7 +89,7 @@ def parse_with_models(parser: argparse.ArgumentParser) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=5, help="each form once a round (default: 5)")
     add_device_options(parser)
-    parser.add_argument("--compile", action="store_true", help="torch.compile all but a prepared form")
+    parser.add_argument("--compile", action="store_true", help="torch.compile them, but for a prepared one")
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="default: timm transformers")
     arguments = parser.parse_args()
     if arguments.batch is None:

@@ -31,6 +31,13 @@ def closed_form(module, query, key, value, mask, scaling):
     return torch.einsum("bhqk,bhkd->bqhd", weights / weights.sum(-1, keepdim=True), value), None
 
 
+@pytest.fixture
+def zen4(monkeypatch: pytest.MonkeyPatch):
+    """A processor that has oneDNN's bfloat16 and no AMX, whatever this one is."""
+    monkeypatch.setattr(attention, "has_onednn", lambda dtype: True)
+    monkeypatch.setattr(attention, "has_vector_bfloat16", lambda: True)
+
+
 @pytest.mark.parametrize("queries", [7, 3])
 @pytest.mark.parametrize("at_a_time", [0.01, 0.3, 1, 4, 6])  # of two images with three heads each
 @pytest.mark.parametrize("kept", [True, False])
@@ -87,19 +94,27 @@ def test_without_gradients_no_more_scores_are_there_than_the_caches_hold(
 @pytest.mark.parametrize("queries", [5, 6])
 def test_of_many_queries_no_probabilities_are_kept(queries: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention, "MOST_KEPT_QUERIES", 5)
-    monkeypatch.setattr(attention, "CACHED_BYTES", 0)
     inputs = heads(queries, 6, torch.float64)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda kept: kept):
-        output, _ = matmul_attention_forward(nn.Identity(), *inputs, None, scaling=1.0)
+        matmul_attention_forward(nn.Identity(), *inputs, None, scaling=1.0)
     assert sum(tensor.numel() for tensor in kept) == sum(map(torch.numel, inputs)) + (queries == 5) * 6 * 5 * 6
+
+
+@pytest.mark.parametrize("cached", [1, 2, 3])  # heads of six
+def test_the_backward_pass_makes_no_more_scores_than_the_caches_hold(cached: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "MOST_KEPT_QUERIES", 0)
+    monkeypatch.setattr(attention, "CACHED_BYTES", cached * 50 * 200 * 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    query, key, value = (tensor[..., :1].detach().requires_grad_() for tensor in heads(50, 200, torch.float64))
+    output, _ = matmul_attention_forward(nn.Identity(), query, key, value, None, scaling=1.0)
     with Sizes() as sizes:
         output.sum().backward()
-    assert sizes.largest == inputs[1].numel()
+    assert sizes.largest == cached * 50 * 200 > key.numel()
 
 
 @pytest.mark.parametrize("trained", ["query", "key", "value"])
-def test_one_that_is_trained_is_enough(trained: str):
+def test_one_that_is_trained_is_enough(trained: str, zen4: None):
     inputs = dict(zip(("query", "key", "value"), heads(5, 6, torch.float64), strict=True))
     exact = dict(zip(inputs, results(closed_form, list(inputs.values()))[1:], strict=True))[trained]
     alone = {name: tensor.detach().requires_grad_(name == trained) for name, tensor in inputs.items()}
@@ -107,13 +122,15 @@ def test_one_that_is_trained_is_enough(trained: str):
     weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
     (gradient,) = torch.autograd.grad(output, alone[trained], weights)
     torch.testing.assert_close(gradient, exact, rtol=1e-12, atol=1e-12)
-    long = torch.zeros(3, 1, 1, 321, 32, dtype=torch.bfloat16)
-    tensors = [tensor.clone().requires_grad_(name == trained) for name, tensor in zip(inputs, long, strict=True)]
-    assert fastest_backend("sdpa", *tensors) == "sdpa"
+    narrow = torch.zeros(3, 1, 1, 321, 32, dtype=torch.bfloat16)
+    tensors = [tensor.clone().requires_grad_(name == trained) for name, tensor in zip(inputs, narrow, strict=True)]
+    assert fastest_backend("sdpa", *tensors) == "sdpa"  # without a backward pass it would be "matmul"
 
 
 @pytest.mark.parametrize("size", [1, 10])
-def test_matmul_is_as_exact_in_bfloat16_as_eager_attention(size: float):
+@pytest.mark.parametrize("kept", [True, False])
+def test_matmul_is_as_exact_in_bfloat16_as_eager_attention(size: float, kept: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "MOST_KEPT_QUERIES", 197 if kept else 0)
     query, *others = heads(197, 197, torch.float64)
     query = (query.detach() * size).requires_grad_()
     rounded = [tensor.detach().bfloat16().requires_grad_() for tensor in (query, *others)]
@@ -129,13 +146,6 @@ def test_matmul_is_as_exact_in_bfloat16_as_eager_attention(size: float):
 
     for own, eager in zip(errors(matmul_attention_forward), errors(plain_eager), strict=True):
         assert own < 1.1 * eager < 0.1
-
-
-@pytest.fixture
-def zen4(monkeypatch: pytest.MonkeyPatch):
-    """A processor that has oneDNN's bfloat16 and no AMX, whatever this one is."""
-    monkeypatch.setattr(attention, "has_onednn", lambda dtype: True)
-    monkeypatch.setattr(attention, "has_vector_bfloat16", lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -158,21 +168,25 @@ def test_the_choice(configured: str, dtype: torch.dtype, trained: bool, chosen: 
 
 
 @pytest.mark.parametrize(
-    ("tokens", "width", "trained", "chosen"),
+    ("queries", "keys", "width", "trained", "chosen"),
     [
-        (17, 32, True, "matmul"),
-        (320, 32, True, "matmul"),
-        (321, 32, True, "sdpa"),
-        (321, 64, True, "matmul"),
-        (4097, 64, True, "sdpa"),
-        (63, 64, False, "sdpa"),
-        (64, 32, False, "matmul"),
-        (4097, 32, False, "matmul"),
+        (17, 17, 32, True, "matmul"),
+        (320, 320, 32, True, "matmul"),
+        (1, 5000, 32, True, "matmul"),
+        (321, 321, 63, True, "sdpa"),
+        (321, 321, 64, True, "matmul"),
+        (1370, 1370, 80, True, "matmul"),
+        (4096, 4096, 64, True, "matmul"),
+        (321, 4097, 64, True, "sdpa"),
+        (1, 63, 64, False, "sdpa"),
+        (1, 64, 32, False, "matmul"),
+        (4097, 4097, 32, False, "matmul"),
     ],
 )
-def test_the_shape_decides(tokens: int, width: int, trained: bool, chosen: str, zen4: None):
-    query = torch.zeros(1, 1, tokens, width, dtype=torch.bfloat16, requires_grad=trained)
-    assert fastest_backend("sdpa", query, query, query) == chosen
+def test_the_shape_decides(queries: int, keys: int, width: int, trained: bool, chosen: str, zen4: None):
+    query = torch.zeros(1, 1, queries, width, dtype=torch.bfloat16, requires_grad=trained)
+    key = torch.zeros(1, 1, keys, width, dtype=torch.bfloat16)
+    assert fastest_backend("sdpa", query, key, key) == chosen
 
 
 @pytest.mark.parametrize("lacking", ["has_onednn", "has_vector_bfloat16"])

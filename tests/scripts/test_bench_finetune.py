@@ -32,6 +32,16 @@ def test_losses_agree(small, capsys):
     assert differences[2] < 0.05
 
 
+def test_a_form_that_takes_twice_as_long_makes_ours_twice_as_fast(small, monkeypatch: pytest.MonkeyPatch, capsys):
+    seconds = {"transformers": [1.0, 3.0], "maws_hf": [0.5, 1.5]}
+    losses = {"transformers": torch.tensor(2.5), "maws_hf": torch.tensor(2.0)}
+    monkeypatch.setattr(bench_finetune, "take_turns", lambda *_: (seconds, losses))
+    main()
+    table = capsys.readouterr().out
+    assert re.search(r"\| transformers +\| 2.000 +\| 1.50 +\| 2.00 +\| 2.500000 \| \+5.0e-01 +\|", table)
+    assert re.search(r"\| maws_hf +\| 1.000 +\| 3.00 +\| +\| 2.000000 \| \+0.0e\+00 +\|", table)
+
+
 @pytest.mark.parametrize("name", ["transformers", "ours"])
 def test_all_weights_are_trained_and_none_is_changed(name: str, monkeypatch: pytest.MonkeyPatch):
     ours = MawsViTForImageClassification(tiny_config(num_labels=5))
