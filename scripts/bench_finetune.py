@@ -18,15 +18,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from bench_encoder import CLASSES, config_of, parse_with_models, peer_of  # before maws_hf, which imports transformers
-from side_by_side import (
-    describe_machine,
-    let_go,
-    markdown_table,
-    ratio,
-    take_turns,
-    unit_of_time,
-    use_device,
-)
+from side_by_side import describe_machine, let_go, markdown_table, ratio, take_turns, unit_of_time, use_device
 from torch import Tensor, nn
 
 from maws_hf import MawsViTForImageClassification
