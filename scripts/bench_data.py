@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from peers import import_torchvision
 from PIL import Image
-from side_by_side import describe_machine, markdown_table, take_turns
+from side_by_side import describe_machine, markdown_table, positive, take_turns
 
 from maws_hf.processing import TrainTransform, decode_image, normalize, random_resized_crop_box
 from maws_hf.processing.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -59,8 +59,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Pictures per second and core, JPEG bytes to a uint8 crop, against Pillow."
     )
-    parser.add_argument("--pictures", type=int, default=24, help="pictures a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: %(default)s)")
+    parser.add_argument("--pictures", type=positive, default=24, help="pictures a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=7, help="interleaved rounds (default: %(default)s)")
     return parser.parse_args()
 
 

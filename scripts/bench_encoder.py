@@ -31,6 +31,7 @@ from side_by_side import (
     memory_now,
     memory_peak,
     on_gpu,
+    positive,
     ratio,
     take_turns,
     unit_of_time,
@@ -75,11 +76,13 @@ def parse_arguments() -> argparse.Namespace:
 def parse_with_models(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """With the options that say which models are compared, and where."""
     parser.add_argument("--size", default="vit_b16", choices=[*SIZES], help="default: vit_b16")
-    parser.add_argument("--layers", type=int, help="fewer blocks than the size has, for a quick look")
+    parser.add_argument("--layers", type=positive, help="fewer blocks than the size has, for a quick look")
     parser.add_argument(
-        "--image_size", type=int, nargs="+", default=[224], help="multiples of the patch (default: 224)"
+        "--image_size", type=positive, nargs="+", default=[224], help="multiples of the patch (default: 224)"
     )
-    parser.add_argument("--batch", type=int, help="images (default: 8; 128 on a GPU, which would wait for the host)")
+    parser.add_argument(
+        "--batch", type=positive, help="images (default: 8; 128 on a GPU, which would wait for the host)"
+    )
     parser.add_argument(
         "--dtype",
         nargs="+",
@@ -87,7 +90,7 @@ def parse_with_models(parser: argparse.ArgumentParser) -> argparse.Namespace:
         choices=["float32", "bfloat16"],
         help="default: both",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="each form once a round (default: 5)")
+    parser.add_argument("--rounds", type=positive, default=5, help="each form once a round (default: 5)")
     add_device_options(parser)
     parser.add_argument("--compile", action="store_true", help="torch.compile them, but for a prepared one")
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="default: timm transformers")
@@ -95,7 +98,7 @@ def parse_with_models(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if arguments.batch is None:
         arguments.batch = usual_batch(arguments.device)
     patch = SIZES[arguments.size]["patch_size"]
-    if wrong := [size for size in arguments.image_size if size < 1 or size % patch]:
+    if wrong := [size for size in arguments.image_size if size % patch]:
         parser.error(f"--image_size {wrong[0]} is no multiple of the patch of {patch}")
     return arguments
 

@@ -40,6 +40,7 @@ from side_by_side import (
     describe_machine,
     markdown_table,
     on_gpu,
+    positive,
     take_turns,
     use_device,
     usual_batch,
@@ -264,14 +265,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_device_options(parser)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
-    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    parser.add_argument("--rounds", type=positive, default=5, help="default: 5")
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES), help="what varies (default: all)")
     parser.add_argument("--model", choices=sizes, default="vit_tiny16", help="default: vit_tiny16, 192 wide")
-    parser.add_argument("--batch", type=int, help="default: 8; 128 on a GPU, which waits for the host with few images")
-    parser.add_argument("--image_size", type=int, default=224, help="default: 224")
+    parser.add_argument(
+        "--batch", type=positive, help="default: 8; 128 on a GPU, which waits for the host with few images"
+    )
+    parser.add_argument("--image_size", type=positive, default=224, help="default: 224")
     parser.add_argument("--mask_ratio", type=float, default=0.75, help="default: 0.75")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--image_sizes", type=int, nargs="+", default=[96, 160, 224, 320, 448])
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--image_sizes", type=positive, nargs="+", default=[96, 160, 224, 320, 448])
     parser.add_argument("--mask_ratios", type=float, nargs="+", default=[0.25, 0.5, 0.75, 0.9])
     parser.add_argument("--sizes", nargs="+", choices=sizes, default=["vit_tiny16", "vit_small16", "vit_b16"])
     parser.add_argument("--json", type=Path, help="file of the numbers, for simulate_weak_scaling.py")

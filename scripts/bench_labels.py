@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from side_by_side import describe_machine, markdown_table
+from side_by_side import describe_machine, markdown_table, positive
 
 from maws_hf.data.labelling import label_dataset
 from maws_hf.data.wordnet import WordNet, find_wordnet
@@ -33,9 +33,9 @@ FILLER = re.findall(r"\S+", "such a lovely day , see https://example.com/p?id=1#
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="captions (default: %(default)s)")
-    parser.add_argument("--shards", type=int, default=16, help="files they lie in (default: %(default)s)")
-    parser.add_argument("--num_proc", type=int, nargs="+", default=[1, 2], help="processes (default: 1 2)")
+    parser.add_argument("--rows", type=positive, default=1_000_000, help="captions (default: %(default)s)")
+    parser.add_argument("--shards", type=positive, default=16, help="files they lie in (default: %(default)s)")
+    parser.add_argument("--num_proc", type=positive, nargs="+", default=[1, 2], help="processes (default: 1 2)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         captions = Path(folder, "captions")

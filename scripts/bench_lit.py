@@ -24,6 +24,7 @@ from side_by_side import (
     describe_machine,
     markdown_table,
     on_gpu,
+    positive,
     ratio,
     take_turns,
     unit_of_time,
@@ -54,8 +55,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--pairs", type=int, help="batch (default: 16; 128 on a GPU, which would wait for the host)")
-    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument(
+        "--pairs", type=positive, help="batch (default: 16; 128 on a GPU, which would wait for the host)"
+    )
+    parser.add_argument("--rounds", type=positive, default=3, help="default: 3")
     add_device_options(parser)
     arguments = parser.parse_args()
     if arguments.pairs is None:

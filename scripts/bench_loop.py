@@ -58,7 +58,7 @@ from bench_data import SOURCES, synthetic_jpeg
 from bench_growth import SMALL_SIZES, config_of
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from side_by_side import describe_machine, let_go, markdown_table, ratio, take_turns, use_device, wait_for
+from side_by_side import describe_machine, let_go, markdown_table, positive, ratio, take_turns, use_device, wait_for
 from timed_loop import SIDE, WARM_UP, Device, ReadyBatches, Resident, StepTimes, open_ready, run_loop
 from transformers.utils import logging
 
@@ -125,10 +125,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     cores = os.cpu_count() or 1
-    parser.add_argument("--pictures", type=int, default=256, help="of each kind, on disk (default: 256)")
-    parser.add_argument("--rounds", type=int, default=5, help="of part 1, or with --device (default: 5)")
-    parser.add_argument("--steps", type=int, default=20, help="counted in each run of the loop (default: 20)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 512], help="of part 2 (default: 64 512)")
+    parser.add_argument("--pictures", type=positive, default=256, help="of each kind, on disk (default: 256)")
+    parser.add_argument("--rounds", type=positive, default=5, help="of part 1, or with --device (default: 5)")
+    parser.add_argument("--steps", type=positive, default=20, help="counted in each run of the loop (default: 20)")
+    parser.add_argument("--batches", type=positive, nargs="+", default=[64, 512], help="of part 2 (default: 64 512)")
     workers = f"of part 2 (default: {cores} 8); the last number with --device"
     parser.add_argument("--workers", type=int, nargs="+", default=[cores, 8], help=workers)
     parser.add_argument(
@@ -144,7 +144,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="images a second of devices that get batches which nobody decodes (default: 6757 4022 3180 1357)",
     )
     parser.add_argument("--rates", type=named_rate, nargs="+", default=list(RATES.items()), metavar="NAME=IMAGES_A_S")
-    parser.add_argument("--device_batch", type=int, default=1024, help="of ready batches and part 3 (default: 1024)")
+    parser.add_argument(
+        "--device_batch", type=positive, default=1024, help="of ready batches and part 3 (default: 1024)"
+    )
     parser.add_argument("--device", help="cuda, cuda:1 or cpu: real steps there, instead of the three parts")
     parser.add_argument("--size", default="vit_b16", choices=[*SMALL_SIZES, *SIZES], help="there (default: vit_b16)")
     parser.add_argument("--pcie_gbps", type=float, default=50.0, help="GB/s to the accelerator (default: 50)")

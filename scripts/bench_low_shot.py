@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from side_by_side import describe_machine, markdown_table, ratio, take_turns, use_device
+from side_by_side import describe_machine, markdown_table, positive, ratio, take_turns, use_device
 from torch import Tensor
 from transformers.utils import logging
 
@@ -43,10 +43,10 @@ def main() -> None:
     )
     parser.add_argument("--model_name_or_path", help="encoder; random weights of the laptop's size if unset")
     parser.add_argument("--methods", nargs="+", default=list(RECIPES), choices=list(RECIPES), help="default: all")
-    parser.add_argument("--members", type=int, default=9, help="classifiers: 3 rates x 3 folds (default: 9)")
-    parser.add_argument("--images", type=int, default=45, help="labelled images of each (default: 45)")
-    parser.add_argument("--updates", type=int, default=20, help="a real run makes 60 (default: 20)")
-    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--members", type=positive, default=9, help="classifiers: 3 rates x 3 folds (default: 9)")
+    parser.add_argument("--images", type=positive, default=45, help="labelled images of each (default: 45)")
+    parser.add_argument("--updates", type=positive, default=20, help="a real run makes 60 (default: 20)")
+    parser.add_argument("--rounds", type=positive, default=3, help="default: 3")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -37,6 +37,7 @@ from side_by_side import (
     memory_now,
     memory_peak,
     on_gpu,
+    positive,
     ratio,
     take_turns,
     unit_of_time,
@@ -101,10 +102,12 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--size", default="vit_b16", choices=[*SIZES], help="default: vit_b16")
-    parser.add_argument("--image_size", type=int, default=224, help="pixels (default: 224)")
-    parser.add_argument("--batch", type=int, help="images (default: 8; 128 on a GPU, which would wait for the host)")
+    parser.add_argument("--image_size", type=positive, default=224, help="pixels (default: 224)")
+    parser.add_argument(
+        "--batch", type=positive, help="images (default: 8; 128 on a GPU, which would wait for the host)"
+    )
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=[*DTYPES], help="default: both")
-    parser.add_argument("--rounds", type=int, default=7, help="each form once a round (default: 7)")
+    parser.add_argument("--rounds", type=positive, default=7, help="each form once a round (default: 7)")
     add_device_options(parser)
     parser.add_argument("--compile", action="store_true", help="torch.compile all of them")
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="default: transformers, lightly; original if given")
@@ -116,6 +119,9 @@ def parse_arguments() -> argparse.Namespace:
         arguments.batch = usual_batch(arguments.device)
     if arguments.peers is None:
         arguments.peers = [peer for peer in PEERS if peer != "original" or arguments.original]
+    patch = MawsViTConfig.from_size(arguments.size).patch_size
+    if arguments.image_size % patch:
+        parser.error(f"--image_size {arguments.image_size} is no multiple of the patch of {patch}")
     if "original" in arguments.peers and not arguments.original:
         parser.error("--peers original wants --original DIR, a clone of github.com/facebookresearch/mae")
     return arguments

@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 import torch
+from side_by_side import positive
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -169,12 +170,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["vit_b16"])
     parser.add_argument("--tasks", nargs="+", default=["mae", "wsp", "finetune"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[8, 16])
-    parser.add_argument("--labels", type=int, default=1000)
+    parser.add_argument("--batches", nargs="+", type=positive, default=[8, 16])
+    parser.add_argument("--labels", type=positive, default=1000)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--fake", action="store_true", help="tensors without memory; the process is not measured")
-    parser.add_argument("--ranks", type=int, default=1, help="shard the model over processes, for mae and wsp")
+    parser.add_argument("--ranks", type=positive, default=1, help="shard the model over processes, for mae and wsp")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -19,6 +19,7 @@ from side_by_side import (
     describe_machine,
     markdown_table,
     on_gpu,
+    positive,
     ratio,
     take_turns,
     unit_of_time,
@@ -34,10 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--images", type=int, default=512, help="batch of the head (default: 512)")
-    parser.add_argument("--classes", type=int, default=28_000, help="default: 28000, as IG-3B")
-    parser.add_argument("--width", type=int, default=768, help="default: 768, as ViT-B")
-    parser.add_argument("--rounds", type=int, default=7, help="default: 7")
+    parser.add_argument("--images", type=positive, default=512, help="batch of the head (default: 512)")
+    parser.add_argument("--classes", type=positive, default=28_000, help="default: 28000, as IG-3B")
+    parser.add_argument("--width", type=positive, default=768, help="default: 768, as ViT-B")
+    parser.add_argument("--rounds", type=positive, default=7, help="default: 7")
     add_device_options(parser)
     arguments = parser.parse_args()
     use_device(arguments.device, arguments.tf32)

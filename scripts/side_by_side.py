@@ -27,6 +27,18 @@ WARM_UPS = 3  # calls on a GPU that are not counted: compilers and libraries cho
 SHORTEST = 0.3  # seconds of a turn on a GPU: of a single short call the launch would be measured
 
 
+def positive(text: str) -> int:
+    """An option's `type`: how many images, rounds, steps.
+
+    Raises:
+        argparse.ArgumentTypeError: less than one, of which nothing could be measured.
+    """
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, or cuda:1 for the second GPU")
     parser.add_argument("--tf32", action="store_true", help="on a GPU: float32 products and convolutions in TF32")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from side_by_side import describe_machine, markdown_table, ratio, take_turns
+from side_by_side import describe_machine, markdown_table, positive, ratio, take_turns
 from study_runs import ROOT, as_flags, call, read_scores, spread
 from tqdm.auto import tqdm
 
@@ -65,10 +65,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--dataset_name", type=Path, required=True, help="the emoji corpus, as `make demo` builds it")
     parser.add_argument("--output_dir", type=Path, required=True, help="runs, table and figure")
-    parser.add_argument("--max_steps", type=int, help="of each run (default: the recipe's)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default: 3)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default: 2)")
-    parser.add_argument("--rounds", type=int, default=20, help="of the timing (default: 20)")
+    parser.add_argument("--max_steps", type=positive, help="of each run (default: the recipe's)")
+    parser.add_argument("--seeds", type=positive, default=3, help="seeds 0, 1, ... (default: 3)")
+    parser.add_argument("--jobs", type=positive, default=2, help="runs at once, one thread each (default: 2)")
+    parser.add_argument("--rounds", type=positive, default=20, help="of the timing (default: 20)")
     parser.add_argument(
         "--timed_sizes", nargs="*", choices=SIZES, default=[], help="count and time steps of these sizes as well"
     )

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from side_by_side import positive
 from study_runs import as_flags, call, read_scores, spread
 from tqdm.auto import tqdm
 
@@ -98,8 +99,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="data, runs, table and figure")
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA), help="default: both")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every budget of operations (default: 1)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default: 3)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default: 2)")
+    parser.add_argument("--seeds", type=positive, default=3, help="seeds 0, 1, ... (default: 3)")
+    parser.add_argument("--jobs", type=positive, default=2, help="runs at once, one thread each (default: 2)")
     return parser.parse_args()
 
 

@@ -50,11 +50,19 @@ def test_the_original_is_compared_where_there_is_a_clone(options, peers, monkeyp
     assert sorted(bench_mae.parse_arguments().peers) == sorted(peers)
 
 
-def test_an_original_without_a_clone_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr("sys.argv", ["bench_mae.py", "--peers", "original"])
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ("--peers original", "--original DIR"),
+        ("--image_size 100", "no multiple of the patch of 16"),
+        ("--batch 0", "--batch: 0 is less than 1"),
+    ],
+)
+def test_what_cannot_be_compared_is_an_error(options: str, error: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench_mae.py", *options.split()])
     with pytest.raises(SystemExit):
         bench_mae.parse_arguments()
-    assert "--original DIR" in capsys.readouterr().err
+    assert error in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("options", "batch"), [("", 8), ("--device cuda:1", 128), ("--device cuda --batch 4", 4)])

@@ -1,11 +1,21 @@
 """What benchmarks share: turns with a clock, and where and how precisely a GPU computes."""
 
+import argparse
 import time
 
 import pytest
 import side_by_side
 import torch
-from side_by_side import describe_machine, forget_peak, let_go, memory_now, memory_peak, take_turns, use_device
+from side_by_side import (
+    describe_machine,
+    forget_peak,
+    let_go,
+    memory_now,
+    memory_peak,
+    positive,
+    take_turns,
+    use_device,
+)
 
 
 class Clock:
@@ -110,3 +120,13 @@ def test_nothing_is_left_of_a_comparison(gpu):
 def test_units_of_a_table():
     assert side_by_side.unit_of_time("cpu") == ("s", 1.0)
     assert side_by_side.unit_of_time("cuda") == ("ms", 1000.0)
+
+
+@pytest.mark.parametrize("given", ["0", "-3", "few"])
+def test_of_less_than_one_nothing_can_be_measured(given: str, capsys: pytest.CaptureFixture[str]):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=positive)
+    assert parser.parse_args(["--rounds", "3"]).rounds == 3
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--rounds", given])
+    assert "argument --rounds: " in capsys.readouterr().err
