@@ -43,6 +43,9 @@ class Resident:
     def state_dict(self) -> dict[str, Any]:
         return {}
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
 
 class ReadyBatches(torch.utils.data.IterableDataset):
     """Random crops in new shared memory for each batch, in the place of a stream that decodes."""

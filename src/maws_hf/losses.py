@@ -10,9 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS_IN_CACHE = (
-    32  # logits that a CPU turns into gradients at once: 28,000 classes of so many images stay in its cache
-)
+# Of logits that a CPU turns into gradients at once: those of so many images and 28,000 classes stay in its cache.
+ROWS_IN_CACHE = 32
 
 
 def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:

@@ -1,5 +1,7 @@
 """Batches that are read ahead: the same ones, in their order, with the positions behind those that were handed out."""
 
+import gc
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import GeneratorType
 from typing import Any
 
 import pytest
@@ -27,7 +30,7 @@ class Numbers:
     """A loader whose batches are numbers; its position is how many it has handed out."""
 
     def __init__(self, count: int = 1000, error: BaseException | None = None, before: Callable[[int], Any] = bool):
-        self.count, self.error, self.before, self.read = count, error, before, 0
+        self.count, self.error, self.before, self.read, self.ended = count, error, before, 0, False
         self.dataset = self
         self.memory: list[weakref.ref] = []
 
@@ -48,6 +51,10 @@ class Numbers:
 
     def state_dict(self) -> dict[str, Any]:
         return {"read": self.read}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state == {}
+        self.ended = True
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -177,13 +184,15 @@ def test_a_run_ends_though_the_loader_does_not_answer(monkeypatch: pytest.Monkey
             asked.set()
             answer.wait(30)
 
-    with ReadAhead(Numbers(before=hang), CPU) as batches:
+    loader = Numbers(before=hang)
+    with ReadAhead(loader, CPU) as batches:
         next(batches)
         assert asked.wait(10)
         monkeypatch.setattr(prefetch, "_copy", lambda *_: copied.append(1))
         start = time.monotonic()
     assert time.monotonic() - start < 5
     assert len(threads()) == 1
+    assert not loader.ended, "the thread still reads from it"
     answer.set()
     wait_for(lambda: not threads())
     assert not copied, "what comes late is not wanted"
@@ -204,6 +213,30 @@ def test_a_real_loader_reads_the_same_and_continues_where_the_loop_was(workers: 
             assert found["keys"] == batch["keys"]
             assert torch.equal(found["pixel_values"], batch["pixel_values"])
             assert batches.position == state
+
+
+def open_files() -> list[GeneratorType]:
+    """Parquet files of which `datasets` has not read all."""
+    generators = [found for found in gc.get_objects() if type(found) is GeneratorType]
+    return [found for found in generators if found.__name__ == "_generate_tables" and found.gi_frame is not None]
+
+
+@pytest.mark.parametrize("kind", [OnDemand, ReadAhead])
+def test_the_end_of_a_run_closes_what_is_being_read(kind: type[OnDemand], image_shards: Path):
+    loader = loader_of(image_shards)
+    with kind(loader, CPU) as batches:
+        next(batches)
+        assert open_files()
+    assert not open_files()
+
+
+@pytest.mark.parametrize("kind", [OnDemand, ReadAhead])
+def test_the_end_of_a_run_ends_its_workers(kind: type[OnDemand], image_shards: Path):
+    loader = loader_of(image_shards, workers=2)
+    with kind(loader, CPU) as batches:
+        next(batches)
+        assert len(multiprocessing.active_children()) == 2
+    assert not multiprocessing.active_children()
 
 
 def hang(sample: dict[str, Any], rng: Any) -> None:

@@ -53,7 +53,11 @@ class OnDemand(AbstractContextManager):
         return loader_state(self._loader)
 
     def __exit__(self, *_: Any) -> None:
-        pass
+        """Ends the reading, long before the process ends: pyarrow's threads then still let go of what they have read,
+        for which they need the interpreter, and would abort a process that has shut it down already (#7566 of
+        https://github.com/huggingface/datasets)."""
+        self._batches = None
+        self._loader.load_state_dict({})
 
 
 class ReadAhead(OnDemand):
@@ -101,6 +105,8 @@ class ReadAhead(OnDemand):
         self._over = True
         self._room.release()
         self._thread.join(PATIENCE)
+        if not self._thread.is_alive():
+            super().__exit__()
 
     def _read(self) -> None:
         try:
