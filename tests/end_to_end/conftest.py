@@ -16,7 +16,7 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     for name, value in {**environment, "HF_HUB_OFFLINE": "1"}.items():
         monkeypatch.setenv(name, value)  # before the first fork, which hands them on
-    return lambda arguments: Prepared(arguments, tmp_path / f"{time.monotonic_ns()}.txt")
+    return lambda arguments, **options: Prepared(arguments, tmp_path / f"{time.monotonic_ns()}.txt", **options)
 
 
 @pytest.fixture(scope="module")

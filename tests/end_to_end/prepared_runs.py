@@ -9,8 +9,9 @@ from pathlib import Path
 from runs import ROOT
 
 
-def _run_script(arguments: list[str], output: Path) -> None:
+def _run_script(arguments: list[str], output: Path, start_method: str) -> None:
     os.setsid()
+    multiprocessing.set_start_method(start_method, force=True)
     file = os.open(output, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -20,15 +21,21 @@ def _run_script(arguments: list[str], output: Path) -> None:
 
 
 class Prepared:
-    """A run in a process that is forked from one that has imported everything; to `runs.py` it is a `Popen`."""
+    """A run in a process that is forked from one that has imported everything; to `runs.py` it is a `Popen`.
 
-    def __init__(self, arguments: list[str], output: Path):
+    Args:
+        start_method: how it starts data workers; by default as any process here.
+    """
+
+    def __init__(self, arguments: list[str], output: Path, start_method: str | None = None):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["maws_hf.training.loop", "maws_hf.training.pairs", "maws_hf.visualization"])
         self.output = output
-        self.process = context.Process(target=_run_script, args=(arguments[1:], output))
+        start_method = start_method or multiprocessing.get_start_method()
+        self.process = context.Process(target=_run_script, args=(arguments[1:], output, start_method))
         self.process.start()
         self.pid = self.process.pid
+        self.terminate = self.process.terminate
 
     @property
     def returncode(self) -> int | None:

@@ -96,10 +96,10 @@ def test_the_pipeline_sees_pictures_as_the_evaluation_did(straight_run, tmp_path
     assert [scores[name] for name in "abcd"] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_a_killed_run_ends_as_the_straight_one(straight_run, corpus, encoder, tmp_path):
+def test_a_killed_run_ends_as_the_straight_one(prepare, straight_run, corpus, encoder, tmp_path):
     arguments = command(corpus, encoder, tmp_path)
-    kill_after(start(arguments, start_new_session=True), tmp_path, 9)
-    finish(start(arguments))
+    kill_after(prepare(arguments), tmp_path, 9)
+    finish(prepare(arguments))
     assert_same_run(straight_run[0], tmp_path)
     assert (tmp_path / "results.json").read_text().replace(str(tmp_path), "X") == (
         straight_run[0] / "results.json"
@@ -120,14 +120,14 @@ def test_lists_of_labels_larger_images_and_two_processes(corpus, encoder, tmp_pa
     assert f"  {'mAP':<39} {results['mAP']:.2%}" in output
 
 
-def test_a_head_is_kept_for_the_same_classes_only(straight_run, corpus, tmp_path):
+def test_a_head_is_kept_for_the_same_classes_only(prepare, straight_run, corpus, tmp_path):
     options = {"max_steps": 1, "warmup_steps": 0, "learning_rate": 0, "min_learning_rate": 0, "ema_decay": 0}
-    finish(start(command(corpus, straight_run[0], tmp_path, **options)))
+    finish(prepare(command(corpus, straight_run[0], tmp_path, **options)))
     before, after = (load_file(folder / "model.safetensors") for folder in (straight_run[0], tmp_path))
     for name in before:
         assert torch.equal(before[name], after[name]), name
 
 
-def test_an_impossible_option_is_one_line(corpus, encoder, tmp_path):
-    output = finish(start(command(corpus, encoder, tmp_path, layer_decay=0)), expected=2)
+def test_an_impossible_option_is_one_line(prepare, corpus, encoder, tmp_path):
+    output = finish(prepare(command(corpus, encoder, tmp_path, layer_decay=0)), expected=2)
     assert output.splitlines()[-1].endswith("--layer_decay 0.0 is not possible: it must be in (0, 1]")

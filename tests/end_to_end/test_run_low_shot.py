@@ -36,7 +36,7 @@ def command(corpus: Path, encoder: Path, output_dir: Path) -> list[str]:
     return [*script("run_low_shot.py", **options, dataloader_num_workers=0), "--shots", "1", "2"]
 
 
-def test_the_grid_is_scored_and_goes_on_where_it_was_stopped(corpus, encoder, tmp_path):
+def test_the_grid_is_scored_and_goes_on_where_it_was_stopped(prepare, corpus, encoder, tmp_path):
     output = finish(start(command(corpus, encoder, tmp_path)))
     rows = {line.split()[0]: line for line in output.splitlines() if " ± " in line}
     assert {"linear", "lora", "adaptformer", "vpt"} <= set(rows)
@@ -55,16 +55,16 @@ def test_the_grid_is_scored_and_goes_on_where_it_was_stopped(corpus, encoder, tm
     assert len(cells) == 16
     cells[0].unlink()
     before = {cell: cell.stat().st_mtime_ns for cell in cells[1:]}
-    finish(start(command(corpus, encoder, tmp_path)))
+    finish(prepare(command(corpus, encoder, tmp_path)))
     assert {cell: cell.stat().st_mtime_ns for cell in cells[1:]} == before
     assert json.loads((tmp_path / "results.json").read_text())["cells"] == results["cells"]
     assert all(file.stat().st_mtime_ns == time for file, time in features.items())
 
 
-def test_wrong_options_are_one_sentence(corpus, encoder, tmp_path):
+def test_wrong_options_are_one_sentence(prepare, corpus, encoder, tmp_path):
     wrong = [*command(corpus, encoder, tmp_path), "--methods", "linear", "prefix"]
-    assert "--methods" in finish(start(wrong), expected=2).splitlines()[-1]
+    assert "--methods" in finish(prepare(wrong), expected=2).splitlines()[-1]
     twice = [*command(corpus, encoder, tmp_path), "--methods", "linear", "linear"]
-    assert "each once" in finish(start(twice), expected=2).splitlines()[-1]
+    assert "each once" in finish(prepare(twice), expected=2).splitlines()[-1]
     same = [*command(corpus, encoder, tmp_path), "--eval_split=train"]
-    assert "another split than --train_split" in finish(start(same), expected=2).splitlines()[-1]
+    assert "another split than --train_split" in finish(prepare(same), expected=2).splitlines()[-1]

@@ -81,27 +81,22 @@ def test_a_run_leaves_a_model_pictures_and_metrics(straight_run: Path):
     assert encoder(**processor(image, return_tensors="pt")).pooler_output.shape == (1, 16)
 
 
-def test_the_same_seed_ends_in_identical_weights(straight_run: Path, image_shards: Path, tmp_path: Path):
-    finish(start(command(image_shards, tmp_path)))
+def test_the_same_seed_ends_in_identical_weights(prepare, straight_run: Path, image_shards: Path, tmp_path: Path):
+    finish(prepare(command(image_shards, tmp_path)))
     assert_same_run(straight_run, tmp_path)
 
 
-def test_a_rectangular_model_started_from_half_precision_weights_trains_in_float32(image_shards: Path, tmp_path: Path):
+def test_a_rectangular_model_started_from_half_precision_weights_trains_in_float32(
+    prepare, image_shards: Path, tmp_path: Path
+):
     options = {"max_steps": 2, "warmup_steps": 0, "picture_steps": 1}
     first, second = tmp_path / "first", tmp_path / "second"
-    finish(
-        start(
-            command(
-                image_shards,
-                first,
-                **options,
-                config_overrides=f"{TINY},image_size=[16,24]".replace("image_size=16,", ""),
-            )
-        )
-    )
+    rectangle = f"{TINY},image_size=[16,24]".replace("image_size=16,", "")
+    finish(prepare(command(image_shards, first, **options, config_overrides=rectangle)))
     half = tmp_path / "half"
     MawsMAEForPreTraining.from_pretrained(first, dtype=torch.bfloat16).save_pretrained(half)
-    finish(start(command(image_shards, second, **options, model_name_or_path=half, config_overrides="mask_ratio=0.5")))
+    options |= {"model_name_or_path": half, "config_overrides": "mask_ratio=0.5"}
+    finish(prepare(command(image_shards, second, **options)))
     model = MawsMAEForPreTraining.from_pretrained(second)
     assert model.config.image_size == (16, 24)
     assert model.config.mask_ratio == 0.5
@@ -109,11 +104,11 @@ def test_a_rectangular_model_started_from_half_precision_weights_trains_in_float
 
 
 def test_an_objective_that_is_not_the_papers_is_one_flag_and_counted_as_what_it_costs(
-    image_shards: Path, tmp_path: Path
+    prepare, image_shards: Path, tmp_path: Path
 ):
     shortcut = "decoder_attention=cross,decoder_inter_block_attention=true,prediction_ratio=0.5"
     options = {"max_steps": 3, "warmup_steps": 0, "picture_steps": 3, "gradient_checkpointing": True}
-    output = finish(start(command(image_shards, tmp_path, **options, config_overrides=f"{TINY},{shortcut}")))
+    output = finish(prepare(command(image_shards, tmp_path, **options, config_overrides=f"{TINY},{shortcut}")))
     assert "loss on masked patches" in output
     assert (tmp_path / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
     model, report = MawsMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
@@ -124,24 +119,24 @@ def test_an_objective_that_is_not_the_papers_is_one_flag_and_counted_as_what_it_
     assert stage.flops < 0.97 * stage.images * mae_training_flops(MawsViTConfig(**TINY_FIELDS))
 
 
-def test_another_seed_ends_in_other_weights(straight_run: Path, image_shards: Path, tmp_path: Path):
-    finish(start(command(image_shards, tmp_path, seed=1)))
+def test_another_seed_ends_in_other_weights(prepare, straight_run: Path, image_shards: Path, tmp_path: Path):
+    finish(prepare(command(image_shards, tmp_path, seed=1)))
     first, second = load_file(straight_run / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert not torch.equal(first["vit.layers.0.mlp.fc1.weight"], second["vit.layers.0.mlp.fc1.weight"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_three_kills_change_nothing(workers: int, straight_run: Path, image_shards: Path, tmp_path: Path):
+def test_three_kills_change_nothing(prepare, workers: int, straight_run: Path, image_shards: Path, tmp_path: Path):
     reference = straight_run
     if workers:
         reference = tmp_path / "straight"
-        finish(start(command(image_shards, reference, dataloader_num_workers=workers)))
+        finish(prepare(command(image_shards, reference, dataloader_num_workers=workers)))
     killed = tmp_path / "killed"
     arguments = command(image_shards, killed, dataloader_num_workers=workers)
     for step in sorted(random.SystemRandom().sample(range(2, STEPS - 2), 3)):
         print(f"killing after step {step}")
-        kill_after(start(arguments, start_new_session=True), killed, step)
-    finish(start(arguments))
+        kill_after(prepare(arguments), killed, step)
+    finish(prepare(arguments))
     assert_same_run(reference, killed)
 
 
@@ -158,15 +153,18 @@ def test_sigterm_saves_at_once_and_says_how_to_go_on(straight_run: Path, image_s
     assert_same_run_weights(straight_run, tmp_path)
 
 
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_saves_though_workers_get_it_too(number: int, image_shards: Path, tmp_path: Path):
+def test_a_signal_to_the_whole_group_saves_though_workers_get_it_too(
+    prepare, number: int, start_method: str, image_shards: Path, tmp_path: Path
+):
     options = {
         "dataloader_num_workers": 2,
         "gradient_accumulation_steps": 8,
         "max_steps": 100_000,
         "save_steps": 99_999,
     }
-    process = start(command(image_shards, tmp_path, **options), start_new_session=True)
+    process = prepare(command(image_shards, tmp_path, **options), start_method=start_method)
     while (steps_logged(tmp_path) or [0])[-1] < 5 and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, number)
@@ -177,12 +175,12 @@ def test_a_signal_to_the_whole_group_saves_though_workers_get_it_too(number: int
     assert int(checkpoint.name[-8:]) == steps_logged(tmp_path)[-1]
 
 
-def test_a_second_run_in_the_same_folder_is_refused(image_shards: Path, tmp_path: Path):
+def test_a_second_run_in_the_same_folder_is_refused(prepare, image_shards: Path, tmp_path: Path):
     arguments = command(image_shards, tmp_path, max_steps=100_000, save_steps=99_999)
-    first = start(arguments)
+    first = prepare(arguments)
     while not steps_logged(tmp_path) and first.poll() is None:
         time.sleep(0.01)
-    output = finish(start(arguments), expected=1)
+    output = finish(prepare(arguments), expected=1)
     assert f"process {first.pid} is training in {tmp_path}" in output.splitlines()[-1]
     first.terminate()
     finish(first, expected=128 + signal.SIGTERM)
@@ -227,9 +225,9 @@ def test_two_processes_finish_and_save_one_model(image_shards: Path, tmp_path: P
     assert "peak learning rate" not in output, "10 images x 2 are as many as 5 x 2 x 2 processes"
 
 
-def test_bf16_checkpointing_and_a_tracker_train_alike(straight_run: Path, image_shards: Path, tmp_path: Path):
+def test_bf16_checkpointing_and_a_tracker_train_alike(prepare, straight_run: Path, image_shards: Path, tmp_path: Path):
     options = {"bf16": True, "gradient_checkpointing": True, "report_to": "tensorboard", "max_grad_norm": 1}
-    finish(start(command(image_shards, tmp_path, **options)))
+    finish(prepare(command(image_shards, tmp_path, **options)))
     assert list(tmp_path.rglob("events.out.tfevents.*"))
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
     plain, mixed = (comparable_metrics(folder)[-1]["loss"] for folder in (straight_run, tmp_path))
@@ -237,8 +235,10 @@ def test_bf16_checkpointing_and_a_tracker_train_alike(straight_run: Path, image_
     assert mixed == pytest.approx(plain, rel=0.02)
 
 
-def test_a_compiled_run_trains_alike_and_saves_plain_names(straight_run: Path, image_shards: Path, tmp_path: Path):
-    finish(start(command(image_shards, tmp_path, torch_compile=True)))
+def test_a_compiled_run_trains_alike_and_saves_plain_names(
+    prepare, straight_run: Path, image_shards: Path, tmp_path: Path
+):
+    finish(prepare(command(image_shards, tmp_path, torch_compile=True)))
     compiled, plain = load_file(tmp_path / "model.safetensors"), load_file(straight_run / "model.safetensors")
     assert compiled.keys() == plain.keys()
     # The compiler draws other masks from the same seed.
@@ -263,8 +263,10 @@ def test_a_compiled_run_trains_alike_and_saves_plain_names(straight_run: Path, i
         ({"model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all"),
     ],
 )
-def test_a_bad_option_is_one_line_that_names_it(options: dict, wanted: str, image_shards: Path, tmp_path: Path):
-    process = start(command(image_shards, tmp_path / "run", **options))
+def test_a_bad_option_is_one_line_that_names_it(
+    prepare, options: dict, wanted: str, image_shards: Path, tmp_path: Path
+):
+    process = prepare(command(image_shards, tmp_path / "run", **options))
     output, _ = process.communicate(timeout=120)
     assert process.returncode not in (0, None)
     assert wanted in output.splitlines()[-1], output

@@ -108,48 +108,48 @@ def test_the_saved_model_is_the_average_and_the_checkpoint_is_not(straight_run: 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kills_change_nothing_with_resampling_and_average(
-    workers: int, straight_run: Path, labelled: Path, tmp_path: Path
+    prepare, workers: int, straight_run: Path, labelled: Path, tmp_path: Path
 ):
     reference = straight_run
     if workers:
         reference = tmp_path / "straight"
-        finish(start(command(labelled, reference, dataloader_num_workers=workers)))
+        finish(prepare(command(labelled, reference, dataloader_num_workers=workers)))
     killed = tmp_path / "killed"
     arguments = command(labelled, killed, dataloader_num_workers=workers)
     for step in sorted(random.SystemRandom().sample(range(2, STEPS - 4), min(KILLS, 20))):
         print(f"killing after step {step}")
-        kill_after(start(arguments, start_new_session=True), killed, step)
-    finish(start(arguments))
+        kill_after(prepare(arguments), killed, step)
+    finish(prepare(arguments))
     assert_same_run(reference, killed)
 
 
-def test_another_order_of_classes_cannot_continue_a_run(straight_run: Path, labelled: Path, tmp_path: Path):
+def test_another_order_of_classes_cannot_continue_a_run(prepare, straight_run: Path, labelled: Path, tmp_path: Path):
     content = json.loads((labelled / "vocabulary.json").read_text())
     for label, id in zip(content["classes"], reversed(IDS), strict=True):
         label["id"] = id
     other = tmp_path / "vocabulary.json"
     other.write_text(json.dumps(content))
     options = {"vocabulary_file": other, "max_steps": STEPS + 1}
-    output = finish(start(command(labelled, straight_run, **options)), expected=1)
+    output = finish(prepare(command(labelled, straight_run, **options)), expected=1)
     assert "belongs to a stream with repeats" in output.splitlines()[-1]
 
 
-def test_another_resampling_cannot_continue_a_run(straight_run: Path, labelled: Path):
+def test_another_resampling_cannot_continue_a_run(prepare, straight_run: Path, labelled: Path):
     options = {"resampling_ratio": 1.2, "max_steps": STEPS + 1}
-    output = finish(start(command(labelled, straight_run, **options)), expected=1)
+    output = finish(prepare(command(labelled, straight_run, **options)), expected=1)
     assert "belongs to a stream with" in output.splitlines()[-1]
 
 
-def test_a_mae_run_is_continued_and_the_ledger_adds_up(labelled: Path, tmp_path: Path):
+def test_a_mae_run_is_continued_and_the_ledger_adds_up(prepare, labelled: Path, tmp_path: Path):
     mae = tmp_path / "mae"
     options = {"dataset_name": labelled, "max_steps": 2, "per_device_train_batch_size": 8, "dataloader_num_workers": 0}
     decoder = (
         "decoder_hidden_size=8,decoder_num_hidden_layers=1,decoder_num_attention_heads=2,decoder_intermediate_size=16"
     )
-    finish(start(script("run_mae.py", output_dir=mae, config_overrides=f"{TINY},{decoder}", **options)))
+    finish(prepare(script("run_mae.py", output_dir=mae, config_overrides=f"{TINY},{decoder}", **options)))
     maws = tmp_path / "maws"
     arguments = {"model_name_or_path": mae, "config_overrides": "", "max_steps": 1, "learning_rate": 0, "ema_decay": 0}
-    output = finish(start(command(labelled, maws, warmup_steps=0, **arguments)))
+    output = finish(prepare(command(labelled, maws, warmup_steps=0, **arguments)))
     stages = json.loads((maws / "training.json").read_text())["stages"]
     assert [(stage["name"], stage["images"]) for stage in stages] == [("mae", 16), ("wsp", 8)]
     assert f"= {sum(stage['flops'] for stage in stages):.3g}" in output
@@ -159,18 +159,18 @@ def test_a_mae_run_is_continued_and_the_ledger_adds_up(labelled: Path, tmp_path:
             assert torch.equal(after[name], before[name]), name
 
 
-def test_a_head_is_kept_for_the_same_classes_only(straight_run: Path, labelled: Path, tmp_path: Path):
+def test_a_head_is_kept_for_the_same_classes_only(prepare, straight_run: Path, labelled: Path, tmp_path: Path):
     content = json.loads((labelled / "vocabulary.json").read_text())
     options = {"model_name_or_path": straight_run, "config_overrides": "", "max_steps": 1, "learning_rate": 0}
     options |= {"warmup_steps": 0, "ema_decay": 0, "resampling_ratio": 1}
-    finish(start(command(labelled, tmp_path / "same", **options)))
+    finish(prepare(command(labelled, tmp_path / "same", **options)))
     for label in content["classes"]:
         label["name"] = f"other {label['name']}"
     (tmp_path / "names.json").write_text(json.dumps(content))
-    finish(start(command(labelled, tmp_path / "names", vocabulary_file=tmp_path / "names.json", **options)))
+    finish(prepare(command(labelled, tmp_path / "names", vocabulary_file=tmp_path / "names.json", **options)))
     content["images"] -= content["classes"].pop()["rarest"]
     (tmp_path / "fewer.json").write_text(json.dumps(content))
-    finish(start(command(labelled, tmp_path / "fewer", vocabulary_file=tmp_path / "fewer.json", **options)))
+    finish(prepare(command(labelled, tmp_path / "fewer", vocabulary_file=tmp_path / "fewer.json", **options)))
     heads = {
         folder.name: load_file(folder / "model.safetensors")["classifier.weight"]
         for folder in (straight_run, tmp_path / "same", tmp_path / "names", tmp_path / "fewer")
@@ -181,24 +181,25 @@ def test_a_head_is_kept_for_the_same_classes_only(straight_run: Path, labelled: 
     assert heads["fewer"].shape == (2, 16)
 
 
-def test_a_run_cannot_start_from_its_own_folder(straight_run: Path, labelled: Path):
-    output = finish(start(command(labelled, straight_run, model_name_or_path=straight_run)), expected=2)
+def test_a_run_cannot_start_from_its_own_folder(prepare, straight_run: Path, labelled: Path):
+    output = finish(prepare(command(labelled, straight_run, model_name_or_path=straight_run)), expected=2)
     assert "another folder than --output_dir" in output.splitlines()[-1]
 
 
-def test_plain_class_indices_and_the_sigmoid_loss(image_shards: Path, tmp_path: Path):
+def test_plain_class_indices_and_the_sigmoid_loss(prepare, image_shards: Path, tmp_path: Path):
     features = Features({"image": Image(), "label": Value("int64")})
     images = [{"bytes": draw_image(i), "path": None} for i in range(20)]
     data = Dataset.from_dict({"image": images, "label": [0] * 16 + [0, 1, 2, 3]}, features=features)
     data.to_parquet(tmp_path / "data" / "train.parquet")
     options = {"num_labels": 4, "loss": "sigmoid", "ema_decay": 0, "max_steps": 4}
-    finish(start(command(tmp_path / "data", tmp_path / "run", **options)))
+    finish(prepare(command(tmp_path / "data", tmp_path / "run", **options)))
     model = MawsViTForImageClassification.from_pretrained(tmp_path / "run")
     assert model.config.problem_type == "multi_label_classification"
     assert (model.classifier.bias < -9).all()
-    output = finish(start(command(tmp_path / "data", tmp_path / "other", **{**options, "num_labels": 3})), expected=1)
-    assert "label 3 in label is not in 0..2" in output.splitlines()[-1]
-    output = finish(start(command(image_shards, tmp_path / "none", **options)), expected=1)
+    fewer = options | {"num_labels": 3}
+    output = finish(prepare(command(tmp_path / "data", tmp_path / "other", **fewer)), expected=1)
+    assert "label 3 in label is not in 0..2" in output.rstrip().splitlines()[-1]
+    output = finish(prepare(command(image_shards, tmp_path / "none", **options)), expected=1)
     assert "scripts/build_wsp_labels.py" in output.splitlines()[-1]
 
 

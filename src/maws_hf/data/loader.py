@@ -62,6 +62,8 @@ def build_loader(
     if num_workers not in (None, stream.num_workers):
         raise ValueError(f"num_workers is {num_workers}, but the stream was made for {stream.num_workers}")
     _allow_many_open_files()
+    if stream.num_workers:
+        _shield_the_fork_server()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*set_vital")  # torchdata calls what torch has deprecated
         return StatefulDataLoader(
@@ -86,6 +88,19 @@ def _allow_many_open_files() -> None:
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _shield_the_fork_server() -> None:
+    """Has the process that makes the workers, by default from Python 3.14 on, not die of a SIGTERM to the whole group:
+    the workers would with it, and the running step with them. It ends with the main process."""
+    if sys.platform == "linux" and multiprocessing.get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _live_and_die_with_the_main_process(worker: int) -> None:
