@@ -4,7 +4,7 @@ INSTALLED = $(VENV)/installed
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 # One core is left to the data worker: threads that wait for each other on a full machine are many times slower.
 THREADS ?= $(shell echo $$(($(CORES) > 1 ? $(CORES) - 1 : 1)))
-# Processes that run the tests; each needs about 2 GB of memory.
+# Processes that run the tests, of one thread each for the same reason; each needs about 2 GB of memory.
 JOBS ?= 2
 
 .PHONY: demo test lint
@@ -42,7 +42,7 @@ demo: $(INSTALLED)
 		--output outputs/demo/report.html
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -3,14 +3,16 @@
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 from pathlib import Path
 
 from runs import ROOT
 
 
-def _run_script(arguments: list[str], output: Path, start_method: str) -> None:
+def _run_script(arguments: list[str], output: Path, start_method: str, environment: dict[str, str]) -> None:
     os.setsid()
+    os.environ.update(environment)
     multiprocessing.set_start_method(start_method, force=True)
     file = os.open(output, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
@@ -25,14 +27,23 @@ class Prepared:
 
     Args:
         start_method: how it starts data workers; by default as any process here.
+        environment: variables that are read after everything has been imported.
     """
 
-    def __init__(self, arguments: list[str], output: Path, start_method: str | None = None):
+    def __init__(
+        self,
+        arguments: list[str],
+        output: Path,
+        start_method: str | None = None,
+        environment: dict[str, str] | None = None,
+    ):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["maws_hf.training.loop", "maws_hf.training.pairs", "maws_hf.visualization"])
         self.output = output
         start_method = start_method or multiprocessing.get_start_method()
-        self.process = context.Process(target=_run_script, args=(arguments[1:], output, start_method))
+        self.process = context.Process(
+            target=_run_script, args=(arguments[1:], output, start_method, environment or {})
+        )
         self.process.start()
         self.pid = self.process.pid
         self.terminate = self.process.terminate
@@ -46,3 +57,15 @@ class Prepared:
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
         self.process.join(timeout)
         return self.output.read_text(encoding="utf-8"), None
+
+
+def rank_environments(count: int) -> list[dict[str, str]]:
+    """What torchrun tells each of `count` processes of a run on this machine."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    return [
+        {**meeting, "LOCAL_WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for rank in range(count)
+    ]

@@ -1,14 +1,12 @@
 """The example scripts with sharded parameters, on a few processes over gloo, beside data-parallel runs of the same."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, List
-from runs import ROOT, script
+from prepared_runs import rank_environments
+from runs import finish, script
 from safetensors.torch import load_file
 from tiny import draw_image
 
@@ -36,35 +34,31 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(
-    name: str, data: Path, output_dir: Path, environment: dict[str, str], processes: int = 2, **options: object
-) -> str:
-    defaults = {
-        "dataset_name": data,
-        "output_dir": output_dir,
-        "config_overrides": TINY,
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-3,
-        "adam_epsilon": 1e-3,  # so that an update does not turn rounding into a step of full length
-        "max_grad_norm": 0.3,
-        "ema_decay": 0.9,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "dataloader_num_workers": 0,
-    }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    finished = subprocess.run(
-        [*launch, *script(name, **{**defaults, **options})[1:]],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout + finished.stderr
+@pytest.fixture
+def run(prepare):
+    def run(
+        name: str, data: Path, output_dir: Path, environment: dict[str, str], processes: int = 2, **options: object
+    ) -> str:
+        defaults = {
+            "dataset_name": data,
+            "output_dir": output_dir,
+            "config_overrides": TINY,
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-3,
+            "adam_epsilon": 1e-3,  # so that an update does not turn rounding into a step of full length
+            "max_grad_norm": 0.3,
+            "ema_decay": 0.9,
+            "logging_steps": 1,
+            "save_steps": 2,
+            "dataloader_num_workers": 0,
+        }
+        command = script(name, **{**defaults, **options})
+        ranks = [prepare(command, environment={**environment, **rank}) for rank in rank_environments(processes)]
+        return "".join([finish(rank) for rank in ranks])
+
+    return run
 
 
 def assert_same_weights(left: Path, right: Path) -> None:
@@ -74,7 +68,7 @@ def assert_same_weights(left: Path, right: Path) -> None:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_mae_ends_in_the_weights_of_a_data_parallel_run_and_continues(image_shards: Path, tmp_path: Path):
+def test_mae_ends_in_the_weights_of_a_data_parallel_run_and_continues(run, image_shards: Path, tmp_path: Path):
     run("run_mae.py", image_shards, tmp_path / "whole", {}, picture_steps=2)
     run("run_mae.py", image_shards, tmp_path / "sharded", SHARDED, picture_steps=2)
     assert_same_weights(tmp_path / "sharded", tmp_path / "whole")
@@ -117,7 +111,7 @@ def test_mae_ends_in_the_weights_of_a_data_parallel_run_and_continues(image_shar
         assert {int(after.read(f"optimizer/{name}")) for name in after.names("optimizer/") if "|step" in name} == {5}
 
 
-def test_wsp_ends_in_the_weights_of_a_data_parallel_run(labelled: Path, tmp_path: Path):
+def test_wsp_ends_in_the_weights_of_a_data_parallel_run(run, labelled: Path, tmp_path: Path):
     run("run_wsp.py", labelled, tmp_path / "whole", {}, bf16=True, gradient_checkpointing=True)
     run("run_wsp.py", labelled, tmp_path / "sharded", SHARDED, bf16=True, gradient_checkpointing=True)
     assert_same_weights(tmp_path / "sharded", tmp_path / "whole")
@@ -125,7 +119,7 @@ def test_wsp_ends_in_the_weights_of_a_data_parallel_run(labelled: Path, tmp_path
 
 
 def test_copies_that_are_sharded_end_in_the_weights_of_a_data_parallel_run_and_continue_as_one(
-    image_shards: Path, tmp_path: Path
+    run, image_shards: Path, tmp_path: Path
 ):
     sizes = {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"}
     options = {"per_device_train_batch_size": 2, "processes": 4}
@@ -146,7 +140,7 @@ def test_copies_that_are_sharded_end_in_the_weights_of_a_data_parallel_run_and_c
     assert_same_weights(tmp_path / "hybrid", tmp_path / "whole")
 
 
-def test_one_process_is_sharded_as_well(image_shards: Path, tmp_path: Path):
+def test_one_process_is_sharded_as_well(run, image_shards: Path, tmp_path: Path):
     options = {"processes": 1, "picture_steps": 2}
     run("run_mae.py", image_shards, tmp_path / "whole", {}, **options)
     run("run_mae.py", image_shards, tmp_path / "sharded", SHARDED, **options)
