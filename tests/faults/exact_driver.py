@@ -40,6 +40,9 @@ class Dealt:
     def state_dict(self) -> dict:
         return {}
 
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
 
 def samples() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
