@@ -21,6 +21,7 @@ that of the operations, which a machine without fixed costs and bottlenecks woul
 
 import argparse
 import gc
+import itertools
 import json
 import math
 import os
@@ -232,23 +233,28 @@ def main() -> None:
         arguments.compile,
         arguments.rounds,
     )
-    precision = "bfloat16 autocast" if arguments.bf16 else "float32"
-    print(describe_machine(arguments.device))
-    print(f"{start.size}, {start.batch} images of {start.image_size}, {start.mask_ratio:.0%} hidden, {precision}; or:")
     values = {
         "batch": arguments.batches,
         "image_size": arguments.image_sizes,
         "mask_ratio": arguments.mask_ratios,
         "size": arguments.sizes,
     }
+    points = {axis: [replace(start, **{axis: value}) for value in values[axis]] for axis in arguments.axes}
+    try:
+        for point in [start, *itertools.chain(*points.values())]:
+            config_of(point.size, point.image_size, point.mask_ratio)
+    except ValueError as error:
+        raise SystemExit(f"bench_growth.py: error: {error}") from None
+    precision = "bfloat16 autocast" if arguments.bf16 else "float32"
+    print(describe_machine(arguments.device))
+    print(f"{start.size}, {start.batch} images of {start.image_size}, {start.mask_ratio:.0%} hidden, {precision}; or:")
     known: dict[Point, dict[str, Any]] = {}
     records: dict[str, list[dict[str, Any]]] = {}
     for axis in arguments.axes:
-        points = [replace(start, **{axis: value}) for value in values[axis]]
-        for point in points:
+        for point in points[axis]:
             if point not in known:
                 known[point] = record_of(point)
-        records[axis] = [known[point] for point in points]
+        records[axis] = [known[point] for point in points[axis]]
         print(f"\n{axis}\n\n{table_of(axis, records[axis])}\n{growth_of(axis, records[axis])}", flush=True)
         if arguments.json:
             content = {"machine": describe_machine(arguments.device), "records": list(known.values())}

@@ -130,7 +130,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=positive, default=20, help="counted in each run of the loop (default: 20)")
     parser.add_argument("--batches", type=positive, nargs="+", default=[64, 512], help="of part 2 (default: 64 512)")
     workers = f"of part 2 (default: {cores} 8); the last number with --device"
-    parser.add_argument("--workers", type=int, nargs="+", default=[cores, 8], help=workers)
+    parser.add_argument("--workers", type=positive, nargs="+", default=[cores, 8], help=workers)
     parser.add_argument(
         "--loads", type=float, nargs="+", default=[0.5], help="rates, as shares of the loader's supply (default: 0.5)"
     )

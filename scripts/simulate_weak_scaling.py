@@ -42,7 +42,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from side_by_side import markdown_table
+from side_by_side import markdown_table, positive
 from simulated_step import TASKS, WAYS, Cluster, Stage, simulate, stages_of
 
 from maws_hf import MawsViTConfig
@@ -87,7 +87,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gpus", nargs="+", type=int, default=[8, 16, 32, 64, 128, 256, 512, 1024])
     parser.add_argument("--gpus_per_node", type=int, default=8)
     parser.add_argument("--images_per_gpu", type=int, default=64)
-    parser.add_argument("--labels", type=int, default=28_000, help="classes of wsp (default: 28000)")
+    parser.add_argument("--labels", type=positive, default=28_000, help="classes of wsp (default: 28000)")
     parser.add_argument(
         "--tflops", type=float, default=395.0, help="useful rate of a GPU; the default is half of an H200's 790"
     )
@@ -97,14 +97,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     # Between the constants in NCCL's tuning.cc: 1.9 and 4.0 for its protocol LL128, 3.4 and 14 for Simple.
     parser.add_argument("--nvlink_us", type=float, default=2.0, help="latency of a hop in a node (default: 2)")
     parser.add_argument("--ib_us", type=float, default=5.0, help="latency of a hop between nodes (default: 5)")
-    parser.add_argument("--rings", type=int, help="cards a message is spread over (default: one a GPU)")
+    parser.add_argument("--rings", type=positive, help="cards a message is spread over (default: one a GPU)")
     parser.add_argument("--bucket_mb", type=float, default=25.0, help="of DDP (default: 25, as in PyTorch)")
     parser.add_argument("--memory_gib", type=float, default=139.0, help="of a GPU (default: 139)")
     parser.add_argument("--no_overlap", action="store_true", help="communication waits for compute, and the reverse")
     parser.add_argument("--output", type=Path, help="picture to draw")
     arguments = parser.parse_args(argv)
-    positive = ("gpus_per_node", "images_per_gpu", "tflops", "nvlink_gbps", "ib_gbps", "bucket_mb", "memory_gib")
-    for name in positive:
+    above_zero = ("gpus_per_node", "images_per_gpu", "tflops", "nvlink_gbps", "ib_gbps", "bucket_mb", "memory_gib")
+    for name in above_zero:
         if getattr(arguments, name) <= 0:
             parser.error(f"--{name} {getattr(arguments, name)} must be more than 0")
     for gpus in arguments.gpus:

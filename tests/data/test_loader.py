@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -200,6 +201,32 @@ def test_a_worker_whose_main_process_is_killed_before_it_has_begun_does_not_stay
     # The output ends when the last process that can write to it has ended.
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=40)
     assert killed.returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers look for their main process every 5 seconds")
+def test_a_fork_server_survives_sigterm_and_its_workers_end_with_a_killed_main_process(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing, os, signal, time\n"
+        "from maws_hf.data import loader\n"
+        "def worker(begun):\n"
+        "    loader._live_and_die_with_the_main_process(0)\n"
+        "    begun.set()\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('forkserver')\n"
+        "    loader._shield_the_fork_server()\n"
+        "    begun = multiprocessing.Event()\n"
+        "    multiprocessing.Process(target=worker, args=(begun,)).start()\n"
+        "    begun.wait()\n"
+        "    server = multiprocessing.forkserver._forkserver._forkserver_pid\n"
+        "    print(open(f'/proc/{server}/status').read(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=50)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    blocked = int(re.search(r"SigBlk:\s*(\w+)", killed.stdout)[1], 16)
+    assert blocked >> (signal.SIGTERM - 1) & 1
 
 
 def refuse(sample, rng):

@@ -13,10 +13,19 @@ from maws_hf import MawsMAEForPreTraining
 
 @pytest.fixture
 def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    for name, value in {**environment, "HF_HUB_OFFLINE": "1"}.items():
-        monkeypatch.setenv(name, value)  # before the first fork, which hands them on
-    return lambda arguments, **options: Prepared(arguments, tmp_path / f"{time.monotonic_ns()}.txt", **options)
+    environment = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    for name, value in {**environment, "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)  # before the first fork, whose imports read some of them
+    runs: list[Prepared] = []
+
+    def prepare(arguments: list[str], start_method: str | None = None, **more: str) -> Prepared:
+        output = tmp_path / f"{time.monotonic_ns()}.txt"
+        runs.append(Prepared(arguments, output, {**environment, **more}, start_method))
+        return runs[-1]
+
+    yield prepare
+    for run in runs:
+        run.kill()  # what a failed test has left; pytest would wait for it
 
 
 @pytest.fixture(scope="module")

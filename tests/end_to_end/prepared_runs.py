@@ -3,14 +3,16 @@
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from runs import ROOT
 
 
-def _run_script(arguments: list[str], output: Path, start_method: str, environment: dict[str, str]) -> None:
+def _run_script(arguments: list[str], output: Path, environment: dict[str, str], start_method: str) -> None:
     os.setsid()
     os.environ.update(environment)
     multiprocessing.set_start_method(start_method, force=True)
@@ -26,27 +28,29 @@ class Prepared:
     """A run in a process that is forked from one that has imported everything; to `runs.py` it is a `Popen`.
 
     Args:
-        start_method: how it starts data workers; by default as any process here.
         environment: variables that are read after everything has been imported.
+        start_method: how it starts data workers; by default as any process here.
     """
 
     def __init__(
-        self,
-        arguments: list[str],
-        output: Path,
-        start_method: str | None = None,
-        environment: dict[str, str] | None = None,
+        self, arguments: list[str], output: Path, environment: dict[str, str], start_method: str | None = None
     ):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["maws_hf.training.loop", "maws_hf.training.pairs", "maws_hf.visualization"])
         self.output = output
         start_method = start_method or multiprocessing.get_start_method()
-        self.process = context.Process(
-            target=_run_script, args=(arguments[1:], output, start_method, environment or {})
-        )
+        self.process = context.Process(target=_run_script, args=(arguments[1:], output, environment, start_method))
         self.process.start()
         self.pid = self.process.pid
         self.terminate = self.process.terminate
+
+    def kill(self) -> None:
+        """It and its workers, if it still runs."""
+        if self.process.is_alive():
+            with suppress(ProcessLookupError):  # it has no group yet
+                os.killpg(self.pid, signal.SIGKILL)
+            self.process.kill()
+            self.process.join()
 
     @property
     def returncode(self) -> int | None:

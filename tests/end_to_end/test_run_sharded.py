@@ -1,12 +1,14 @@
 """The example scripts with sharded parameters, on a few processes over gloo, beside data-parallel runs of the same."""
 
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, List
 from prepared_runs import rank_environments
-from runs import finish, script
+from runs import finish, script, start
 from safetensors.torch import load_file
 from tiny import draw_image
 
@@ -35,9 +37,15 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(prepare):
+def run(prepare, monkeypatch: pytest.MonkeyPatch):
     def run(
-        name: str, data: Path, output_dir: Path, environment: dict[str, str], processes: int = 2, **options: object
+        name: str,
+        data: Path,
+        output_dir: Path,
+        environment: dict[str, str],
+        processes: int = 2,
+        torchrun: bool = False,
+        **options: object,
     ) -> str:
         defaults = {
             "dataset_name": data,
@@ -55,8 +63,17 @@ def run(prepare):
             "dataloader_num_workers": 0,
         }
         command = script(name, **{**defaults, **options})
-        ranks = [prepare(command, environment={**environment, **rank}) for rank in rank_environments(processes)]
-        return "".join([finish(rank) for rank in ranks])
+        if torchrun:
+            for variable, value in environment.items():
+                monkeypatch.setenv(variable, value)
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+            return finish(start(launch + command[1:]))
+        ranks = [prepare(command, **environment, **rank) for rank in rank_environments(processes)]
+        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+            time.sleep(0.05)  # of the others, one that has failed is waited for
+        printed = "".join(rank.output.read_text(encoding="utf-8") for rank in ranks)
+        assert [rank.poll() for rank in ranks] == [0] * processes, printed
+        return printed
 
     return run
 
@@ -143,6 +160,6 @@ def test_copies_that_are_sharded_end_in_the_weights_of_a_data_parallel_run_and_c
 def test_one_process_is_sharded_as_well(run, image_shards: Path, tmp_path: Path):
     options = {"processes": 1, "picture_steps": 2}
     run("run_mae.py", image_shards, tmp_path / "whole", {}, **options)
-    run("run_mae.py", image_shards, tmp_path / "sharded", SHARDED, **options)
+    run("run_mae.py", image_shards, tmp_path / "sharded", SHARDED, torchrun=True, **options)
     assert_same_weights(tmp_path / "sharded", tmp_path / "whole")
     assert (tmp_path / "sharded/checkpoints/step-00000004/shard-00000-of-00001.safetensors").exists()

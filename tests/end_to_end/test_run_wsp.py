@@ -198,6 +198,7 @@ def test_plain_class_indices_and_the_sigmoid_loss(prepare, image_shards: Path, t
     assert (model.classifier.bias < -9).all()
     fewer = options | {"num_labels": 3}
     output = finish(prepare(command(tmp_path / "data", tmp_path / "other", **fewer)), expected=1)
+    # A prepared process clears its progress bar after that line.
     assert "label 3 in label is not in 0..2" in output.rstrip().splitlines()[-1]
     output = finish(prepare(command(image_shards, tmp_path / "none", **options)), expected=1)
     assert "scripts/build_wsp_labels.py" in output.splitlines()[-1]

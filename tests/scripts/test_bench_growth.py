@@ -123,3 +123,15 @@ def test_all_points_are_measured_once_and_drawn(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for axis in ("batch", "image_size", "mask_ratio", "size"):
         assert f"\n{axis}\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "error"), [("--image_sizes 96 100", "image_size=100"), ("--mask_ratio 1.5", "1.5")]
+)
+def test_a_model_that_is_not_possible_is_an_error_before_anything_is_measured(
+    options: str, error: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.argv", ["bench_growth.py", *options.split()])
+    monkeypatch.setattr(bench_growth, "record_of", lambda point: pytest.fail(f"{point} was measured"))
+    with pytest.raises(SystemExit, match=f"error: .*{error} is not possible"):
+        main()

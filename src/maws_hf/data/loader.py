@@ -92,10 +92,12 @@ def _allow_many_open_files() -> None:
 
 def _shield_the_fork_server() -> None:
     """Has the process that makes the workers, by default from Python 3.14 on, not die of a SIGTERM to the whole group:
-    the workers would with it, and the running step with them. It ends with the main process."""
+    the workers would be lost with it, and the running step with them. One that runs already stays as it is. It ends
+    with the main process and the workers."""
     if sys.platform == "linux" and multiprocessing.get_start_method() == "forkserver":
-        from multiprocessing import forkserver
+        from multiprocessing import forkserver, resource_tracker
 
+        resource_tracker.ensure_running()  # its start would unblock the signal
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited
         try:
             forkserver.ensure_running()
@@ -108,13 +110,16 @@ def _live_and_die_with_the_main_process(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         # The main process ends its workers by SIGTERM, and at its own exit waits until they are gone: that one counts.
-        main_process = multiprocessing.parent_process().pid
+        main_process = multiprocessing.parent_process()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_when_the_main_process_says_so, args=(main_process,), daemon=True).start()
+        threading.Thread(target=_exit_when_the_main_process_says_so, args=(main_process.pid,), daemon=True).start()
         # And when the main process is killed, they must not stay behind: they have its connections, and the other
         # ranks would wait for a process that is gone.
+        if multiprocessing.get_start_method() == "forkserver":  # the parent, which lives as long as its children
+            threading.Thread(target=_exit_after_the_main_process, args=(main_process,), daemon=True).start()
+            return
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != main_process and multiprocessing.get_start_method() != "forkserver":
+        if os.getppid() != main_process.pid:
             os._exit(1)  # it was killed before
 
 
@@ -122,6 +127,11 @@ def _exit_when_the_main_process_says_so(main_process: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
         pass
     os._exit(0)
+
+
+def _exit_after_the_main_process(main_process: multiprocessing.Process) -> None:
+    main_process.join()
+    os._exit(1)
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:

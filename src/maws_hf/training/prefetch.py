@@ -32,7 +32,7 @@ def reads_ahead(device: torch.device) -> bool:
 
 
 class OnDemand(AbstractContextManager):
-    """Reads a batch when it is asked for one. To be entered, and used by one thread.
+    """Reads a batch when it is asked for one. To be entered, and used by one thread; over, once it is left.
 
     Args:
         loader: infinite batches from `maws_hf.data.loader.build_loader`: dicts of tensors and lists.
