@@ -70,7 +70,7 @@ def run(prepare, monkeypatch: pytest.MonkeyPatch):
             return finish(start(launch + command[1:]))
         ranks = [prepare(command, **environment, **rank) for rank in rank_environments(processes)]
         while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
-            time.sleep(0.05)  # of the others, one that has failed is waited for
+            time.sleep(0.05)  # until one has failed: the others would wait for it
         printed = "".join(rank.output.read_text(encoding="utf-8") for rank in ranks)
         assert [rank.poll() for rank in ranks] == [0] * processes, printed
         return printed
