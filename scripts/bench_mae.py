@@ -119,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
         arguments.batch = usual_batch(arguments.device)
     if arguments.peers is None:
         arguments.peers = [peer for peer in PEERS if peer != "original" or arguments.original]
-    patch = MawsViTConfig.from_size(arguments.size).patch_size
+    patch = SIZES[arguments.size]["patch_size"]
     if arguments.image_size % patch:
         parser.error(f"--image_size {arguments.image_size} is no multiple of the patch of {patch}")
     if "original" in arguments.peers and not arguments.original:

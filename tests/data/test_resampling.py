@@ -271,7 +271,7 @@ def test_label_that_was_not_counted_as_a_class_ends_the_stream():
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_loader_resumes_at_every_copy(workers):
+def test_loader_resumes_at_any_copy(workers):
     def loader_of():
         return build_loader(stream_of(5 / 3, num_workers=workers), batch_size=1)
 

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -61,15 +60,3 @@ class Prepared:
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
         self.process.join(timeout)
         return self.output.read_text(encoding="utf-8"), None
-
-
-def rank_environments(count: int) -> list[dict[str, str]]:
-    """What torchrun tells each of `count` processes of a run on this machine."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    return [
-        {**meeting, "LOCAL_WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        for rank in range(count)
-    ]

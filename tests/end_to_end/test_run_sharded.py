@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, List
-from prepared_runs import rank_environments
+from rank_environments import rank_environments
 from runs import finish, script, start
 from safetensors.torch import load_file
 from tiny import draw_image

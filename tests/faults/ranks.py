@@ -3,13 +3,14 @@
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from rank_environments import rank_environments
 
 TESTS = Path(__file__).parents[1]
 DEADLINE = 60  # seconds for one scene; a hang is a failure with a name
@@ -40,14 +41,11 @@ def scene(world_size: int, act: Callable[..., Any], folder: Path, *arguments: An
     What a rank prints is collected in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
     files = [folder / f"rank-{rank}.json" for rank in range(world_size)]
     ranks = [
-        context.Process(target=_be_rank, args=(rank, world_size, port, files[rank], act, arguments))
-        for rank in range(world_size)
+        context.Process(target=_be_rank, args=(environment, file, act, arguments))
+        for environment, file in zip(rank_environments(world_size), files, strict=True)
     ]
     begin = time.monotonic()
     for process in ranks:
@@ -75,21 +73,14 @@ def scene(world_size: int, act: Callable[..., Any], folder: Path, *arguments: An
     return results
 
 
-def _be_rank(rank: int, world_size: int, port: int, file: Path, act: Callable[..., Any], arguments: tuple) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+def _be_rank(environment: dict[str, str], file: Path, act: Callable[..., Any], arguments: tuple) -> None:
+    os.environ.update(environment)
     output = os.open(file.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     sys.stdout.reconfigure(line_buffering=True)
     try:
-        result, code = {"answer": act(rank, *arguments)}, 0
+        result, code = {"answer": act(int(environment["RANK"]), *arguments)}, 0
     except Exception as error:
         result, code = {"error": f"{type(error).__name__}: {error}"}, 1
     file.write_text(json.dumps(result))
