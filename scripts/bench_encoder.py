@@ -1,6 +1,6 @@
 r"""How fast does an encoder answer, features or class scores, beside timm's and transformers' form of the same model?
 
-    pip install timm
+    pip install -c constraints.txt timm
     OMP_NUM_THREADS=1 python scripts/bench_encoder.py
     OMP_NUM_THREADS=1 python scripts/bench_encoder.py --size vit_l16 --image_size 224 512
     python scripts/bench_encoder.py --size vit_h14 --image_size 224 518 --device cuda --dtype bfloat16 --batch 256

@@ -1,6 +1,6 @@
 r"""How fast is a step of fine-tuning (forward, backward, AdamW), beside timm's and transformers' form of the model?
 
-    pip install timm
+    pip install -c constraints.txt timm
     OMP_NUM_THREADS=1 python scripts/bench_finetune.py
     OMP_NUM_THREADS=1 python scripts/bench_finetune.py --image_size 224 384 512 --batch 4 --dtype bfloat16
     python scripts/bench_finetune.py --size vit_l16 --image_size 512 --batch 32 --device cuda --compile

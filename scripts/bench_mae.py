@@ -2,7 +2,7 @@ r"""How fast is a step of masked pre-training (forward, backward, AdamW), agains
 
     OMP_NUM_THREADS=1 python scripts/bench_mae.py --peers transformers
     git clone https://github.com/facebookresearch/mae
-    pip install timm lightly
+    pip install -c constraints.txt timm lightly
     OMP_NUM_THREADS=1 python scripts/bench_mae.py --original mae
     python scripts/bench_mae.py --original mae --device cuda --size vit_l16 --batch 256
 
@@ -13,6 +13,8 @@ uint8 pixels and normalises them itself, the peers get normalised floats.
 Memory is the peak of a process of its own that runs two steps, above what it held before the model was built; on a
 GPU, of this process's tensors. There ours is timed with one peer after the other, so that no more than two models are
 on it; its row has all of its turns.
+"of product" compares with the rate of a large matrix product alone, measured before each table: operations a second of
+the matrix products that ours computes; what a peer computes besides is of no use.
 `--profile` prints instead on which operations a step of each form spends its time. On a GPU it adds up kernels, which
 only have names: the products of eager attention are matrix products like others there.
 """
@@ -50,6 +52,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
 
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig
+from maws_hf.evaluation.flops import mae_training_flops, measure_matmul_peak
 from maws_hf.models.configuration_maws_vit import SIZES
 
 OURS = "maws_hf"
@@ -192,6 +195,7 @@ def inputs(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
 
 def table(arguments: argparse.Namespace, dtype: str) -> str:
     forms = forms_of(arguments)
+    rate = measure_matmul_peak(torch.device(arguments.device), DTYPES[dtype], seconds=2)
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     losses, ratios = {}, {}
     for names in timed_together([*forms], arguments.device):
@@ -204,6 +208,8 @@ def table(arguments: argparse.Namespace, dtype: str) -> str:
             losses[name] = found[name].item()
             ratios[name] = ratio(times, OURS, name)
     unit, of_a_second = unit_of_time(arguments.device)
+    config = MawsViTConfig.from_size(arguments.size, image_size=arguments.image_size)
+    at_the_rate = mae_training_flops(config) * arguments.batch / rate
     rows = []
     for name, (whose, fused) in forms.items():
         median = statistics.median_high(seconds[name])
@@ -212,15 +218,15 @@ def table(arguments: argparse.Namespace, dtype: str) -> str:
                 name,
                 f"{median * of_a_second:.3f}",
                 f"{arguments.batch / median:.2f}",
+                f"{at_the_rate / median:.1%}",
                 "" if name == OURS else f"{ratios[name]:.2f}",
                 f"{losses[name]:.7f}",
                 f"{losses[name] - losses[OURS]:+.1e}",
                 "" if arguments.no_memory else f"{peak_gib(whose, fused, dtype, arguments):.2f}",
             ]
         )
-    return markdown_table(
-        ["", f"{unit}/step", "images/s", "ours is x as fast", "loss", "loss - ours", "peak GiB"], rows
-    )
+    header = ["", f"{unit}/step", "images/s", "of product", "ours is x as fast", "loss", "loss - ours", "peak GiB"]
+    return f"A large product: {rate / 1e12:.3g} TFLOP/s\n\n{markdown_table(header, rows)}"
 
 
 def timed_together(names: list[str], device: str) -> list[list[str]]:

@@ -1,6 +1,7 @@
-"""Other implementations that benchmarks compare with: `pip install timm lightly`, and clones of what is no package.
+"""Other implementations that benchmarks compare with, packages and clones of what is none.
 
-To be imported before transformers, which imports torchvision.
+`pip install -c constraints.txt timm lightly` keeps this torch, which torchvision's newest would replace. To be
+imported before transformers, which imports torchvision.
 """
 
 import importlib

@@ -4,6 +4,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig, MawsViTForImageClassification
+from maws_hf.evaluation import flops
 from maws_hf.evaluation.flops import (
     lit_training_flops,
     mae_training_flops,
@@ -109,11 +110,8 @@ def test_the_peak_is_measured_on_random_numbers_which_nobody_else_draws(
 ):
     operands = []
 
-    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        operands.extend([left, right])
-        return left
-
-    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    monkeypatch.setattr(flops, "product", lambda left, right: operands.extend([left, right]))
+    monkeypatch.setattr(flops, "suits_onednn", lambda left, right: True)
     state = torch.get_rng_state()
     measure_matmul_peak(torch.device("cpu"), dtype, seconds=0.001)
     assert torch.equal(torch.get_rng_state(), state)

@@ -12,7 +12,8 @@ from tiny import tiny_config
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import EventList, FunctionEvent
 
-from maws_hf import MawsMAEForPreTraining
+from maws_hf import MawsMAEForPreTraining, MawsViTConfig
+from maws_hf.evaluation.flops import mae_training_flops
 from maws_hf.hub.original_names import pieces_of
 
 
@@ -21,16 +22,20 @@ def test_losses_agree_and_a_row_says_how_much_faster(monkeypatch: pytest.MonkeyP
     options = ["--peers", "transformers", "--batch", "1", "--image_size", "64", "--rounds", "1", "--dtype", "float32"]
     monkeypatch.setattr("sys.argv", ["bench_mae.py", *options])
     monkeypatch.setattr(bench_mae, "peak_gib", lambda *arguments: 1.25)
+    monkeypatch.setattr(bench_mae, "measure_matmul_peak", lambda *arguments, **options: 1e11)
     bench_mae.main()
     printed = capsys.readouterr().out
     names = ["transformers, fused AdamW", "transformers, eager attention, fused AdamW", "maws_hf"]
     rows = re.findall(rf"^\| ({'|'.join(names)}) +\|(.*)\|$", printed, re.MULTILINE)
     assert [name for name, _ in rows] == names
     theirs, eager, ours = ([cell.strip() for cell in cells.split("|")] for _, cells in rows)
-    assert float(theirs[2]) > 0
-    assert ours[2] == ""
-    assert max(abs(float(theirs[4])), abs(float(eager[4]))) < 1e-5
-    assert ours[5] == theirs[5] == eager[5] == "1.25"
+    assert float(theirs[3]) > 0
+    operations = mae_training_flops(MawsViTConfig(image_size=64))
+    for row in (theirs, eager, ours):
+        assert float(row[2].rstrip("%")) == pytest.approx(100 * operations * float(row[1]) / 1e11, abs=0.1, rel=0.01)
+    assert ours[3] == ""
+    assert max(abs(float(theirs[5])), abs(float(eager[5]))) < 1e-5
+    assert ours[6] == theirs[6] == eager[6] == "1.25"
 
 
 def test_original_names_hold_all_of_our_weights():

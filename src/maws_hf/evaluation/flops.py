@@ -7,8 +7,10 @@ head); element-wise work is not "useful" in this ledger.
 import time
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedConfig
 
+from ..kernels.linear import product, suits_onednn
 from ..masking import num_kept_patches, num_predicted_patches
 from ..models.configuration_maws_vit import MawsViTConfig, as_pair
 
@@ -125,15 +127,17 @@ def lit_training_flops(
 
 
 def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Operations a second of a large square matrix product, best of the trials that fit into `seconds`."""
+    """Operations a second of a large square matrix product as the models' layers compute it, best of the trials that
+    fit into `seconds`."""
     side = 8192 if device.type == "cuda" else 1024
     # Random, as a GPU needs less power for equal numbers and then runs faster; drawn without touching anybody's seed.
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(side, side, device=device, dtype=dtype, generator=generator) for _ in range(2))
+    multiply = product if suits_onednn(left, right) else F.linear
     best, deadline = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < deadline:
         start = time.perf_counter()
-        left @ right
+        multiply(left, right)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = max(best, 2 * side**3 / (time.perf_counter() - start))
