@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--shards", type=positive, default=16, help="files they lie in (default: %(default)s)")
     parser.add_argument("--num_proc", type=positive, nargs="+", default=[1, 2], help="processes (default: 1 2)")
     args = parser.parse_args()
+    if args.rows < args.shards:
+        parser.error(f"--rows {args.rows} leave some of --shards {args.shards} empty")
     with tempfile.TemporaryDirectory() as folder:
         captions = Path(folder, "captions")
         write_captions(captions, args.rows, args.shards)

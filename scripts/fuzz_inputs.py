@@ -68,7 +68,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="for one file (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/fuzz"), help="for files that make a fault")
     parser.add_argument("--first", type=int, help=argparse.SUPPRESS)  # the worker: from this number on
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.mutations < 1:
+        parser.error(f"--mutations {arguments.mutations} would try nothing")
+    return arguments
 
 
 def worker_lines(arguments: argparse.Namespace, first: int) -> Iterator[dict]:
