@@ -4,6 +4,7 @@ import torch
 
 from maws_hf.losses import (
     binary_weak_label_loss,
+    classification_loss,
     masked_pixel_loss,
     normalize_patches,
     soft_target_loss,
@@ -112,3 +113,16 @@ def test_binary_lists_equal_binary_cross_entropy_of_labelled_rows_summed_over_cl
     targets = torch.zeros(8, 9).scatter_add_(1, labels.clamp(min=0), (labels >= 0).float())
     expected = 9 * torch.nn.functional.binary_cross_entropy_with_logits(logits[1:].double(), targets[1:].double())
     assert binary_weak_label_loss(logits, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_multi_hot_rows_of_integers_are_no_lists():
+    logits = torch.randn(2, 5)
+    rows = torch.tensor([[0, 1, 0, 1, 0], [1, 0, 0, 0, 1]])
+    for binary in (True, False):
+        with pytest.raises(ValueError, match=r"int64 of shape \(2, 5\) with nothing but 0 and 1.*labels\.float\(\)"):
+            classification_loss(logits, rows, binary=binary)
+        assert classification_loss(logits, rows.bool(), binary=binary).isfinite()
+    lists = torch.tensor([[0, 1, -100, -100, -100], [1, 0, 2, 3, 4]])
+    assert classification_loss(logits, lists) == weak_label_loss(logits, lists)
+    both = torch.tensor([[0, 1], [1, -100]])
+    assert classification_loss(logits[:, :2], both) == weak_label_loss(logits[:, :2], both)

@@ -145,7 +145,7 @@ def classification_loss(
         A float32 scalar.
 
     Raises:
-        ValueError: the labels have another shape.
+        ValueError: the labels have another shape, or are multi-hot rows of integers.
     """
     images, classes = logits.shape
     dense = labels.is_floating_point() or labels.dtype == torch.bool
@@ -162,6 +162,13 @@ def classification_loss(
             F.binary_cross_entropy_with_logits(logits.float(), targets)
             if binary
             else soft_target_loss(logits, targets)
+        )
+    # As wide as there are classes is no list but by chance; only then the host looks at the values.
+    as_wide = tuple(labels.shape) == (images, classes) and images > 0 and classes > 2
+    if as_wide and not torch.compiler.is_compiling() and bool(((labels == 0) | (labels == 1)).all()):
+        raise ValueError(
+            f"labels is {labels.dtype} of shape {tuple(labels.shape)} with nothing but 0 and 1: multi-hot rows must "
+            "be floating point (labels.float()); rows of integers are lists of classes"
         )
     lists = labels.long() if labels.dim() == 2 else labels.long()[:, None]
     if binary:

@@ -3,6 +3,8 @@
 Legend: B images, L patches an image, K kept, M = L - K masked, R of them predicted.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,13 @@ def num_kept_patches(num_patches: int, mask_ratio: float) -> int:
 def num_predicted_patches(num_masked: int, prediction_ratio: float) -> int:
     """R for M hidden patches: the nearest whole number to `M * prediction_ratio`, at least one."""
     return max(1, round(num_masked * prediction_ratio))
+
+
+def draw_noise(shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Uniform in [0, 1), float32, drawn on the generator's device; without one by torch's own there."""
+    if generator is None:  # compilers take no generator, not even None, with a shape that changes
+        return torch.rand(shape, device=device)
+    return torch.rand(shape, generator=generator, device=generator.device).to(device)
 
 
 def split_by_noise(noise: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
@@ -73,12 +82,10 @@ def split_by_mask(bool_masked_pos: Tensor) -> tuple[Tensor, Tensor]:
 
 def shuffle_ids(ids: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """`(B, M)` indices, each row in a random order of its own, drawn on the generator's device."""
-    device = ids.device if generator is None else generator.device
-    order = torch.rand(ids.shape, generator=generator, device=device).argsort(dim=1)
-    return ids.gather(1, order.to(ids.device))
+    return ids.gather(1, draw_noise(ids.shape, ids.device, generator).argsort(dim=1))
 
 
 def mask_from_ids(ids_mask: Tensor, num_patches: int) -> Tensor:
     """`(B, M)` indices -> `(B, L)` float mask in raster order, 1 where a patch is hidden."""
     mask = torch.zeros(ids_mask.shape[0], num_patches, device=ids_mask.device)
-    return mask.scatter_(1, ids_mask, 1.0)
+    return mask.scatter(1, ids_mask, 1.0)  # in place it would not pass torch.func's vmap

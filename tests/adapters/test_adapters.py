@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+from peft import LNTuningConfig, LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from tiny import tiny_config
 from tiny_lit import padded, random_captions, tiny_lit
 from torch import Tensor, nn
 
-from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification, MawsViTModel
+from maws_hf import MawsMAEForPreTraining, MawsViTBackbone, MawsViTForImageClassification, MawsViTModel
 from maws_hf.adapters import AdaptFormerConfig, VPTConfig
 from maws_hf.hub.export import export_model
 
@@ -289,7 +289,8 @@ def test_in_a_lit_model_only_the_image_tower_is_adapted(method):
     assert names
     assert all(".vision_model.layers." in name for name in names)
     outputs = model(**padded(random_captions(2)), pixel_values=torch.randn(2, 3, 32, 32), return_loss=True)
-    assert outputs.loss.isfinite()
+    outputs.loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -330,3 +331,57 @@ def test_lora_knows_where_to_go(use_dora):
     assert adapted_modules == {"q_proj", "v_proj"}
     in_lit = get_peft_model(tiny_lit(), LoraConfig(use_dora=use_dora))
     assert all(".vision_model." in name for name in in_lit.state_dict() if ".lora_" in name)
+
+
+# ---------------------------------------------------------------- what PEFT can ask of them
+
+
+@pytest.mark.parametrize("deep", [True, False])
+@torch.no_grad()
+def test_prompts_begin_in_the_first_layer_that_is_not_left_out(deep: bool):
+    config = tiny_config(num_hidden_layers=4)
+    model = get_peft_model(
+        randomize(MawsViTModel(config)), VPTConfig(num_prompts=3, deep=deep, exclude_modules=r"layers\.[01]")
+    ).eval()
+    lengths = []
+    for layer in model.base_model.model.layers:
+        layer.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    assert model(IMAGES).last_hidden_state.shape == (2, 17, 32)
+    assert lengths == [17, 17, 17, 20]
+
+
+def test_prompts_that_nothing_takes_out_are_refused():
+    with pytest.raises(ValueError, match="leaves out the encoder's final norm"):
+        get_peft_model(encoder(), VPTConfig(target_modules=r"layers\.\d+"))
+    with pytest.raises(ValueError, match="apply_layernorm=False"):
+        get_peft_model(MawsViTBackbone(tiny_config(apply_layernorm=False)), VPTConfig())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_images_of_one_batch_have_one_adapter(method: str):
+    model = adapted(encoder(), method)
+    with pytest.raises(ValueError, match="adapter_names"):
+        model(IMAGES, adapter_names=["default", "__base__"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_other_adapter_takes_over_from_one_that_is_deleted(method: str, tmp_path: Path):
+    model = adapted(encoder(), method)
+    model.add_adapter("other", CONFIGS[method]())
+    randomize(model, seed=3, trainable_only=True)
+    model.set_adapter("other")
+    expected = model.eval()(IMAGES).pooler_output
+    model.set_adapter("default")
+    model.delete_adapter("default")
+    assert model.active_adapters == ["other"]
+    assert torch.equal(model(IMAGES).pooler_output, expected)
+    model.save_pretrained(tmp_path)
+
+
+def test_ln_tuning_trains_norms():
+    model = get_peft_model(classifier(), LNTuningConfig())
+    trained = {name.split(".ln_tuning")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 + 1
+    assert all("layernorm" in name for name in trained)
+    in_lit = get_peft_model(tiny_lit(), LNTuningConfig())
+    assert all(".vision_model." in name for name, p in in_lit.named_parameters() if p.requires_grad)

@@ -2,6 +2,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import tiny_config
 
@@ -75,3 +76,9 @@ def test_a_config_nested_without_end_is_refused_by_name(tmp_path: Path):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ModelLoadingError, match=r"config\.json"):
         MawsViTConfig.from_pretrained(tmp_path)
+
+
+def test_numpys_numbers_are_numbers():
+    assert MawsViTConfig(num_labels=np.int64(3)).num_labels == 3
+    with pytest.raises(ValueError, match="num_labels"):
+        MawsViTConfig(num_labels=True)

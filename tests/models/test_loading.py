@@ -9,10 +9,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 from tiny_lit import tiny_lit
-from transformers import Dinov2Config, Dinov2Model, PixioConfig, PixioModel, SwinConfig, ViTConfig, ViTModel
+from transformers import AutoModel, Dinov2Config, Dinov2Model, PixioConfig, PixioModel, SwinConfig, ViTConfig, ViTModel
 
 from maws_hf import MawsLiTModel, MawsMAEForPreTraining, MawsViTConfig, MawsViTForImageClassification, MawsViTModel
 from maws_hf.hub.export import export_model
+from maws_hf.models import loading
 from maws_hf.models.foreign import ForeignModelError, lit_fields, translate_dual_encoder, translate_encoder
 from maws_hf.models.loading import ModelLoadingError
 
@@ -386,3 +387,40 @@ def test_an_index_that_is_none_or_leads_out_of_its_folder_is_refused_by_name(tmp
     (tmp_path / "model" / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ModelLoadingError, match=r"model\.safetensors\.index\.json"):
         MawsViTModel.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("model_class", "left_out"),
+    [(MawsViTForImageClassification, "classifier.bias"), (MawsMAEForPreTraining, "decoder.layers.1.mlp.fc1.bias")],
+)
+def test_half_a_head_is_none(model_class, left_out: str, tmp_path: Path):
+    model_class(tiny_config(num_labels=3)).save_pretrained(tmp_path)
+    edit_weights(tmp_path, **{left_out: None})
+    assert f"lacks {left_out}" in message_of(tmp_path, model_class)
+
+
+def test_an_attribute_beside_the_fields_is_not_saved(tmp_path: Path):
+    model = tiny_lit()
+    model.config.dataset = model.config.vision_config.dataset = "cifar"
+    model.save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path).config.projection_dim == model.config.projection_dim
+    assert "cifar" not in (tmp_path / "config.json").read_text()
+
+
+def test_a_folder_with_the_name_of_an_organisation_hides_no_repository(monkeypatch, tmp_path: Path):
+    asked = []
+
+    def model_info(name: str, timeout: float) -> str:
+        asked.append(name)
+        if name == "org/there":
+            return "information"
+        raise ConnectionError
+
+    monkeypatch.setattr(loading, "model_info", model_info)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    loading.refuse_missing_folder("org/there")
+    with pytest.raises(FileNotFoundError, match="there is no folder org/nothere"):
+        loading.refuse_missing_folder("org/nothere")
+    loading.refuse_missing_folder("other/nothere")
+    assert asked == ["org/there", "org/nothere"]

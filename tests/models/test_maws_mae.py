@@ -129,3 +129,13 @@ def test_a_perfect_prediction_reconstructs_the_original(norm_pix_loss: bool, as_
     result = model.reconstruct(pixels)
     assert result.loss.item() < 1e-10
     assert torch.allclose(result.reconstruction, images / 255, atol=1e-5)
+
+
+def test_reconstruct_leaves_each_module_in_its_mode(model, images):
+    model.train()
+    model.vit.eval()
+    model.config.return_dict = False
+    assert model.reconstruct(images).loss.isfinite()
+    assert model.training
+    assert model.decoder.layers[0].training
+    assert not any(module.training for module in model.vit.modules())

@@ -467,3 +467,19 @@ def test_a_head_of_given_spread_is_that_small():
     model = MawsViTForImageClassification(tiny_config(num_labels=3))
     model.reset_classifier([str(index) for index in range(50)], std=2e-5)
     assert float(model.classifier.weight.detach().std()) == pytest.approx(2e-5, rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_a_class_an_image_is_an_integer_of_any_kind(dtype: torch.dtype, images: torch.Tensor):
+    model = randomize(MawsViTForImageClassification(tiny_config(num_labels=5)))
+    outputs = model(images, labels=torch.tensor([3, 1], dtype=dtype))
+    expected = torch.nn.functional.cross_entropy(outputs.logits.double(), torch.tensor([3, 1]))
+    assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert model.config.problem_type is None
+    half = model.to(torch.bfloat16)(images, labels=torch.tensor([3, 1], dtype=dtype))
+    assert half.loss.dtype == torch.float32
+
+
+def test_a_batch_without_any_label_has_no_loss(images: torch.Tensor):
+    model = MawsViTForImageClassification(tiny_config(num_labels=5))
+    assert model(images, labels=torch.tensor([-100, -100])).loss.item() == 0.0

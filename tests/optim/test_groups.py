@@ -1,9 +1,10 @@
+import pytest
 import torch
 from tiny import tiny_config
 from torch import nn
 
 from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification
-from maws_hf.optim.groups import parameter_groups
+from maws_hf.optim.groups import layer_of, parameter_groups
 
 CONFIG = tiny_config()
 
@@ -59,3 +60,13 @@ def test_a_decay_of_1_is_none():
     model = MawsViTForImageClassification(tiny_config(num_labels=5))
     groups = parameter_groups(model, 0.05, layer_decay=1.0, depth=2)
     assert [group["name"] for group in groups] == ["decay", "no_decay"]
+
+
+def test_a_decay_over_layers_wants_their_number():
+    with pytest.raises(ValueError, match=r"layer_decay=0\.75 wants depth"):
+        parameter_groups(MawsViTForImageClassification(CONFIG), 0.05, layer_decay=0.75)
+
+
+def test_a_decoders_layers_are_none_of_the_encoders():
+    assert layer_of("vit.layers.0.mlp.fc1.weight", 12) == layer_of("layers.0.mlp.fc1.weight", 12) == 1
+    assert layer_of("decoder.layers.0.mlp.fc1.weight", 12) == 13

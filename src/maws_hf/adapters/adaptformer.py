@@ -49,6 +49,11 @@ class AdaptFormerNorm(EncoderTunerLayer):
 
     method = "AdaptFormer"
     adapter_layer_names = ()
+    other_param_names = ("adapters",)
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__(base_layer)
+        self.adapters: dict[str, None] = {}  # whose branches are beside the MLP: PEFT asks every layer what it has
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states
@@ -77,6 +82,7 @@ class AdaptFormerMLP(EncoderTunerLayer):
         for zero in (down.bias, up.weight, up.bias):
             nn.init.zeros_(zero)
         self.adaptformer_down[adapter_name], self.adaptformer_up[adapter_name] = down, up
+        self._norm[0].adapters[adapter_name] = None
         self.scale[adapter_name], self.dropout[adapter_name] = config.scale, config.dropout
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 

@@ -4,7 +4,7 @@ PEFT's table of methods is an enum without a way to add to it (`register_peft_me
 The members are added as `enum` itself does it, so that they pickle, compare and look up like the built-in ones.
 """
 
-from peft import PeftType
+from peft import LNTuningModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 
@@ -19,6 +19,11 @@ _DEFAULT_TARGETS = {
     "pixio": _QUERIES_AND_VALUES,
     "maws_lit": r"vision_model\..*\.(q_proj|v_proj)",
 }
+# Its name says what LN tuning adapts.
+_NORMS = {
+    "maws_vit": r"(.*\.)?layernorm(_before|_after)?",
+    "maws_lit": r"vision_model\.(.*\.)?layernorm(_before|_after)?",
+}
 
 
 def register_adapters() -> None:
@@ -31,7 +36,8 @@ def register_adapters() -> None:
     for tuner in PEFT_TYPE_TO_TUNER_MAPPING.values():
         targets = getattr(tuner, "target_module_mapping", None)
         if isinstance(targets, dict) and tuner not in (VPTModel, AdaptFormerModel):
-            for model_type, modules in _DEFAULT_TARGETS.items():
+            defaults = _NORMS if tuner is LNTuningModel else _DEFAULT_TARGETS
+            for model_type, modules in defaults.items():
                 targets.setdefault(model_type, modules)
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,6 +132,14 @@ class EncoderTuner(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own copies weights between the two, as if they were matrices.
         setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                f"{self.method} cannot mix adapters in a batch (adapter_names): set_adapter() one of them"
+            )
+        yield
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(cannot_be_merged(self.method))

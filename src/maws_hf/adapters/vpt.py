@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftType
 from torch import Tensor, nn
+from transformers.backbone_utils import BackboneMixin
 
 from .tuner import EncoderTuner, EncoderTunerConfig, EncoderTunerLayer
 
@@ -46,19 +47,21 @@ class VPTConfig(EncoderTunerConfig):
 
 
 class VPTLayer(EncoderTunerLayer):
-    """An encoder layer with learned tokens after the class token: more of them, or in place of the last layer's."""
+    """An encoder layer with learned tokens after the class token: more of them, or in place of an earlier layer's."""
 
     method = "VPT"
     adapter_layer_names = ("vpt_prompts",)
-    other_param_names = ("prompt_dropout",)
+    other_param_names = ("prompt_dropout", "replaces")
 
-    def __init__(self, base_layer: nn.Module, replaces: bool):
+    def __init__(self, base_layer: nn.Module):
         super().__init__(base_layer)
-        self.replaces = replaces
         self.vpt_prompts = nn.ParameterDict()
         self.prompt_dropout: dict[str, float] = {}
+        self.replaces: dict[str, bool] = {}
 
-    def add(self, adapter_name: str, config: VPTConfig, hidden_size: int, patch_pixels: int) -> None:
+    def add(
+        self, adapter_name: str, config: VPTConfig, hidden_size: int, patch_pixels: int, *, replaces: bool
+    ) -> None:
         """Uniform in +-sqrt(6 / (3 patch pixels + width)): the reference's Xavier-like bound."""
         device, dtype = self.placement()
         bound = math.sqrt(6 / (3 * patch_pixels + hidden_size))
@@ -67,6 +70,7 @@ class VPTLayer(EncoderTunerLayer):
             prompts.uniform_(-bound, bound)
         self.vpt_prompts[adapter_name] = nn.Parameter(prompts)
         self.prompt_dropout[adapter_name] = config.prompt_dropout
+        self.replaces[adapter_name] = replaces
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -76,7 +80,7 @@ class VPTLayer(EncoderTunerLayer):
             dropped = F.dropout(
                 prompts.expand(len(hidden_states), -1, -1), self.prompt_dropout[adapter], self.training
             )
-            rest = hidden_states[:, 1 + (len(prompts) if self.replaces else 0) :]
+            rest = hidden_states[:, 1 + (len(prompts) if self.replaces[adapter] else 0) :]
             hidden_states = torch.cat([hidden_states[:, :1], dropped, rest], dim=1)
         return self.base_layer(hidden_states, *args, **kwargs)
 
@@ -117,6 +121,25 @@ class VPTModel(EncoderTuner):
         "vision-text-dual-encoder": _DUAL_ENCODER,
     }
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As every tuner's.
+
+        Raises:
+            ValueError: nothing would take the learned tokens out again.
+        """
+        if isinstance(model, BackboneMixin) and not getattr(model.config, "apply_layernorm", True):
+            raise ValueError(
+                "apply_layernorm=False leaves VPT's tokens in the feature maps, as the final norm takes them out: "
+                "build the backbone with apply_layernorm=True, or take LoRA or AdaptFormer"
+            )
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if not any(adapter_name in layer.num_prompts for layer in model.modules() if isinstance(layer, VPTNorm)):
+            raise ValueError(
+                f"target_modules={self.peft_config[adapter_name].target_modules!r} with exclude_modules="
+                f"{self.peft_config[adapter_name].exclude_modules!r} leaves out the encoder's final norm, which takes "
+                "VPT's tokens out: name it too"
+            )
+
     def _create_and_replace(
         self,
         config: VPTConfig,
@@ -126,17 +149,17 @@ class VPTModel(EncoderTuner):
         parent: nn.Module,
         current_key: str,
     ) -> None:
-        layer = int(target_name) if target_name.isdigit() else None
-        if layer is None:
-            wrapped = target if isinstance(target, VPTNorm) else VPTNorm(target)
-            wrapped.num_prompts[adapter_name] = config.num_prompts
-        elif layer == 0 or config.deep:
-            wrapped = target if isinstance(target, VPTLayer) else VPTLayer(target, replaces=layer > 0)
+        if target_name.isdigit():
+            earlier = any(adapter_name in getattr(layer, "vpt_prompts", ()) for layer in parent[: int(target_name)])
+            if earlier and not config.deep:
+                return
+            wrapped = target if isinstance(target, VPTLayer) else VPTLayer(target)
             vision = _vision_config(self.model.config)
             sides = (vision.patch_size,) * 2 if isinstance(vision.patch_size, int) else vision.patch_size
-            wrapped.add(adapter_name, config, vision.hidden_size, math.prod(sides))
+            wrapped.add(adapter_name, config, vision.hidden_size, math.prod(sides), replaces=earlier)
         else:
-            return
+            wrapped = target if isinstance(target, VPTNorm) else VPTNorm(target)
+            wrapped.num_prompts[adapter_name] = config.num_prompts
         if wrapped is not target:
             wrapped.set_adapter(self.active_adapters)
             self._replace_module(parent, target_name, wrapped, target)

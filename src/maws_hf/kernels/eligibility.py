@@ -21,6 +21,12 @@ def is_plain(*tensors: Tensor) -> bool:
     )
 
 
+def is_listened_to(module: nn.Module) -> bool:
+    """Whether calling this module does more than its class says: hooks of torch's, or those that Accelerate puts in
+    place of `forward` to fetch weights."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def has_onednn(dtype: torch.dtype) -> bool:
     """Whether oneDNN's linear operators are there and not switched off: on x86, where they have been measured."""
     if dtype not in (torch.float32, torch.bfloat16) or platform.machine().lower() not in _X86:

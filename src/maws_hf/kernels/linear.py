@@ -24,7 +24,9 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not suits_onednn(input, self.weight):
             return F.linear(input, self.weight, self.bias)
-        return _OneDnnLinear.apply(cast_for_autocast(input), self.weight, self.bias)
+        rows = cast_for_autocast(input).reshape(-1, self.in_features)
+        # Viewed out here: what a custom function returns as a view must not be changed in place.
+        return _OneDnnLinear.apply(rows, self.weight, self.bias).view(*input.shape[:-1], self.out_features)
 
 
 def suits_onednn(input: Tensor, weight: Tensor) -> bool:
@@ -57,28 +59,27 @@ class _OneDnnLinear(torch.autograd.Function):
     all that a step of MAE keeps for its backward pass (ViT-B, 8 images) the copies would be a third."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         wants_input, wants_weight, _ = ctx.needs_input_grad
         # Nothing is kept for gradients that nobody wants: a frozen layer's input is as large as its activations.
-        ctx.save_for_backward(input if wants_weight else None, weight if wants_input else None)
-        return product(input, weight.to(input.dtype), None if bias is None else bias.to(input.dtype))
+        ctx.save_for_backward(rows if wants_weight else None, weight if wants_input else None)
+        return product(rows, weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        input, weight = ctx.saved_tensors
+        rows, weight = ctx.saved_tensors
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad
-        rows = gradient.reshape(-1, gradient.shape[-1])
         # Autograd itself casts the gradients of weights and bias to the type of these.
         return (
             _of_input(gradient, weight.to(gradient.dtype)) if wants_input else None,
-            _of_weight(rows, input.reshape(-1, input.shape[-1])) if wants_weight else None,
-            rows.sum(0) if wants_bias else None,
+            _of_weight(gradient, rows) if wants_weight else None,
+            gradient.sum(0) if wants_bias else None,
         )
 
 
 def _of_input(gradient: Tensor, weight: Tensor) -> Tensor:
-    """`(..., out)`, `(out, in)` -> `(..., in)`. In bfloat16 torch calls oneDNN itself, and there is no bias."""
+    """`(rows, out)`, `(out, in)` -> `(rows, in)`. In bfloat16 torch calls oneDNN itself, and there is no bias."""
     return product(gradient, weight.T) if gradient.dtype == torch.float32 else gradient @ weight
 
 

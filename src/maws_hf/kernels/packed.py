@@ -8,7 +8,7 @@ order depends on nothing but the matrix: any number of rows goes with it, and it
 import torch
 from torch import Tensor, nn
 
-from .eligibility import has_onednn
+from .eligibility import has_onednn, is_listened_to
 from .linear import Linear, cast_for_autocast
 
 
@@ -29,7 +29,7 @@ def can_pack(linear: nn.Module, dtype: torch.dtype | None = None) -> bool:
     Wrapped, quantised, sharded or parametrised layers are other classes, and hooks would be lost: those stay as they
     are, and so does everything on builds of PyTorch without these operators.
     """
-    if type(linear) not in (nn.Linear, Linear) or linear._forward_hooks or linear._forward_pre_hooks:
+    if type(linear) not in (nn.Linear, Linear) or is_listened_to(linear):
         return False
     weight = linear.weight
     return (

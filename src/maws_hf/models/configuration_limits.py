@@ -1,5 +1,6 @@
 """What no configuration may ask for: a file of a few bytes must not take the machine before its weights are read."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -38,7 +39,9 @@ def refuse_odd_labels(config: Any, kwargs: dict[str, Any]) -> None:
         kwargs: what was given beside the fields; `num_labels` is there.
     """
     count = kwargs.get("num_labels")
-    if count is not None and not (type(count) is int and 0 <= count <= MOST_LABELS):
+    if count is not None and not (
+        isinstance(count, Integral) and not isinstance(count, bool) and 0 <= count <= MOST_LABELS
+    ):
         raise ValueError(f"num_labels={_shown(count)} is not possible: it must be a number of at most {MOST_LABELS:,}")
     for field in ("id2label", "label2id"):
         labels = getattr(config, field, None)

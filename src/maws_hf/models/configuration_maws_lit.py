@@ -7,8 +7,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .configuration_fields import refuse_unknown_fields
 from .configuration_limits import refuse_odd_labels, refuse_vast_sizes
-from .configuration_maws_vit import MawsViTConfig, refuse_unknown_fields
+from .configuration_maws_vit import MawsViTConfig
 from .foreign import lit_fields
 from .loading import CheckedConfig
 
@@ -61,8 +62,8 @@ class MawsLiTConfig(CheckedConfig, PreTrainedConfig):
             its `model_type`. Default: XLM-RoBERTa base with its vocabulary of 250,002 pieces.
         projection_dim (`int`, defaults to 768): width of the common space.
         logit_scale_init_value (`float`, defaults to ln(1 / 0.07)): logarithm of the inverse temperature at the start.
-        lock_vision_tower (`bool`, defaults to `True`): the image tower stays in evaluation mode, has no gradients and
-            is no business of the optimizer. LiT (paper section 4.1).
+        lock_vision_tower (`bool`, defaults to `True`): the image tower's weights have no gradients, are no business of
+            the optimizer, and the tower stays in evaluation mode. LiT (paper section 4.1).
         max_text_length (`int`, defaults to 102): tokens of a caption: 100 pieces and the two around them.
 
     Raises:

@@ -1,7 +1,5 @@
 """Configuration of the MAWS vision transformer: encoder, classifier, backbone and masked autoencoder."""
 
-import difflib
-from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -9,6 +7,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .configuration_fields import refuse_unknown_fields
 from .configuration_limits import MOST_PATCHES, MOST_PIXELS_A_SIDE, refuse_odd_labels, refuse_vast_sizes
 from .foreign import format_of, vit_fields
 from .loading import CheckedConfig
@@ -52,43 +51,10 @@ SIZES: dict[str, dict[str, int]] = {
     },
 }
 
-# Keys that are no fields but that transformers itself reads or writes in a `config.json`.
-_FOREIGN_KEYS = {
-    "attn_implementation",
-    "auto_map",
-    "experts_implementation",
-    "model_type",
-    "name_or_path",
-    "num_labels",
-    "out_features",
-    "out_indices",
-    "output_attentions",
-    "quantization_config",
-    "stage_names",
-    "tie_word_embeddings",
-    "torch_dtype",
-    "use_cache",
-}
-
 
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """`16` -> `(16, 16)`; a pair is `(height, width)`."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def refuse_unknown_fields(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
-    """Raises ValueError for a name that is no field of the config: a kept typo would train another model.
-
-    transformers keeps unknown names silently (`hiden_size=1024`); its own are let through.
-    """
-    known = {field.name for field in fields(config)} | _FOREIGN_KEYS
-    for name in kwargs:
-        if name in known or name.startswith("_"):
-            continue
-        guess = difflib.get_close_matches(name, known, n=1)
-        kind = type(config).__name__
-        hint = f"did you mean {guess[0]!r}?" if guess else f"see {kind}'s documentation for the fields"
-        raise ValueError(f"{kind} has no field {name!r} (got {kwargs[name]!r}); {hint}")
 
 
 @strict

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import GELUActivation, GELUTanh
 
+from ..kernels.eligibility import is_listened_to
 from ..kernels.linear import cast_for_autocast
 from ..kernels.packed import PackedLinear, can_pack
 from .modeling_maws_vit import MawsViTAttention, MawsViTLayer, MawsViTMLP, Spread
@@ -153,7 +154,7 @@ def _can_fuse(module: nn.Module) -> bool:
 
 def _gelu_of(activation: nn.Module) -> str | None:
     """What [`PackedLinear`] calls this activation; None for one that it does not know, or that somebody listens to."""
-    if activation._forward_hooks or activation._forward_pre_hooks:
+    if is_listened_to(activation):
         return None
     if isinstance(activation, nn.GELU):
         return activation.approximate

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -24,6 +25,7 @@ from transformers.utils import (
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from .adapter_base import RECORD_NAME, AdapterBaseError, check_base, read_base_record, unchanged_if_it_fails
+from .configuration_fields import without_unknown_fields
 from .foreign import (
     DUAL_ENCODER,
     TIMM,
@@ -40,6 +42,8 @@ from .foreign import (
 _LISTED = 8
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _LIT = "maws_lit"
+_SECONDS_TO_ASK = 10.0  # the Hub, whether it has a model
+_PACKAGE = f"{__name__.partition('.')[0]}."
 
 
 # Everything is loaded and reported; what of it is an error is decided here.
@@ -70,17 +74,26 @@ def explained_for_hub(where: Any) -> Iterator[None]:
 def refuse_missing_folder(where: Any) -> None:
     """Raises FileNotFoundError for a path that is not there, before it is taken for a repository of the Hub."""
     name = str(where)
-    looks_local = (
-        name.startswith((".", "/", "~"))
-        or name.count("/") > 1
-        or (Path(name).parent.name and Path(name).parent.is_dir())
-    )
-    if looks_local and not Path(name).exists():
+    if Path(name).exists():
+        return
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    # A folder may have the name of an organisation.
+    if looks_local or (name.count("/") == 1 and Path(name).parent.is_dir() and not _is_on_hub(name)):
         raise FileNotFoundError(f"there is no folder {name}")
 
 
+def _is_on_hub(name: str) -> bool:
+    """Whether the Hub, or what was fetched from it, has a repository of this name."""
+    if isinstance(try_to_load_from_cache(name, CONFIG_NAME), str):
+        return True
+    try:
+        return bool(model_info(name, timeout=_SECONDS_TO_ASK))
+    except Exception:  # there is none, or nobody to ask: whichever library carries the request has errors of its own
+        return False
+
+
 class CheckedConfig:
-    """Mixin of our configs: what is wrong with a `config.json` is said with its name."""
+    """Mixin of our configs: what is wrong with a `config.json` is said with its name, and none is written wrong."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -100,11 +113,15 @@ class CheckedConfig:
             reason = f"config.json is not what a model's is ({type(error).__name__}: {error})"
             raise ModelLoadingError(f"{pretrained_model_name_or_path}: {reason}") from error
 
+    def to_dict(self) -> dict[str, Any]:
+        """As everywhere in transformers, but of the fields alone."""
+        return without_unknown_fields(self, super().to_dict())
+
 
 class CheckedLoading:
     """Mixin of our models, before `PreTrainedModel`.
 
-    A class says with `_may_be_new` which weights a checkpoint may lack: heads, which start anew.
+    A class says with `_may_be_new` which weights a checkpoint may lack: heads, which start anew as a whole.
     """
 
     _may_be_new: tuple[str, ...] = ()
@@ -120,7 +137,8 @@ class CheckedLoading:
 
         Raises:
             ModelLoadingError: the weights are not the model's: one is missing, unknown, of another shape, or the file
-                is damaged. Only a head may be missing, as before fine-tuning. Who asks for `output_loading_info` gets
+                is damaged. Only a whole head may be missing, as before fine-tuning, or what a class derived from ours
+                adds. Who asks for `output_loading_info` gets
                 the list of missing and unknown weights instead.
             ForeignModelError: a model of another library that is no MAWS model.
         """
@@ -221,9 +239,17 @@ class CheckedLoading:
     def refuse_half_a_model(
         self, where: Any, info: dict[str, Any], *, tolerant: bool = False, informed: bool = False
     ) -> None:
-        """Raises ModelLoadingError for what a loading report of transformers says is amiss; heads may be new."""
+        """Raises ModelLoadingError for what a loading report of transformers says is amiss.
+
+        Heads may be new as a whole, and so may what somebody else's class has added to ours.
+        """
         other_shapes = _other_shapes(info["mismatched_keys"])
-        missing = [n for n in info["missing_keys"] if not n.startswith(self._may_be_new) and n not in other_shapes]
+        absent = {*info["missing_keys"], *other_shapes}
+        new = {name for name in absent if not self._is_ours(name)}
+        for head in self._may_be_new:
+            weights = {name for name in self.state_dict() if name.startswith(head)}
+            new |= weights if weights <= absent else set()
+        missing = [name for name in info["missing_keys"] if name not in new and name not in other_shapes]
         faults = [] if tolerant else [_fault("has another shape of", other_shapes.values())]
         if not informed:
             faults += [_fault("lacks", missing), _fault("has unknown", info["unexpected_keys"])]
@@ -231,6 +257,12 @@ class CheckedLoading:
             raise ModelLoadingError(
                 f"{where} is not a whole {type(self).__name__}: it " + "; it ".join(filter(None, faults))
             )
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether this is a weight of a module of ours, or of a part of one."""
+        path = name.split(".")[:-1]
+        modules = [self.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1)]
+        return any(type(module).__module__.startswith(_PACKAGE) for module in modules)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class MawsLiTPreTrainedModel(RefusesWhenPrepared, CheckedLoading, PreTrainedMode
     base_model_prefix = "lit"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # as in the vision models
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -89,8 +90,9 @@ class MawsLiTPreTrainedModel(RefusesWhenPrepared, CheckedLoading, PreTrainedMode
 class MawsLiTModel(MawsLiTPreTrainedModel):
     """Images and captions in one space; their cosines, scaled, are the logits.
 
-    With `config.lock_vision_tower` the image tower is in evaluation mode and without gradients, whatever `train()` is
-    told; its projection is trained, as the released one is no identity.
+    With `config.lock_vision_tower` the image tower's weights are not trained, and it is in evaluation mode whatever
+    `train()` is told; its projection is trained, as the released one is no identity. What is put into the locked tower
+    to be trained, such as adapters, is trained; the tower then follows `train()`.
     """
 
     def __init__(
@@ -156,9 +158,9 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         return self.text_model.dtype
 
     def train(self, mode: bool = True) -> "MawsLiTModel":
-        """The locked image tower stays in evaluation mode."""
+        """The locked image tower stays in evaluation mode, unless there is something in it to be trained."""
         super().train(mode)
-        if self.config.lock_vision_tower:
+        if self.config.lock_vision_tower and not any(p.requires_grad for p in self.vision_model.parameters()):
             self.vision_model.eval()
         return self
 
@@ -302,14 +304,12 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         recorded = any(
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
-        gradients = torch.is_grad_enabled() and not self.config.lock_vision_tower
-        with torch.set_grad_enabled(gradients):
-            return self.vision_model(
-                pixel_values=pixel_values,
-                class_token_only=class_token_only and not recorded,
-                return_dict=True,
-                **kwargs,
-            )
+        return self.vision_model(
+            pixel_values=pixel_values,
+            class_token_only=class_token_only and not recorded,
+            return_dict=True,
+            **kwargs,
+        )
 
     def _scale(self) -> Tensor:
         """exp of the logit scale, at most 100; float32."""
@@ -317,7 +317,8 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
             # The parameter itself, or it would lie beyond the bound, where clamping has no gradient, for ever.
             with torch.no_grad():
                 self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        return at_least_float32(self.logit_scale).clamp(max=MAX_LOGIT_SCALE).exp()
+        # A copy, as the next call may clamp the parameter before this one's backward pass.
+        return at_least_float32(self.logit_scale.clone()).clamp(max=MAX_LOGIT_SCALE).exp()
 
     def _lock_vision_tower(self) -> None:
         if self.config.lock_vision_tower:

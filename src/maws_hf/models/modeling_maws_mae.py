@@ -23,6 +23,7 @@ from ..kernels.linear import Linear
 from ..kernels.lookup import look_up
 from ..losses import masked_pixel_loss
 from ..masking import (
+    draw_noise,
     mask_from_ids,
     num_kept_patches,
     num_predicted_patches,
@@ -234,7 +235,7 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
         Every hidden patch is predicted, also by a model that was trained to predict a part (whose decoder, if of
         self-attention, meets more tokens here than it is used to). Dropout is off.
         """
-        was_training = self.training
+        in_training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             outputs = self(
@@ -243,9 +244,11 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
                 generator=generator,
                 bool_masked_pos=bool_masked_pos,
                 prediction_ratio=1.0,
+                return_dict=True,
             )
         finally:
-            self.train(was_training)
+            for module in in_training:
+                module.training = True
         targets = self.target_pixels(pixel_values, outputs.ids_mask)
         predictions = outputs.logits.float()
         if self.config.norm_pix_loss:
@@ -277,8 +280,7 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
         if bool_masked_pos is not None:
             return split_by_mask(bool_masked_pos.to(device))
         if noise is None:
-            noise_device = device if generator is None else generator.device
-            noise = torch.rand(shape, generator=generator, device=noise_device)
+            noise = draw_noise(shape, device, generator)
         return split_by_noise(noise.to(device), num_kept_patches(shape[1], self.config.mask_ratio))
 
     def target_pixels(self, pixel_values: Tensor, ids: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from ..kernels.attention import fastest_backend
+from ..kernels.eligibility import is_listened_to
 from ..kernels.linear import Linear, cast_for_autocast
 from ..losses import classification_loss
 from .configuration_maws_vit import MawsViTConfig, as_pair
@@ -256,13 +257,15 @@ class MawsViTPatchEmbeddings(nn.Module):
         )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """`(B, C, H, W)` -> `(B, L, D)`."""
-        return self.projection(pixel_values).flatten(2).transpose(1, 2)
-
-    def embed(self, patches: Tensor) -> Tensor:
-        """`(B, K, patch height, patch width, C)` -> `(B, K, D)`: the same matrix on patches already cut out."""
+        """`(B, C, H, W)` -> `(B, L, D)`, or patches already cut out, `(B, K, patch height, patch width, C)`, ->
+        `(B, K, D)`."""
+        if pixel_values.dim() == 4:
+            return self.projection(pixel_values).flatten(2).transpose(1, 2)
+        # Whoever has put something around the projection (an adapter, a hook, weights kept elsewhere) wants it called.
+        if type(self.projection) is not nn.Conv2d or is_listened_to(self.projection):
+            return self.projection(pixel_values.flatten(0, 1).movedim(-1, 1)).view(*pixel_values.shape[:2], -1)
         weight = self.projection.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(patches.flatten(2), weight, self.projection.bias)
+        return F.linear(pixel_values.flatten(2), weight, self.projection.bias)
 
 
 class MawsViTEmbeddings(nn.Module):
@@ -290,7 +293,7 @@ class MawsViTEmbeddings(nn.Module):
                     f"ids_keep has shape {tuple(ids_keep.shape)}; expected ({pixel_values.shape[0]}, kept patches)"
                 )
             pixels = gather_patches(pixel_values, ids_keep, self.patch_embeddings.patch_size)
-            patches = self.patch_embeddings.embed(self.normalize(pixels)) + positions[0, 1:][ids_keep]
+            patches = self.patch_embeddings(self.normalize(pixels)) + positions[0, 1:][ids_keep]
         class_token = (self.cls_token + positions[:, :1]).expand(patches.shape[0], -1, -1)
         return self.dropout(torch.cat([class_token, patches], dim=1))
 
@@ -370,6 +373,7 @@ class MawsViTPreTrainedModel(RefusesWhenPrepared, CheckedLoading, PreTrainedMode
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["MawsViTEmbeddings", "MawsViTLayer"]
+    accepts_loss_kwargs = False  # losses are means over images, which transformers' Trainer then averages itself
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -493,7 +497,7 @@ class MawsViTForImageClassification(MawsViTPreTrainedModel):
                 -100; or floating point `(B, num_labels)`, multi-hot or soft targets (after mixup). The loss is softmax
                 cross-entropy, against a set or a multi-hot row divided by its number of positives (the authors' WSP
                 loss); images without labels are ignored. `config.problem_type="multi_label_classification"` asks for
-                sigmoid cross-entropy (of floating point labels transformers' own: the mean over all classes and
+                sigmoid cross-entropy (of floating point labels as transformers has it: the mean over all classes and
                 images; of integers the sum over classes), "regression" for squared error on floating point.
             skip_logits: for training; index labels only. The loss then overwrites the logits with their gradient
                 (faster, less memory) and none are returned.
@@ -547,7 +551,7 @@ class MawsViTForImageClassification(MawsViTPreTrainedModel):
         problem_type = self.config.problem_type
         binary = problem_type == "multi_label_classification"
         regression = problem_type == "regression" or self.num_labels == 1
-        if regression or not (binary or skip_logits or labels.dim() == 2):
+        if regression:
             return self.loss_function(labels, logits, self.config, **kwargs)  # transformers' own
         return classification_loss(logits, labels, binary=binary, logits_are_needed=not skip_logits)
 

@@ -23,11 +23,12 @@ def is_decayed(name: str, parameter: torch.Tensor) -> bool:
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Place of a vision model's parameter: 0 for the embeddings, k + 1 for block k, `depth` + 1 for norm and head.
+    """Place of a vision model's parameter: 0 for the embeddings, k + 1 for block k, `depth` + 1 for norm, head and
+    decoder.
 
     Source: MAE `util/lr_decay.py`.
     """
-    block = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    block = re.search(r"(?:^|(?<!decoder)\.)layers\.(\d+)\.", name)
     if block is not None:
         return int(block.group(1)) + 1
     return 0 if re.search(r"(?:^|\.)embeddings\.", name) else depth + 1
@@ -41,12 +42,17 @@ def parameter_groups(
     Args:
         layer_decay: d; a parameter of layer i learns with d^(depth + 1 - i) of the learning rate, written into its
             group as `lr_scale`. With 1, the default, there are two groups, otherwise two a layer.
-        depth: blocks of the encoder, for `layer_decay`.
+        depth: blocks of the encoder, which `layer_decay` wants to know.
 
     Returns:
         Groups for a torch optimizer. `name` and `param_names` let a resumed run check that each state meets its own
         parameter; torch itself matches them by position.
+
+    Raises:
+        ValueError: `layer_decay` without `depth`.
     """
+    if layer_decay != 1 and depth < 1:
+        raise ValueError(f"layer_decay={layer_decay} wants depth, the number of the encoder's blocks; got {depth}")
     members: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
