@@ -465,7 +465,10 @@ class MawsViTModel(MawsViTPreTrainedModel):
 
 
 class MawsViTForImageClassification(MawsViTPreTrainedModel):
-    """Encoder and one linear layer on the normed class token, as the released fine-tuned models have it."""
+    """Encoder and one linear layer on the normed class token, as the released fine-tuned models have it.
+
+    The last block computes the class token alone, and hooks on it see no more; with `output_hidden_states=True` all.
+    """
 
     _may_be_new = ("classifier.",)
 
