@@ -300,7 +300,8 @@ class MawsViTEmbeddings(nn.Module):
     def set_image_size(self, image_size: int | tuple[int, int]) -> None:
         """Stores the position table for another size, resampled once; features at that size do not change.
 
-        Fine-tuning at a higher resolution then trains the larger table, as the released classifiers have it.
+        Fine-tuning at a higher resolution then trains the larger table, as the released classifiers have it. Not for
+        an autoencoder, whose decoder has a table too: without this it takes any size.
 
         Raises:
             ValueError: `image_size` is no multiple of the patch.
