@@ -1,6 +1,6 @@
 """The plan against tensors counted one by one, and against what must hold for any model."""
 
-import importlib.util
+import importlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +30,9 @@ LARGE = MawsViTConfig.from_size("vit_6.5b14")
 @pytest.fixture(scope="module")
 def bench():
     """scripts/bench_memory_plan.py, which counts."""
-    file = Path(__file__).parents[2] / "scripts" / "bench_memory_plan.py"
-    spec = importlib.util.spec_from_file_location("bench_memory_plan", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2] / "scripts")
+        return importlib.import_module("bench_memory_plan")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
