@@ -11,8 +11,7 @@ from tiny_two_towers import BEGIN, END, PAD, tiny_tokenizer
 
 from maws_hf import MawsMAEForPreTraining
 
-SPACE = Path(__file__).parents[2] / "examples" / "space"
-sys.path.insert(0, str(SPACE))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "space"))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from conftest import SPACE
 from headless import needs_browser, open_browser
 from tiny import draw_image
 
@@ -24,6 +23,7 @@ pytestmark = [
 ]
 pytest.importorskip("gradio")
 
+APP = Path(__file__).parents[2] / "examples" / "space" / "app.py"
 SECONDS = 30  # for anything to appear
 OWN = 41  # the picture that is uploaded, which the index holds too
 
@@ -46,9 +46,7 @@ def address(folders, image_shards, tmp_path_factory) -> Iterator[str]:
     log = folder / "log.txt"
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder / "uploads"), "HF_HUB_OFFLINE": "1"}
     with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, SPACE / "app.py", *flags], stdout=out, stderr=out, env=environment, cwd=folder
-        )
+        process = subprocess.Popen([sys.executable, APP, *flags], stdout=out, stderr=out, env=environment, cwd=folder)
     try:
         page = f"http://127.0.0.1:{port}/"
         wait_until(lambda: process.poll() is not None or answers(page))
