@@ -59,7 +59,7 @@ def weak_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
         A float32 scalar; 0 if no image has a label.
     """
     share, labelled = _shares(labels)
-    values = logits.float()
+    values = at_least_float32(logits)
     losses = values.logsumexp(dim=1) - (values.gather(1, labels.clamp(min=0)) * share).sum(dim=1)
     return _mean_over_labelled(losses, labelled)
 
@@ -110,9 +110,9 @@ def soft_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         A float32 scalar; 0 if no row has a target.
     """
-    targets = targets.float()
+    targets = at_least_float32(targets)
     total = targets.sum(dim=1)
-    losses = -(targets * logits.float().log_softmax(dim=1)).sum(dim=1) / total.where(total > 0, 1.0)
+    losses = -(targets * at_least_float32(logits).log_softmax(dim=1)).sum(dim=1) / total.where(total > 0, 1.0)
     return _mean_over_labelled(losses, total > 0)
 
 
@@ -122,7 +122,7 @@ def binary_weak_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Summed, as in the recipe of "How to train your ViT": the mean over 28,000 classes has gradients below Adam's
     epsilon. Images without labels are ignored here too: one without usable tags is no evidence against all classes.
     """
-    values = logits.float()
+    values = at_least_float32(logits)
     positives = torch.where(labels >= 0, values.gather(1, labels.clamp(min=0)), 0.0)
     losses = F.softplus(values).sum(dim=1) - positives.sum(dim=1)
     return _mean_over_labelled(losses, (labels >= 0).any(dim=1))
@@ -135,8 +135,8 @@ def classification_loss(
 
     Args:
         logits: `(B, C)`.
-        labels: integers `(B,)`, one class each (-100: ignored); integers `(B, K)`, index lists padded with -100; or
-            floating point or bool `(B, C)`, multi-hot or soft.
+        labels: integers `(B,)`, one class each (negative: ignored); integers `(B, K)`, index lists padded with -100;
+            or floating point or bool `(B, C)`, multi-hot or soft.
         binary: sigmoid instead of softmax cross-entropy: of index lists summed over classes, of dense rows their mean,
             as transformers has it.
         logits_are_needed: False lets the loss overwrite them.
@@ -157,14 +157,14 @@ def classification_loss(
             f"({images}, {classes})"
         )
     if dense:
-        targets = labels.float()
+        targets = at_least_float32(labels)
         return (
-            F.binary_cross_entropy_with_logits(logits.float(), targets)
+            F.binary_cross_entropy_with_logits(at_least_float32(logits), targets)
             if binary
             else soft_target_loss(logits, targets)
         )
     # As wide as there are classes is no list but by chance; only then the host looks at the values.
-    as_wide = tuple(labels.shape) == (images, classes) and images > 0 and classes > 2
+    as_wide = tuple(labels.shape) == (images, classes) and images > 0 and classes > 2 and not labels.is_meta
     if as_wide and not torch.compiler.is_compiling() and bool(((labels == 0) | (labels == 1)).all()):
         raise ValueError(
             f"labels is {labels.dtype} of shape {tuple(labels.shape)} with nothing but 0 and 1: multi-hot rows must "

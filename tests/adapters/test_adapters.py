@@ -350,9 +350,37 @@ def test_prompts_begin_in_the_first_layer_that_is_not_left_out(deep: bool):
     assert lengths == [17, 17, 17, 20]
 
 
+@torch.no_grad()
+def test_each_adapter_knows_where_its_own_prompts_begin():
+    def lengths() -> list[int]:
+        seen = []
+        hooks = [
+            layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+            for layer in model.base_model.model.layers
+        ]
+        model(IMAGES)
+        for hook in hooks:
+            hook.remove()
+        return seen
+
+    base = randomize(MawsViTModel(tiny_config(num_hidden_layers=4))).eval()
+    model = get_peft_model(base, VPTConfig(num_prompts=3, exclude_modules=r"layers\.[01]"))
+    model.add_adapter("all", VPTConfig(num_prompts=2))
+    assert not any(layer.training for layer in model.base_model.model.layers)
+    assert lengths() == [17, 17, 17, 20]
+    model.set_adapter("all")
+    assert lengths() == [17, 19, 19, 19]
+    model.delete_adapter("default")
+    model.add_adapter("default", VPTConfig(num_prompts=3, exclude_modules=r"layers\.0"))
+    model.set_adapter("default")
+    assert lengths() == [17, 17, 20, 20]
+
+
 def test_prompts_that_nothing_takes_out_are_refused():
+    model = encoder()
     with pytest.raises(ValueError, match="leaves out the encoder's final norm"):
-        get_peft_model(encoder(), VPTConfig(target_modules=r"layers\.\d+"))
+        get_peft_model(model, VPTConfig(target_modules=r"layers\.\d+"))
+    assert model(IMAGES).last_hidden_state.shape == (2, 17, 32)
     with pytest.raises(ValueError, match="apply_layernorm=False"):
         get_peft_model(MawsViTBackbone(tiny_config(apply_layernorm=False)), VPTConfig())
 

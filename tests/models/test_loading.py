@@ -399,12 +399,29 @@ def test_half_a_head_is_none(model_class, left_out: str, tmp_path: Path):
     assert f"lacks {left_out}" in message_of(tmp_path, model_class)
 
 
+def test_with_other_sizes_a_decoder_may_be_deeper(tmp_path: Path):
+    MawsMAEForPreTraining(tiny_config()).save_pretrained(tmp_path)
+    model = MawsMAEForPreTraining.from_pretrained(tmp_path, decoder_num_hidden_layers=3, ignore_mismatched_sizes=True)
+    assert len(model.decoder.layers) == 3
+
+
+def test_a_config_of_somebody_elses_class_keeps_its_fields(tmp_path: Path):
+    class Derived(MawsViTConfig):
+        def __init__(self, extra: int = 3, **fields):
+            self.extra = extra
+            super().__init__(**fields)
+
+    Derived(extra=7).save_pretrained(tmp_path)
+    assert Derived.from_pretrained(tmp_path).extra == 7
+
+
 def test_an_attribute_beside_the_fields_is_not_saved(tmp_path: Path):
     model = tiny_lit()
     model.config.dataset = model.config.vision_config.dataset = "cifar"
     model.save_pretrained(tmp_path)
     assert AutoModel.from_pretrained(tmp_path).config.projection_dim == model.config.projection_dim
     assert "cifar" not in (tmp_path / "config.json").read_text()
+    assert model.config.to_dict()["dataset"] == "cifar"
 
 
 def test_a_folder_with_the_name_of_an_organisation_hides_no_repository(monkeypatch, tmp_path: Path):

@@ -13,7 +13,7 @@ from tiny_lit import padded, random_captions, tiny_lit
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification, MawsViTModel
+from maws_hf import MawsLiTModel, MawsMAEForPreTraining, MawsViTForImageClassification, MawsViTModel
 
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 NOISE = torch.rand(8, 16, generator=torch.Generator().manual_seed(2))
@@ -53,6 +53,22 @@ def test_trainer_averages_losses_over_accumulated_batches(label: Callable[[int],
         trainer.train()
         logged.append(next((log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "loss" in log))
     assert logged[1] == pytest.approx(logged[0], rel=1e-4)
+
+
+def test_a_loss_that_somebody_has_set_is_computed():
+    model = classifier()
+    model.loss_function = lambda labels, logits, config, **options: logits.sum() * 0 + 42
+    assert model(IMAGES, labels=torch.arange(8) % 5).loss.item() == 42
+    double = classifier().double()
+    assert double(IMAGES.double(), labels=torch.arange(8) % 5).loss.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
+def test_every_kind_of_hook_on_the_patch_projection_is_called(kind: str):
+    model, calls = mae(), []
+    getattr(model.vit.embeddings.patch_embeddings.projection, kind)(lambda *_: calls.append(kind))
+    model(IMAGES, noise=NOISE).loss.backward()
+    assert calls == [kind]
 
 
 def test_an_adapted_patch_projection_is_part_of_the_autoencoder():
@@ -150,6 +166,7 @@ def test_an_adapter_in_a_locked_tower_is_trained(targets: str | None):
 def test_a_locked_tower_keeps_nothing_for_a_backward_pass():
     model = tiny_lit().train()
     assert not model.vision_model.training
+    model.gradient_checkpointing_enable()
     outputs = model(**padded(random_captions(8)), pixel_values=IMAGES, return_loss=True)
     assert outputs.vision_model_output.pooler_output.grad_fn is None
     outputs.loss.backward()
@@ -185,6 +202,21 @@ class WithAuxiliaryHead(MawsViTForImageClassification):
         super().__init__(config)
         self.auxiliary = nn.Linear(config.hidden_size, 2)
         self.post_init()
+
+
+class Same(MawsLiTModel):
+    """Nothing is added."""
+
+
+def test_a_class_that_adds_nothing_lacks_nothing(tmp_path: Path):
+    model = tiny_lit()
+    weights = model.state_dict()
+    lacking = ["text_projection.weight", "logit_scale", "vision_model.layernorm.bias"]
+    model.save_pretrained(tmp_path, state_dict={name: weights[name] for name in weights if name not in lacking})
+    with pytest.raises(
+        ValueError, match=r"lacks logit_scale, text_projection\.weight, vision_model\.layernorm\.bias$"
+    ):
+        Same.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("model_class", [Segmenter, WithAuxiliaryHead])

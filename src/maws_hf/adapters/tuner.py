@@ -131,6 +131,7 @@ class EncoderTuner(BaseTuner):
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own copies weights between the two, as if they were matrices.
+        new_module.training = child.training
         setattr(parent, child_name, new_module)
 
     @contextmanager

@@ -121,23 +121,18 @@ class VPTModel(EncoderTuner):
         "vision-text-dual-encoder": _DUAL_ENCODER,
     }
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As every tuner's.
-
-        Raises:
-            ValueError: nothing would take the learned tokens out again.
-        """
+    def _prepare_model(self, config: VPTConfig, model: nn.Module) -> None:
+        """Refuses, while the model is as it was, what would leave the learned tokens in its outputs."""
         if isinstance(model, BackboneMixin) and not getattr(model.config, "apply_layernorm", True):
             raise ValueError(
                 "apply_layernorm=False leaves VPT's tokens in the feature maps, as the final norm takes them out: "
                 "build the backbone with apply_layernorm=True, or take LoRA or AdaptFormer"
             )
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        if not any(adapter_name in layer.num_prompts for layer in model.modules() if isinstance(layer, VPTNorm)):
+        targets = [name for name, _ in model.named_modules() if self._check_target_module_exists(config, name)]
+        if targets and all(name.rpartition(".")[2].isdigit() for name in targets):
             raise ValueError(
-                f"target_modules={self.peft_config[adapter_name].target_modules!r} with exclude_modules="
-                f"{self.peft_config[adapter_name].exclude_modules!r} leaves out the encoder's final norm, which takes "
-                "VPT's tokens out: name it too"
+                f"target_modules={config.target_modules!r} with exclude_modules={config.exclude_modules!r} leaves out "
+                "the encoder's final norm, which takes VPT's tokens out: name it too"
             )
 
     def _create_and_replace(

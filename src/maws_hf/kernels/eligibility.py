@@ -24,7 +24,8 @@ def is_plain(*tensors: Tensor) -> bool:
 def is_listened_to(module: nn.Module) -> bool:
     """Whether calling this module does more than its class says: hooks of torch's, or those that Accelerate puts in
     place of `forward` to fetch weights."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 def has_onednn(dtype: torch.dtype) -> bool:

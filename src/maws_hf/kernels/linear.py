@@ -33,6 +33,8 @@ def suits_onednn(input: Tensor, weight: Tensor) -> bool:
     """Whether this is a product on a CPU, of float32 or bfloat16 matrices, for which torch has oneDNN."""
     if not is_plain(input, weight) or input.device.type != "cpu" or input.numel() == 0:
         return False
+    if input.shape[-1] != weight.shape[1]:  # torch says what is wrong with it
+        return False
     if not torch.is_autocast_enabled("cpu"):
         return input.dtype == weight.dtype and has_onednn(weight.dtype)
     # Without gradients autocast keeps its copies of weights for the next call, and we keep none.

@@ -1,5 +1,6 @@
 """Which names a configuration knows: others are refused where it is made, and left out where it is written."""
 
+import copy
 import difflib
 from dataclasses import fields
 from typing import Any
@@ -13,6 +14,7 @@ logger = logging.get_logger(__name__)
 _FOREIGN_KEYS = {
     "attn_implementation",
     "auto_map",
+    "custom_pipelines",
     "experts_implementation",
     "model_type",
     "name_or_path",
@@ -42,13 +44,19 @@ def refuse_unknown_fields(config: PreTrainedConfig, kwargs: dict[str, Any]) -> N
         raise ValueError(f"{kind} has no field {name!r} (got {kwargs[name]!r}); {hint}")
 
 
-def without_unknown_fields(config: PreTrainedConfig, content: dict[str, Any]) -> dict[str, Any]:
-    """What is written of a config: an attribute that somebody has set on it beside its fields would be refused when it
-    is read, which is no time to say so. A warning does now."""
-    unknown = [name for name in content if not _is_known(config, name)]
-    for name in unknown:
-        logger.warning_once(f"config.{name} is no field of {type(config).__name__} and is not saved")
-    return {name: value for name, value in content.items() if name not in unknown}
+def without_unknown_fields(config: PreTrainedConfig) -> PreTrainedConfig:
+    """What is written of a config of ours: a copy without attributes that somebody has set on it beside its fields.
+
+    They would be refused when they are read, which is no time to say so: a warning does now. A class derived from ours
+    is left as it is, as it may have fields of its own.
+    """
+    copied = copy.deepcopy(config)
+    for part in (copied, *(getattr(copied, name) for name in copied.sub_configs)):
+        if type(part).__module__.startswith(__package__):
+            for name in [name for name in vars(part) if not _is_known(part, name)]:
+                logger.warning_once(f"config.{name} is no field of {type(part).__name__} and is not saved")
+                delattr(part, name)
+    return copied
 
 
 def _is_known(config: PreTrainedConfig, name: str) -> bool:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -113,9 +114,9 @@ class CheckedConfig:
             reason = f"config.json is not what a model's is ({type(error).__name__}: {error})"
             raise ModelLoadingError(f"{pretrained_model_name_or_path}: {reason}") from error
 
-    def to_dict(self) -> dict[str, Any]:
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As everywhere in transformers, but of the fields alone."""
-        return without_unknown_fields(self, super().to_dict())
+        super(CheckedConfig, without_unknown_fields(self)).save_pretrained(*args, **kwargs)
 
 
 class CheckedLoading:
@@ -137,8 +138,8 @@ class CheckedLoading:
 
         Raises:
             ModelLoadingError: the weights are not the model's: one is missing, unknown, of another shape, or the file
-                is damaged. Only a whole head may be missing, as before fine-tuning, or what a class derived from ours
-                adds. Who asks for `output_loading_info` gets
+                is damaged. Only a whole head may be missing, as before fine-tuning, with `ignore_mismatched_sizes` a
+                part of it, and what a class derived from ours adds. Who asks for `output_loading_info` gets
                 the list of missing and unknown weights instead.
             ForeignModelError: a model of another library that is no MAWS model.
         """
@@ -245,10 +246,10 @@ class CheckedLoading:
         """
         other_shapes = _other_shapes(info["mismatched_keys"])
         absent = {*info["missing_keys"], *other_shapes}
-        new = {name for name in absent if not self._is_ours(name)}
+        new = absent - self._names_of_ours(absent)
         for head in self._may_be_new:
             weights = {name for name in self.state_dict() if name.startswith(head)}
-            new |= weights if weights <= absent else set()
+            new |= weights if tolerant or weights <= absent else set()
         missing = [name for name in info["missing_keys"] if name not in new and name not in other_shapes]
         faults = [] if tolerant else [_fault("has another shape of", other_shapes.values())]
         if not informed:
@@ -258,11 +259,15 @@ class CheckedLoading:
                 f"{where} is not a whole {type(self).__name__}: it " + "; it ".join(filter(None, faults))
             )
 
-    def _is_ours(self, name: str) -> bool:
-        """Whether this is a weight of a module of ours, or of a part of one."""
-        path = name.split(".")[:-1]
-        modules = [self.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1)]
-        return any(type(module).__module__.startswith(_PACKAGE) for module in modules)
+    def _names_of_ours(self, names: Iterable[str]) -> set[str]:
+        """Those of weights that a class of ours has: this model's, the one it derives from, or a module's in it."""
+        ours = next(base for base in type(self).__mro__ if _is_ours(base))
+        if ours is type(self) or not names:
+            return set(names)
+        with torch.device("meta"):
+            inherited = ours(self.config).state_dict().keys()
+        modules = [name for name, module in self.named_modules() if name and _is_ours(type(module))]
+        return {name for name in names if name in inherited or any(name.startswith(f"{m}.") for m in modules)}
 
 
 @dataclass(frozen=True)
@@ -298,6 +303,10 @@ class _Adapter:
 
     def is_in(self, model: Any) -> bool:
         return self.options["adapter_name"] in getattr(model, "peft_config", {})
+
+
+def _is_ours(kind: type) -> bool:
+    return issubclass(kind, nn.Module) and kind.__module__.startswith(_PACKAGE)
 
 
 def _dora_weights(folder: Any, hub_options: dict[str, Any]) -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
 
     With `config.lock_vision_tower` the image tower's weights are not trained, and it is in evaluation mode whatever
     `train()` is told; its projection is trained, as the released one is no identity. What is put into the locked tower
-    to be trained, such as adapters, is trained; the tower then follows `train()`.
+    to be trained, such as adapters, is trained; from then on the tower follows `train()`.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
     def train(self, mode: bool = True) -> "MawsLiTModel":
         """The locked image tower stays in evaluation mode, unless there is something in it to be trained."""
         super().train(mode)
-        if self.config.lock_vision_tower and not any(p.requires_grad for p in self.vision_model.parameters()):
+        if self._is_locked():
             self.vision_model.eval()
         return self
 
@@ -304,12 +304,15 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         recorded = any(
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )
-        return self.vision_model(
-            pixel_values=pixel_values,
-            class_token_only=class_token_only and not recorded,
-            return_dict=True,
-            **kwargs,
-        )
+        # Gradient checkpointing of the whole model has every tower's first output ask for gradients.
+        wanted = pixel_values.requires_grad or not self._is_locked()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
+            return self.vision_model(
+                pixel_values=pixel_values,
+                class_token_only=class_token_only and not recorded,
+                return_dict=True,
+                **kwargs,
+            )
 
     def _scale(self) -> Tensor:
         """exp of the logit scale, at most 100; float32."""
@@ -319,6 +322,9 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
                 self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         # A copy, as the next call may clamp the parameter before this one's backward pass.
         return at_least_float32(self.logit_scale.clone()).clamp(max=MAX_LOGIT_SCALE).exp()
+
+    def _is_locked(self) -> bool:
+        return self.config.lock_vision_tower and not any(p.requires_grad for p in self.vision_model.parameters())
 
     def _lock_vision_tower(self) -> None:
         if self.config.lock_vision_tower:

@@ -497,8 +497,8 @@ class MawsViTForImageClassification(MawsViTPreTrainedModel):
         """
         Args:
             pixel_values: as for [`MawsViTModel`].
-            labels: integers `(B,)`, one class an image; integers `(B, K)`, the set of an image's classes padded with
-                -100; or floating point `(B, num_labels)`, multi-hot or soft targets (after mixup). The loss is softmax
+            labels: integers `(B,)`, one class an image (negative: none); integers `(B, K)`, the set of an image's
+                classes padded with -100; or floating point `(B, num_labels)`, multi-hot or soft targets (after mixup). The loss is softmax
                 cross-entropy, against a set or a multi-hot row divided by its number of positives (the authors' WSP
                 loss); images without labels are ignored. `config.problem_type="multi_label_classification"` asks for
                 sigmoid cross-entropy (of floating point labels as transformers has it: the mean over all classes and
@@ -555,9 +555,9 @@ class MawsViTForImageClassification(MawsViTPreTrainedModel):
         problem_type = self.config.problem_type
         binary = problem_type == "multi_label_classification"
         regression = problem_type == "regression" or self.num_labels == 1
-        if regression:
-            return self.loss_function(labels, logits, self.config, **kwargs)  # transformers' own
-        return classification_loss(logits, labels, binary=binary, logits_are_needed=not skip_logits)
+        if regression or hasattr(self, "_loss_function"):  # transformers' own, or one that somebody has set
+            return self.loss_function(labels, logits, self.config, **kwargs)
+        return classification_loss(logits, labels.to(logits.device), binary=binary, logits_are_needed=not skip_logits)
 
 
 class MawsViTBackbone(BackboneMixin, MawsViTPreTrainedModel):
