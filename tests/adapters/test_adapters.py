@@ -138,6 +138,7 @@ def test_dropout_is_for_training_only():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_only_the_adapter_and_the_head_change_in_training(method):
+    torch.manual_seed(0)  # of few units after the ReLU, one may answer to neither image
     base = classifier()
     before = weights_of(base)
     model = get_peft_model(base, CONFIGS[method](modules_to_save=["classifier"])).train()

@@ -498,11 +498,12 @@ class MawsViTForImageClassification(MawsViTPreTrainedModel):
         Args:
             pixel_values: as for [`MawsViTModel`].
             labels: integers `(B,)`, one class an image (negative: none); integers `(B, K)`, the set of an image's
-                classes padded with -100; or floating point `(B, num_labels)`, multi-hot or soft targets (after mixup). The loss is softmax
-                cross-entropy, against a set or a multi-hot row divided by its number of positives (the authors' WSP
-                loss); images without labels are ignored. `config.problem_type="multi_label_classification"` asks for
-                sigmoid cross-entropy (of floating point labels as transformers has it: the mean over all classes and
-                images; of integers the sum over classes), "regression" for squared error on floating point.
+                classes padded with -100; or floating point `(B, num_labels)`, multi-hot or soft targets (after mixup).
+                The loss is softmax cross-entropy, against a set or a multi-hot row divided by its number of positives
+                (the authors' WSP loss); images without labels are ignored.
+                `config.problem_type="multi_label_classification"` asks for sigmoid cross-entropy (of floating point
+                labels as transformers has it: the mean over all classes and images; of integers the sum over
+                classes), "regression" for squared error on floating point.
             skip_logits: for training; index labels only. The loss then overwrites the logits with their gradient
                 (faster, less memory) and none are returned.
 
