@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from maws_hf.data.sources import DataSourceError, find_image_column, open_stream
+from maws_hf.data.sources import DataSourceError, find_image_column, open_stream, refuse_output_within
 from maws_hf.processing.decode import DEFAULT_LIMITS
 
 
@@ -355,3 +355,22 @@ def test_picked_files_keep_the_classes_of_their_folders(tmp_path):
     names = [f"{split}/{name}/0.png" for split in ("train", "val") for name in ("cat", "dog")]
     opened(tmp_path, names)
     assert [row["label"] for row in open_stream(f"{tmp_path}/*/*/*.png")] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("inside", ["photos", "photos/runs/mine", "elsewhere/../photos/runs", "link/runs"])
+def test_an_output_within_listed_data_is_refused(inside: str, tmp_path: Path):
+    write_image(tmp_path / "photos" / "0.png")
+    os.symlink(tmp_path / "photos", tmp_path / "link")
+    source, folder = str(tmp_path / "photos"), str(tmp_path / inside)
+    with pytest.raises(DataSourceError, match=f"--feature_cache {folder} lies in {source}, the data set"):
+        refuse_output_within(source, output_dir=str(tmp_path / "runs"), feature_cache=folder)
+
+
+def test_an_output_that_no_listing_finds_is_not_refused(tmp_path, monkeypatch):
+    write_image(tmp_path / "photos" / "0.png")
+    monkeypatch.chdir(tmp_path)
+    refuse_output_within("photos", output_dir="photos-runs/mine", feature_cache=None)
+    refuse_output_within("photos", output_dir="photos/.runs")  # hidden folders are not read
+    refuse_output_within("user/name", output_dir="user/name/runs")  # on the Hub, as there is no such folder here
+    (tmp_path / "photos" / "README.md").write_text("---\nconfigs:\n- config_name: default\n---\n")
+    refuse_output_within("photos", output_dir="photos/runs")

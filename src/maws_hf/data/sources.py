@@ -20,7 +20,14 @@ from maws_hf.data.layouts import DataSourceError, find_classes, find_splits, spl
 from maws_hf.data.tolerance import tolerate
 from maws_hf.processing.decode import DEFAULT_LIMITS
 
-__all__ = ["DataSourceError", "find_image_column", "list_files", "open_stream"]
+__all__ = [
+    "DataSourceError",
+    "find_image_column",
+    "lies_within",
+    "list_files",
+    "open_stream",
+    "refuse_output_within",
+]
 
 IMAGE_COLUMN_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img")
 MOST_IMAGE_SHARDS = 8192  # of an image folder; with fewer images than that, each is a shard of its own
@@ -118,6 +125,34 @@ def find_image_column(dataset: IterableDataset, image_column: str | None = None)
         return candidates[0]
     found = f"several image columns ({', '.join(candidates)})" if candidates else "no image column"
     raise DataSourceError(f"{found} among the columns {columns}: name it with --image_column_name")
+
+
+def refuse_output_within(source: str, **folders: str | None) -> None:
+    """Refuses to write where a data set's files are found by listing: pictures and features would become part of it.
+
+    Args:
+        source: as `open_stream` takes it. Of a folder whose README.md declares its files nothing is refused.
+        folders: what is written to, by the name of its option; None where there is none.
+
+    Raises:
+        DataSourceError: one of the folders lies in the data set.
+    """
+    if _declares_configurations(source):
+        return
+    for option, folder in folders.items():
+        if folder is not None and lies_within(folder, source):
+            raise DataSourceError(
+                f"--{option} {folder} lies in {source}, the data set, and would become part of it: choose a folder "
+                "outside"
+            )
+
+
+def lies_within(folder: str | os.PathLike[str], source: str) -> bool:
+    """Whether `list_files` of a data set would list the files of a folder, which need not be there yet."""
+    root, here = Path(source).resolve(), Path(folder).resolve()
+    if not root.is_dir() or not here.is_relative_to(root):
+        return False
+    return not any(part.startswith(".") for part in here.relative_to(root).parts)
 
 
 def _looks_like_hub_id(source: str) -> bool:
