@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from maws_hf.processing.decode import DEFAULT_LIMITS
 
 __all__ = [
     "DataSourceError",
+    "digest_of_files",
     "find_image_column",
     "lies_within",
     "list_files",
@@ -32,6 +34,7 @@ __all__ = [
 IMAGE_COLUMN_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img")
 MOST_IMAGE_SHARDS = 8192  # of an image folder; with fewer images than that, each is a shard of its own
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_FILES = "local files"  # among the checksums of a data set's info
 SHARD_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 
 # What Image(decode=False) yields, declared as plain data: encoding a row of an Image feature drops the bytes of an
@@ -127,6 +130,12 @@ def find_image_column(dataset: IterableDataset, image_column: str | None = None)
     raise DataSourceError(f"{found} among the columns {columns}: name it with --image_column_name")
 
 
+def digest_of_files(dataset: IterableDataset) -> str | None:
+    """Changes with the names of the local files that `open_stream` opened, and with the sizes of shards; None for a
+    data set that declares its files or comes from the Hub."""
+    return (dataset.info.download_checksums or {}).get(_FILES, {}).get("checksum")
+
+
 def refuse_output_within(source: str, **folders: str | None) -> None:
     """Refuses to write where a data set's files are found by listing: pictures and features would become part of it.
 
@@ -210,12 +219,15 @@ def _open_local(source: str, split: str, data_files: str | Sequence[str] | None)
             paths = [glob.escape(os.path.abspath(os.path.join(root, shard))) for shard in chosen]
             # The size of a shard's first row group is the default; that of an empty shard is 0, which pyarrow refuses.
             options = {"batch_size": 256} if builder == "parquet" else {}
-            return _load(builder, name_or_path=source, split=split, data_files={split: paths}, **options)
+            dataset = _load(builder, name_or_path=source, split=split, data_files={split: paths}, **options)
+            return _with_digest(dataset, root, chosen, sizes=True)
     images = [file for file in files if file.lower().endswith(IMAGE_EXTENSIONS)]
     if not images:
         raise DataSourceError(f"{source} holds none of {_LOOKED_FOR}")
     splits, level = find_splits(images, root, names_are_words=True)
-    return _open_images(root, _select_split(images, splits, split, root), images, find_classes(images, level))
+    chosen = _select_split(images, splits, split, root)
+    # Their sizes are left out: to ask for those of a million takes minutes, in every process of every start.
+    return _with_digest(_open_images(root, chosen, images, find_classes(images, level)), root, chosen, sizes=False)
 
 
 def list_files(folder: str) -> list[str]:
@@ -230,6 +242,17 @@ def list_files(folder: str) -> list[str]:
         paths = (os.path.join(path, entry) for entry in names if not entry.startswith("."))
         files += [os.path.relpath(file, folder) for file in paths if os.path.isfile(file)]
     return sorted(files)
+
+
+def _with_digest(dataset: IterableDataset, root: str, files: list[str], *, sizes: bool) -> IterableDataset:
+    digest = hashlib.sha256()
+    for file in files:
+        name = file if root else os.path.basename(file)  # a glob may be written in several ways
+        size = os.path.getsize(os.path.join(root, file)) if sizes else ""
+        digest.update(os.fsencode(f"{name}/{size}\n"))
+    # Whatever is made of the data set takes its info along.
+    dataset.info.download_checksums = {_FILES: {"checksum": digest.hexdigest()[:16]}}
+    return dataset
 
 
 def _select_split(files: list[str], splits: list[str], split: str, root: str) -> list[str]:
