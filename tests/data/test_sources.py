@@ -321,6 +321,7 @@ def test_shards_named_after_a_split_anywhere_are_told_from_a_stray_one(tmp_path)
         open_stream(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:images lie in nested folders")
 @pytest.mark.parametrize("held_out", ["test", "val2017", "set/train/dev"])
 def test_a_folder_called_like_held_out_data_is_not_trained_on(held_out: str, tmp_path: Path):
     for name in ("photos/0.png", f"{held_out}/1.png", "set/train/2.png"):

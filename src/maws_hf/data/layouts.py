@@ -55,9 +55,10 @@ def find_splits(files: Sequence[str], root: str, *, names_are_words: bool) -> La
     """
     levels = _levels(files)
     for level, said in enumerate(levels):
-        splits = [next(iter(found)) for found in map(_splits_in, said) if len(found) == 1]
-        if len(splits) == len(files) and len(set(splits)) > 1:
-            return Layout(splits, level if level < len(levels) - 1 else None)
+        if all(len(_splits_in(name)) == 1 for name in said):
+            splits = [next(iter(_splits_in(name))) for name in said]
+            if len(set(splits)) > 1:
+                return Layout(splits, level if level < len(levels) - 1 else None)
 
     if names_are_words:
         levels[-1] = [_first_word(name) for name in levels[-1]]
@@ -83,14 +84,14 @@ def find_classes(images: Sequence[str], level_of_splits: int | None) -> list[str
     Classes are the one level of folders, besides that of the splits, in which the images differ. Where they differ in
     several, as in `cat/2020` and `dog/2021`, there is no telling which: then there are no classes, and a warning.
     """
-    folders = [image.split(os.sep)[:-1] for image in images]
+    levels = _levels(images)[:-1]
     if level_of_splits is not None:
-        folders = [path[:level_of_splits] + path[level_of_splits + 1 :] for path in folders]
-    levels = [level for level in zip_longest(*folders, fillvalue="") if len(set(level)) > 1]
+        del levels[level_of_splits]
+    levels = [level for level in levels if len(set(level)) > 1]
     if len(levels) == 1:
-        return list(levels[0])
+        return levels[0]
     if levels:
-        example = os.sep.join(max(folders, key=len))
+        example = os.path.dirname(next(image for image, folder in zip(images, levels[-1], strict=True) if folder))
         warnings.warn(
             f"images lie in nested folders such as {example}, and which level names the classes cannot be told: they "
             "are read without labels; for labels, give a folder in which only one level differs",
@@ -101,10 +102,13 @@ def find_classes(images: Sequence[str], level_of_splits: int | None) -> list[str
 
 def _levels(files: Sequence[str]) -> list[list[str]]:
     """The names of all files' folders, level by level with "" for files that lie higher up, and last their own."""
-    paths = [file.split(os.sep) for file in files]
-    depth = max(map(len, paths)) - 1
-    folders = [[path[level] if level < len(path) - 1 else "" for path in paths] for level in range(depth)]
-    return [*folders, [path[-1] for path in paths]]
+    folders = [file.rpartition(os.sep)[0] for file in files]
+    distinct = list(dict.fromkeys(folders))  # a million files may lie in a thousand folders
+    levels = []
+    for names in zip_longest(*(folder.split(os.sep) for folder in distinct), fillvalue=""):
+        name_of = dict(zip(distinct, names, strict=True))
+        levels.append([name_of[folder] for folder in folders])
+    return [*levels, [file.rpartition(os.sep)[2] for file in files]]
 
 
 @lru_cache(maxsize=2**16)
