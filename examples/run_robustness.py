@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from maws_hf.data.sources import refuse_output_within
 from maws_hf.evaluation.benchmark_images import BenchmarkImages, Outputs, classify_images, fingerprint, open_benchmark
 from maws_hf.evaluation.classifiers import RESIZES, Preprocessing, load_classifier, logits_of, preprocessing_of
 from maws_hf.evaluation.features import model_digest
@@ -102,6 +103,8 @@ class RobustnessOptions(Options):
         for name in ("image_size", "per_device_eval_batch_size"):
             self._require((value := getattr(self, name)) is None or value >= 1, name, "at least 1")
         self._require(self.dataloader_num_workers >= 0, "dataloader_num_workers", "0 or more")
+        for source in filter(None, (getattr(self, name) for name in SETS)):
+            refuse_output_within(source, output_dir=self.output_dir)
 
 
 # ---------------------------------------------------------------- test sets

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from maws_hf.data.sources import DataSourceError, find_image_column, open_stream
+from maws_hf.data.sources import DataSourceError, find_image_column, open_stream, refuse_output_within
 from maws_hf.processing.decode import DEFAULT_LIMITS
 
 
@@ -265,3 +265,113 @@ def test_a_data_set_without_images_opens_where_none_are_required(tmp_path):
 def test_images_stay_bytes_also_where_none_are_required(tmp_path):
     write_parquet(tmp_path / "a.parquet", range(3))
     assert stored(open_stream(tmp_path, require_image=False)) == [picture(shade) for shade in range(3)]
+
+
+def opened(folder: Path, names: list[str], split: str = "train") -> tuple[list[str], list[str] | None]:
+    """The images of a split in a folder of empty files, and its classes."""
+    for name in names:
+        write_image(folder / name)
+    dataset = open_stream(folder, split=split)
+    images = [str(Path(row["image"]["path"]).relative_to(folder)) for row in dataset]
+    return sorted(images), dataset.features["label"].names if "label" in dataset.features else None
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("images/train2017/{}", "images/val2017/{}"),
+        ("training_set/{}", "validation_set/{}"),
+        ("train_images/{}", "val_images/{}"),
+        ("my-train data/{}", "my-valid data/{}"),
+        ("set/CLS-LOC/train/{}", "set/CLS-LOC/val/{}"),
+        ("trainset/{}", "valset/{}"),
+        ("COCO_train2014_{}", "COCO_val2014_{}"),
+    ],
+)
+def test_splits_are_found_at_any_level_and_beside_other_words(train: str, held_out: str, tmp_path: Path):
+    names = [path.format(f"{i}.png") for path in (train, held_out) for i in range(2)]
+    assert opened(tmp_path, names) == (names[:2], None)
+    assert opened(tmp_path, [], "validation") == (names[2:], None)
+
+
+@pytest.mark.parametrize(
+    "place", ["data/{split}/{name}", "{split}_set/{name}", "{name}/{split}", "{split}/{name}/images"]
+)
+def test_classes_are_the_level_of_folders_besides_the_splits(place: str, tmp_path: Path):
+    names = [place.format(split=split, name=name) + "/0.png" for split in ("test", "train") for name in ("cat", "dog")]
+    assert opened(tmp_path, names) == (names[2:], ["cat", "dog"])
+    assert opened(tmp_path, [], "test") == (names[:2], ["cat", "dog"])
+
+
+def test_parquet_as_the_hub_converts_it_has_its_splits(tmp_path):
+    write_parquet(tmp_path / "default" / "train" / "0000.parquet", range(3))
+    write_parquet(tmp_path / "default" / "test" / "0000.parquet", range(3, 5))
+    assert len(stored(open_stream(tmp_path))) == 3
+    assert len(stored(open_stream(tmp_path, split="test"))) == 2
+
+
+def test_shards_named_after_a_split_anywhere_are_told_from_a_stray_one(tmp_path):
+    for name in ("cifar-train-0", "cifar-test-0"):
+        write_parquet(tmp_path / f"{name}.parquet", range(3))
+    assert len(stored(open_stream(tmp_path))) == 3
+    write_parquet(tmp_path / "cifar-more-0.parquet", range(3))
+    with pytest.raises(
+        DataSourceError, match=r"has the splits test, train, but cifar-more-0\.parquet belongs to none"
+    ):
+        open_stream(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:images lie in nested folders")
+@pytest.mark.parametrize("held_out", ["test", "val2017", "set/train/dev"])
+def test_a_folder_called_like_held_out_data_is_not_trained_on(held_out: str, tmp_path: Path):
+    for name in ("photos/0.png", f"{held_out}/1.png", "set/train/2.png"):
+        write_image(tmp_path / name)
+    with pytest.raises(
+        DataSourceError, match=r"but photos/0\.png belongs to none of them.*'.*/\*\*/\*\.png' reads all"
+    ):
+        open_stream(tmp_path)
+    assert len(list(open_stream(f"{tmp_path}/**/*.png"))) == 3
+
+
+def test_words_that_also_mean_splits_are_words_in_captions_and_classes(tmp_path):
+    names = ["a steam train.png", "an eye test.png", "the sea.png"]
+    assert opened(tmp_path / "captions", names) == (names, None)
+    classes = ["boat", "bullet train", "train"]
+    assert opened(tmp_path / "classes", [f"{name}/0.png" for name in classes])[1] == classes
+    assert opened(tmp_path / "tube", [f"{name}/0.png" for name in ("beaker", "test tube")])[1] == [
+        "beaker",
+        "test tube",
+    ]
+    names = [f"{split}/{name}/0.png" for split in ("test", "train") for name in ("boat", "test", "train")]
+    assert opened(tmp_path / "both", names) == (names[3:], ["boat", "test", "train"])
+
+
+def test_nested_folders_that_leave_open_what_the_class_is_give_no_labels(tmp_path):
+    names = [f"{animal}/{year}/0.png" for animal in ("cat", "dog") for year in (2020, 2021)]
+    with pytest.warns(UserWarning, match="nested folders such as cat/2020, .* read without labels"):
+        assert opened(tmp_path, names) == (names, None)
+
+
+def test_picked_files_keep_the_classes_of_their_folders(tmp_path):
+    names = [f"{split}/{name}/0.png" for split in ("train", "val") for name in ("cat", "dog")]
+    opened(tmp_path, names)
+    assert [row["label"] for row in open_stream(f"{tmp_path}/*/*/*.png")] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("inside", ["photos", "photos/runs/mine", "elsewhere/../photos/runs", "link/runs"])
+def test_an_output_within_listed_data_is_refused(inside: str, tmp_path: Path):
+    write_image(tmp_path / "photos" / "0.png")
+    os.symlink(tmp_path / "photos", tmp_path / "link")
+    source, folder = str(tmp_path / "photos"), str(tmp_path / inside)
+    with pytest.raises(DataSourceError, match=f"--feature_cache {folder} lies in {source}, the data set"):
+        refuse_output_within(source, output_dir=str(tmp_path / "runs"), feature_cache=folder)
+
+
+def test_an_output_that_no_listing_finds_is_not_refused(tmp_path, monkeypatch):
+    write_image(tmp_path / "photos" / "0.png")
+    monkeypatch.chdir(tmp_path)
+    refuse_output_within("photos", output_dir="photos-runs/mine", feature_cache=None)
+    refuse_output_within("photos", output_dir="photos/.runs")  # hidden folders are not read
+    refuse_output_within("user/name", output_dir="user/name/runs")  # on the Hub, as there is no such folder here
+    (tmp_path / "photos" / "README.md").write_text("---\nconfigs:\n- config_name: default\n---\n")
+    refuse_output_within("photos", output_dir="photos/runs")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset, Features, IterableDataset, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, iterable_dataset, load_dataset
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -609,3 +609,22 @@ def test_random_rows_come_from_all_of_a_sorted_data_set(tmp_path):
     kept = random_rows(dataset, 400, seed=1, among=10_000, keep=lambda row: row["label"] == 3)
     assert [row["label"] for row in kept] == [3] * 300
     assert len(random_rows(dataset, 400, seed=1, among=300)) == 300
+
+
+def test_random_rows_divide_many_shards_in_groups(tmp_path, monkeypatch):
+    for number in range(400):
+        (tmp_path / f"{number:03d}.png").write_bytes(b"%d" % number)
+    dataset = open_stream(tmp_path)
+    order = np.random.default_rng(1).permutation(400)
+    first = {b"%d" % number for number in order[:50]}  # whatever the groups, the order is that of the shards
+    divided, divide = [], iterable_dataset._split_gen_kwargs
+
+    def counting(kwargs, max_num_jobs):
+        divided.append(len(kwargs["shards"]))
+        return divide(kwargs, max_num_jobs)
+
+    monkeypatch.setattr(iterable_dataset, "_split_gen_kwargs", counting)
+    assert {row["image"]["bytes"] for row in random_rows(dataset, 400, seed=1, among=50)} == first
+    divided.clear()
+    assert len(random_rows(dataset, 400, seed=1, among=400)) == 400
+    assert sum(divided) < 400 * 50  # one by one it would be 400 * 400

@@ -4,6 +4,9 @@ from pathlib import Path
 import pytest
 
 from maws_hf.training.arguments import TrainingArguments, option, parse_recipe
+from maws_hf.training.images import ImageRecipe
+from maws_hf.training.labelled_images import LabelledImageOptions
+from maws_hf.training.pairs import PairRecipe
 
 
 @dataclass(kw_only=True)
@@ -79,3 +82,24 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture):
     for name, item in Recipe.__dataclass_fields__.items():
         assert f"--{name}" in shown
         assert item.metadata["help"].split(".")[0] in shown
+
+
+@pytest.mark.parametrize(
+    ("recipe", "option"),
+    [
+        (ImageRecipe, "output_dir"),
+        (PairRecipe, "output_dir"),
+        (PairRecipe, "feature_cache"),
+        (LabelledImageOptions, "output_dir"),
+        (LabelledImageOptions, "feature_cache"),
+    ],
+)
+def test_nothing_is_written_into_the_images_that_are_read(recipe: type, option: str, tmp_path: Path, capsys):
+    (photos := tmp_path / "photos").mkdir()
+    folders = {"output_dir": tmp_path / "runs", option: photos / "runs"}
+    argv = [part for name, folder in folders.items() for part in (f"--{name}", str(folder))]
+    with pytest.raises(SystemExit) as stopped:
+        parse_recipe(recipe, "a test", [*argv, "--dataset_name", str(photos)])
+    assert stopped.value.code == 2
+    assert f"--{option} {photos / 'runs'} lies in {photos}, the data set" in capsys.readouterr().err
+    assert list(photos.iterdir()) == []

@@ -2,14 +2,19 @@
 
 import itertools
 import json
+import re
+import shutil
 from functools import partial
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from line_run import lines, run
+from tiny import draw_image
 
-from maws_hf.data.loader import begin_next_epoch, build_loader, loader_state, restore_loader
+from maws_hf.data import sources
+from maws_hf.data.loader import begin_next_epoch, build_loader, loader_state, reads_other_files, restore_loader
 from maws_hf.data.sources import open_stream
 from maws_hf.data.streaming import ImageStream, StreamStateError, prepare_image
 from maws_hf.processing.transforms import TrainTransform
@@ -107,3 +112,54 @@ def test_another_batch_continues_the_stream_and_tells_both_learning_rates(image_
 
     run(image_shards, tmp_path / "straight", note, max_steps=9)
     assert keys == whole[12:36]
+
+
+@pytest.mark.parametrize("change", ["added", "exchanged", "removed"])
+def test_other_files_are_read_from_the_next_epoch_on(change: str, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_IMAGE_SHARDS", 12)  # fewer than there are images: their number says nothing
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(24):
+        (photos / f"{number:02d}.png").write_bytes(draw_image(number))
+    run(photos, tmp_path, max_steps=3)
+    if change != "removed":
+        (photos / "new.png").write_bytes(draw_image(24))
+    if change != "added":
+        (photos / "00.png").unlink()
+    capsys.readouterr()
+    keys = []
+
+    def objective(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+        keys.extend(Path(key).name for key in batch["keys"])
+        return model(batch["pixel_values"])
+
+    run(photos, tmp_path, objective, max_steps=9)
+    said = capsys.readouterr().out
+    assert "added, removed or exchanged (other names or sizes): reading goes on with epoch 1, what is left of" in said
+    there = {file.name for file in photos.iterdir()}
+    assert len(set(keys[: len(there)])) == min(len(there), 24)  # an epoch of all that is there now
+    assert set(keys) <= there
+
+
+def test_a_position_saved_without_the_files_is_continued_exactly(image_shards: Path):
+    old, new = loader_of(image_shards), loader_of(image_shards)
+    batches = iter(old)
+    read(batches, 3)
+    saved = json.loads(re.sub(r'"files": "[0-9a-f]+", ', "", json.dumps(loader_state(old))))
+    assert "files" not in json.dumps(saved)
+    assert not reads_other_files(new, saved)
+    restore_loader(new, saved)
+    assert read(batches, 5) == read(new, 5)
+
+
+def test_moved_data_are_the_same_and_shards_written_anew_are_not(image_shards: Path, tmp_path: Path):
+    saved = loader_state(loader_of(image_shards))
+    shutil.copytree(image_shards, tmp_path / "moved")
+    assert not reads_other_files(loader_of(tmp_path / "moved"), saved)
+    shard = max((tmp_path / "moved").rglob("*.parquet"))
+    table = pq.read_table(shard)
+    pq.write_table(table.slice(0, table.num_rows - 1), shard)
+    loader = loader_of(tmp_path / "moved")
+    assert reads_other_files(loader, saved)
+    with pytest.raises(StreamStateError, match=r"belongs to a stream with files .* \(now "):
+        restore_loader(loader, saved)

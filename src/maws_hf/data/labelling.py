@@ -41,7 +41,7 @@ from .label_shards import (
     load_mapper,
     read_record,
 )
-from .sources import DataSourceError, find_image_column, open_stream
+from .sources import DataSourceError, find_image_column, lies_within, open_stream
 from .vocabulary import LabelClass, Vocabulary
 from .wordnet import WordNet, find_wordnet
 
@@ -326,8 +326,7 @@ def _image_column(dataset: IterableDataset, image_column: str | None) -> str | N
 
 def _check_output(output_dir: Path, source: str, options: dict[str, Any]) -> None:
     """Raises LabellingError if the folder is part of the data set, or was made with other options."""
-    here = output_dir.resolve()
-    if os.path.isdir(source) and Path(source).resolve() in (here, *here.parents):
+    if lies_within(output_dir, source):
         raise LabellingError(f"{output_dir} lies in {source} and would become part of it: choose another --output_dir")
     file = output_dir / OPTIONS
     if not file.exists():

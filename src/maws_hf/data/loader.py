@@ -25,9 +25,10 @@ from maws_hf.data.streaming import ImageStream, Sample, StreamStateError
 if TYPE_CHECKING:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-__all__ = ["begin_next_epoch", "build_loader", "collate", "loader_state", "restore_loader"]
+__all__ = ["begin_next_epoch", "build_loader", "collate", "loader_state", "reads_other_files", "restore_loader"]
 
 PARTITION = ("rank", "world_size", "num_workers")  # of a stream's identity: who reads which share
+DATA = ("num_shards", "files")  # and what there is to share
 _FORMAT = 1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -187,7 +188,7 @@ def restore_loader(loader: StatefulDataLoader, state: Mapping[str, Any]) -> None
 
     Raises:
         StreamStateError: the state is of another format, or its stream had another seed, rank, number of ranks or
-            workers, block size, number of shards or rule of repeats.
+            workers, block size, files or rule of repeats.
     """
     _check_format(state)
     stream: ImageStream = loader.dataset
@@ -195,11 +196,25 @@ def restore_loader(loader: StatefulDataLoader, state: Mapping[str, Any]) -> None
     loader.load_state_dict(_json_copy(state["loader"], "loader"))
 
 
+def reads_other_files(loader: StatefulDataLoader, state: Mapping[str, Any]) -> bool:
+    """Whether files were added, removed or exchanged since `loader_state`.
+
+    A place in the order of the old ones is none in that of the new; [`begin_next_epoch`] goes on.
+
+    Raises:
+        StreamStateError: the state is of another format.
+    """
+    _check_format(state)
+    stream: ImageStream = loader.dataset
+    return any(name in DATA for name in stream.differences(state["stream"]))
+
+
 def begin_next_epoch(loader: StatefulDataLoader, states: Sequence[Mapping[str, Any]]) -> int:
     """Make `iter(loader)` begin the epoch after the one that other ranks or workers were stopped in.
 
-    For a run that goes on with another number of them: each consumer's share is another one, so the interrupted epoch
-    cannot be finished exactly. What is left of it is not read; every epoch from the next on is shared exactly.
+    For a run that goes on with another number of them, or with other files: each consumer's share is another one, so
+    the interrupted epoch cannot be finished exactly. What is left of it is not read; every epoch from the next on is
+    shared exactly.
 
     Args:
         states: the `loader_state` of every rank there was.
@@ -208,12 +223,12 @@ def begin_next_epoch(loader: StatefulDataLoader, states: Sequence[Mapping[str, A
         The epoch, counted from 0.
 
     Raises:
-        StreamStateError: a state is of another format, or its stream differs in more than ranks and workers.
+        StreamStateError: a state is of another format, or its stream differs in more than ranks, workers and files.
     """
     stream: ImageStream = loader.dataset
     for state in states:
         _check_format(state)
-        stream.check_identity(state["stream"], but=PARTITION)
+        stream.check_identity(state["stream"], but=(*PARTITION, *DATA))
     stream.first_epoch = 1 + max(epoch for state in states for epoch in _epochs(state["loader"]))
     return stream.first_epoch
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,7 @@ def random_rows(
     """
     rng = np.random.default_rng(seed)
     # A sorted data set begins with a single class. `dataset.shuffle` would do, but waits 5 seconds for its threads.
-    shards = (dataset.shard(dataset.num_shards, int(shard)) for shard in rng.permutation(dataset.num_shards))
-    shuffled = itertools.chain.from_iterable(shards)
+    shuffled = itertools.chain.from_iterable(_shards(dataset, rng.permutation(dataset.num_shards)))
     chosen: list[tuple[float, int, Sample]] = []
     for number, row in enumerate(itertools.islice(shuffled, among)):
         row = {**row, KEY: sample_key(row) or f"row {number}"}
@@ -53,6 +53,16 @@ def random_rows(
             if len(chosen) > count:
                 heapq.heappop(chosen)
     return [row for _, _, row in sorted(chosen, key=lambda item: item[:2])]
+
+
+def _shards(dataset: IterableDataset, order: np.ndarray) -> Iterator[IterableDataset]:
+    """All shards one by one, in this order. Each is taken from a group of about as many as there are groups, since
+    `dataset.shard` divides all that it has for a single one, and in an image folder there are thousands."""
+    count = math.isqrt(dataset.num_shards)
+    groups = [dataset.shard(count, group) for group in range(count)]
+    places = [(group, shard) for group in groups for shard in range(group.num_shards)]
+    for group, shard in (places[number] for number in order):
+        yield group.shard(group.num_shards, shard)
 
 
 def prepare_image(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,14 +17,24 @@ from pathlib import Path
 
 from datasets import ClassLabel, Features, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
 
+from maws_hf.data.layouts import DataSourceError, find_classes, find_splits, split_called
 from maws_hf.data.tolerance import tolerate
 from maws_hf.processing.decode import DEFAULT_LIMITS
 
-__all__ = ["DataSourceError", "find_image_column", "list_files", "open_stream"]
+__all__ = [
+    "DataSourceError",
+    "digest_of_files",
+    "find_image_column",
+    "lies_within",
+    "list_files",
+    "open_stream",
+    "refuse_output_within",
+]
 
 IMAGE_COLUMN_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img")
 MOST_IMAGE_SHARDS = 8192  # of an image folder; with fewer images than that, each is a shard of its own
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_FILES = "local files"  # among the checksums of a data set's info
 SHARD_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 
 # What Image(decode=False) yields, declared as plain data: encoding a row of an Image feature drops the bytes of an
@@ -31,15 +42,6 @@ SHARD_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 _STORED_IMAGE = {"bytes": Value("binary"), "path": Value("string")}
 
 _LOOKED_FOR = f"*.parquet, *.tar or images ({' '.join('*' + extension for extension in IMAGE_EXTENSIONS)})"
-_SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-
-
-class DataSourceError(ValueError):
-    """The data set cannot be opened as asked; the message says what was found and what to type."""
 
 
 def open_stream(
@@ -58,8 +60,9 @@ def open_stream(
         name_or_path: a folder of *.parquet shards, of WebDataset *.tar shards or of images (with or without a
             sub-folder for each class); one shard; a glob such as `shards/*.tar`; or the id of a data set on the Hub.
             A folder whose README.md declares `datasets` configurations is read as they say.
-        split: which part. In a local folder the parts are told by the first sub-folder (`train/`, `val/` ...) or by
-            the beginning of each file name (`train-00000.parquet`), if all of them name one; otherwise all is "train".
+        split: which part. In a local folder the parts are told by one level of its sub-folders (`train/`, `val2017/`,
+            `test_images/` ...) or by the file names (`train-00000.parquet`), if all of them name one; otherwise all is
+            "train", or an error if that would train on what is called `test` or `val`.
         name: configuration of a Hub data set that has several.
         data_files: paths or globs within the folder or Hub repository; together they are the split.
         revision: branch, tag or commit on the Hub.
@@ -69,10 +72,12 @@ def open_stream(
     Returns:
         A stream whose image column holds `{"bytes": ..., "path": ...}` (or bare bytes, if stored so). Shards are the
         files; in an image folder every image is a shard, so that shuffling shards shuffles images (beyond 8192 images,
-        shards of several, dealt over all folders), and class folders become the column `label`.
+        shards of several, dealt over all folders), and class folders become the column `label`: the one level of
+        folders, besides that of the splits, in which the images differ.
 
     Raises:
-        DataSourceError: nothing there, nothing readable there, no such split, or no unambiguous image column.
+        DataSourceError: nothing there, nothing readable there, no such split, files that belong to no split beside
+            others that do, or no unambiguous image column.
     """
     source = os.fspath(name_or_path)
     if os.path.isdir(source) and data_files is None and _declares_configurations(source):
@@ -125,6 +130,40 @@ def find_image_column(dataset: IterableDataset, image_column: str | None = None)
     raise DataSourceError(f"{found} among the columns {columns}: name it with --image_column_name")
 
 
+def digest_of_files(dataset: IterableDataset) -> str | None:
+    """Changes with the names of the local files that `open_stream` opened, and with the sizes of shards; None for a
+    data set that declares its files or comes from the Hub."""
+    return (dataset.info.download_checksums or {}).get(_FILES, {}).get("checksum")
+
+
+def refuse_output_within(source: str, **folders: str | None) -> None:
+    """Refuses to write where a data set's files are found by listing: pictures and features would become part of it.
+
+    Args:
+        source: as `open_stream` takes it. Of a folder whose README.md declares its files nothing is refused.
+        folders: what is written to, by the name of its option; None where there is none.
+
+    Raises:
+        DataSourceError: one of the folders lies in the data set.
+    """
+    if _declares_configurations(source):
+        return
+    for option, folder in folders.items():
+        if folder is not None and lies_within(folder, source):
+            raise DataSourceError(
+                f"--{option} {folder} lies in {source}, the data set, and would become part of it: choose a folder "
+                "outside"
+            )
+
+
+def lies_within(folder: str | os.PathLike[str], source: str) -> bool:
+    """Whether `list_files` of a data set would list the files of a folder, which need not be there yet."""
+    root, here = Path(source).resolve(), Path(folder).resolve()
+    if not root.is_dir() or not here.is_relative_to(root):
+        return False
+    return not any(part.startswith(".") for part in here.relative_to(root).parts)
+
+
 def _looks_like_hub_id(source: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) is not None
 
@@ -161,7 +200,7 @@ def _load(builder: str, *, name_or_path: str, split: str, **options) -> Iterable
 def _open_local(source: str, split: str, data_files: str | Sequence[str] | None) -> IterableDataset:
     if os.path.isdir(source) and data_files is None:
         root, files = source, list_files(source)
-    else:  # files that the user has picked are the split, whatever they are called
+    else:
         patterns = [data_files] if isinstance(data_files, str) else data_files
         patterns = [source] if patterns is None else [os.path.join(source, pattern) for pattern in patterns]
         matches = {match for pattern in patterns for match in glob.glob(pattern, recursive=True)}
@@ -174,16 +213,21 @@ def _open_local(source: str, split: str, data_files: str | Sequence[str] | None)
             file for file in files if file.lower().endswith(extension) and os.path.basename(file) != "metadata.parquet"
         ]
         if shards:
-            chosen = _select_split(shards, split, root)
+            splits = find_splits(shards, root, names_are_words=False).splits
+            chosen = _select_split(shards, splits, split, root)
             # datasets takes every path for a glob
             paths = [glob.escape(os.path.abspath(os.path.join(root, shard))) for shard in chosen]
             # The size of a shard's first row group is the default; that of an empty shard is 0, which pyarrow refuses.
             options = {"batch_size": 256} if builder == "parquet" else {}
-            return _load(builder, name_or_path=source, split=split, data_files={split: paths}, **options)
+            dataset = _load(builder, name_or_path=source, split=split, data_files={split: paths}, **options)
+            return _with_digest(dataset, root, chosen, sizes=True)
     images = [file for file in files if file.lower().endswith(IMAGE_EXTENSIONS)]
     if not images:
         raise DataSourceError(f"{source} holds none of {_LOOKED_FOR}")
-    return _open_images(root, _select_split(images, split, root), images)
+    splits, level = find_splits(images, root, names_are_words=True)
+    chosen = _select_split(images, splits, split, root)
+    # Their sizes are left out: to ask for those of a million takes minutes, in every process of every start.
+    return _with_digest(_open_images(root, chosen, images, find_classes(images, level)), root, chosen, sizes=False)
 
 
 def list_files(folder: str) -> list[str]:
@@ -200,59 +244,43 @@ def list_files(folder: str) -> list[str]:
     return sorted(files)
 
 
-def _select_split(files: list[str], split: str, root: str) -> list[str]:
-    """The files of one split; names count only if all files have one, for `train` may also be a class."""
-    if not root:
+def _with_digest(dataset: IterableDataset, root: str, files: list[str], *, sizes: bool) -> IterableDataset:
+    digest = hashlib.sha256()
+    for file in files:
+        name = file if root else os.path.basename(file)  # a glob may be written in several ways
+        size = os.path.getsize(os.path.join(root, file)) if sizes else ""
+        digest.update(os.fsencode(f"{name}/{size}\n"))
+    # Whatever is made of the data set takes its info along.
+    dataset.info.download_checksums = {_FILES: {"checksum": digest.hexdigest()[:16]}}
+    return dataset
+
+
+def _select_split(files: list[str], splits: list[str], split: str, root: str) -> list[str]:
+    if not root:  # files that the user has picked are the split, whatever they are called
         return files
-    for pattern in (r"([a-zA-Z]+)\d*[/\\]", r"(?:.*[/\\])?([a-zA-Z]+)(?![a-zA-Z])[^/\\]*$"):
-        matches = [re.match(pattern, file) for file in files]
-        names = [_SPLIT_NAMES.get(match[1].lower()) if match else None for match in matches]
-        if all(names):
-            break
-        found = sorted(set(filter(None, names)))
-        if len(found) > 1:  # one could be a class; of two, one is held-out data that must not slip into training
-            stray = files[names.index(None)]
-            raise DataSourceError(
-                f"{root} has the splits {', '.join(found)}, but {stray} belongs to none of them: "
-                "move it away, or name the folder or the files of one split"
-            )
-    else:
-        names = ["train"] * len(files)
-    chosen = [file for file, name in zip(files, names, strict=True) if name == _SPLIT_NAMES.get(split, split)]
+    chosen = [file for file, its_split in zip(files, splits, strict=True) if its_split == split_called(split)]
     if not chosen:
-        there = ", ".join(sorted({str(name) for name in names}))
-        raise DataSourceError(f"{root} has no split {split!r}, there are {there}")
+        raise DataSourceError(f"{root} has no split {split!r}, there are {', '.join(sorted(set(splits)))}")
     return chosen
 
 
-def _open_images(root: str, images: list[str], of_all_splits: list[str]) -> IterableDataset:
+def _open_images(root: str, images: list[str], of_all_splits: list[str], folders: list[str]) -> IterableDataset:
     """A stream over image files; a label where all images lie in class folders, of which there are two or more.
 
     The classes are those of all splits: a class that one of them lacks must not renumber the others.
+
+    Args:
+        folders: the class folder of each of all splits' images, if it lies in one.
     """
-    splits_are_folders = all(_first_folder(image).lower() in _SPLIT_NAMES for image in of_all_splits)
-    folders = [_class_folder(image, splits_are_folders) for image in images]
-    classes = sorted({_class_folder(image, splits_are_folders) for image in of_all_splits} - {""})
-    labelled = len(classes) > 1 and all(folders)
-    files = [
-        (os.path.join(root, image), classes.index(folder) if labelled else None)
-        for image, folder in zip(images, folders, strict=True)
-    ]
+    folder_of, classes = dict(zip(of_all_splits, folders, strict=True)), sorted(set(folders) - {""})
+    labelled = len(classes) > 1 and all(folder_of[image] for image in images)
+    numbers = {name: number for number, name in enumerate(classes)}
+    files = [(os.path.join(root, image), numbers[folder_of[image]] if labelled else None) for image in images]
     # Every shard costs time and memory at each start of an epoch. Dealt out like cards, each holds all classes.
     shards = min(len(files), MOST_IMAGE_SHARDS)
     features = Features({"image": _STORED_IMAGE, **({"label": ClassLabel(names=classes)} if labelled else {})})
     dealt = [files[shard::shards] for shard in range(shards)]
     return IterableDataset.from_generator(_read_images, features=features, gen_kwargs={"shards": dealt})
-
-
-def _first_folder(image: str) -> str:
-    return image.split(os.sep)[0] if os.sep in image else ""
-
-
-def _class_folder(image: str, splits_are_folders: bool) -> str:
-    """The folder that an image lies in; nothing where that is the whole data set's or a split's."""
-    path = os.path.dirname(image)
-    return "" if splits_are_folders and path == _first_folder(image) else os.path.basename(path)
 
 
 def _read_images(shards: list[list[tuple[str, int | None]]]) -> Iterator[dict]:

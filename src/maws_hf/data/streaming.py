@@ -30,6 +30,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import get_worker_info
 
 from maws_hf.data.samples import KEY, KEY_COLUMNS, Sample, content_key, prepare_image, random_rows, sample_key
+from maws_hf.data.sources import digest_of_files
 from maws_hf.data.tolerance import Loss, collect_losses
 from maws_hf.processing.decode import ImageDecodeError
 
@@ -320,7 +321,15 @@ class ImageStream(torch.utils.data.IterableDataset):
         # A rule that does not say which it is differs at least from none.
         repeats = None if self.repeats is None else getattr(self.repeats, "fingerprint", "without a fingerprint")
         identity = {name: getattr(self, name) for name in names}
-        return identity | {"num_shards": self.dataset.num_shards, "repeats": repeats}
+        # Rows that were computed are the same, also where the files that hold them were written anew.
+        files = digest_of_files(self.dataset) if self.source is None else None
+        return identity | {"num_shards": self.dataset.num_shards, "files": files, "repeats": repeats}
+
+    def differences(self, saved: dict[str, Any], but: Collection[str] = ()) -> list[str]:
+        """Names in `identity()` whose values are not those of `saved`, leaving out `but`."""
+        now = self.identity()
+        saved = {"files": now["files"], **saved}  # positions were saved without it once
+        return [name for name in now if name not in but and saved.get(name) != now[name]]
 
     def check_identity(self, saved: dict[str, Any], but: Collection[str] = ()) -> None:
         """Raises StreamStateError listing every difference between `saved` and this stream's `identity()`.
@@ -328,8 +337,8 @@ class ImageStream(torch.utils.data.IterableDataset):
         Args:
             but: names that may differ.
         """
-        now = {name: value for name, value in self.identity().items() if name not in but}
-        differences = [f"{name} {saved.get(name)} (now {now[name]})" for name in now if saved.get(name) != now[name]]
+        now = self.identity()
+        differences = [f"{name} {saved.get(name)} (now {now[name]})" for name in self.differences(saved, but)]
         if differences:
             raise StreamStateError(
                 f"the saved position belongs to a stream with {', '.join(differences)}: continue with the same values"

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from datasets import IterableDataset
 
 from ..data.loader import build_loader
-from ..data.sources import DataSourceError, find_image_column, open_stream
+from ..data.sources import DataSourceError, find_image_column, open_stream, refuse_output_within
 from ..data.streaming import KEY_COLUMNS, ImageStream, Sample, prepare_image, random_rows
 from ..processing.decode import ImageDecodeError
 from ..processing.rand_augment import RandAugment
@@ -48,6 +48,10 @@ class ImageOptions(Options):
 @dataclass(kw_only=True)
 class ImageRecipe(ImageOptions, TrainingArguments):
     """What a script needs to be told to train on images at all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_output_within(self.dataset_name, output_dir=self.output_dir)
 
 
 def open_images(options: ImageOptions, split: str, columns: Sequence[str] | None = ()) -> tuple[IterableDataset, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from ..data.sources import open_stream
+from ..data.sources import open_stream, refuse_output_within
 from ..evaluation.features import Features, extract_features, find_label_column
 from ..evaluation.two_towers import pixel_statistics
 from ..processing.transforms import EvalTransform
@@ -41,6 +41,7 @@ class LabelledImageOptions(Options):
             value = getattr(self, name)
             self._require(value is None or value >= 1, name, "at least 1")
         self._require(self.dataloader_num_workers >= 0, "dataloader_num_workers", "0 or more")
+        refuse_output_within(self.dataset_name, output_dir=self.output_dir, feature_cache=self.feature_cache)
 
 
 def build_transform(options: LabelledImageOptions, model: PreTrainedModel) -> EvalTransform:

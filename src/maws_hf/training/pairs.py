@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.captions import CaptionReader, find_captions, parse_weights
 from ..data.feature_shards import FEATURES, FeatureJob, FeatureRecord, compute_features, read_records, unpack_features
 from ..data.loader import build_loader, collate
-from ..data.sources import DataSourceError, open_stream
+from ..data.sources import DataSourceError, open_stream, refuse_output_within
 from ..data.streaming import KEY, ImageStream, Sample, random_rows
 from ..evaluation.feature_cache import digest_of
 from ..evaluation.features import encode_images, model_digest
@@ -69,6 +69,7 @@ class PairRecipe(ImageRecipe):
         super().__post_init__()
         self._require(self.feature_views >= 0, "feature_views", "0 or more")
         parse_weights(self.caption_weights)
+        refuse_output_within(self.dataset_name, feature_cache=self.feature_cache)
 
 
 def open_pairs(recipe: PairRecipe, split: str) -> tuple[IterableDataset, str, CaptionReader]:

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..data.loader import begin_next_epoch, restore_loader
+from ..data.loader import begin_next_epoch, reads_other_files, restore_loader
 from ..optim.schedules import scaled_learning_rate
 from . import checkpoint as ckpt
 from .arguments import TrainingArguments
@@ -99,21 +99,29 @@ def restore_position(
 ) -> dict[str, Any]:
     """Puts `loader` where the checkpoint's run stopped reading; returns this rank's saved state.
 
-    With another number of processes or data workers there is no such place: the next epoch begins, and a warning says
-    so. What a rank remembers for itself (the bad images that it met lately) then begins anew.
+    With another number of processes or data workers, or with other files, there is no such place: the next epoch
+    begins, and a warning says so. What a rank remembers for itself (the bad images that it met lately) then begins
+    anew.
     """
     before = checkpoint.manifest["world_size"], checkpoint.manifest["recipe"]["dataloader_num_workers"]
     now = world_size, recipe.dataloader_num_workers
-    if before == now:
-        position = checkpoint.read_json(f"rank-{rank:05d}.json")
+    position = checkpoint.read_json(f"rank-{rank if before == now else 0:05d}.json")
+    # A rank may have listed the files before the last was there; the epoch is shared only if all begin it.
+    if any(gather_object([reads_other_files(loader, position["stream"])])):
+        shards = position["stream"]["stream"]["num_shards"], loader.dataset.dataset.num_shards
+        counts = f"{shards[0]} shards, now {shards[1]}" if shards[0] != shards[1] else "other names or sizes"
+        reason, same = f"files of the data set were added, removed or exchanged ({counts})", "files"
+    elif before != now:
+        reason = f"the data were shared by {before[0]} processes x {before[1]} data workers, now {now[0]} x {now[1]}"
+        same = "numbers"
+    else:
         restore_loader(loader, position["stream"])
         return position["state"]
     positions = [checkpoint.read_json(f"rank-{other:05d}.json") for other in range(before[0])]
     epoch = begin_next_epoch(loader, [position["stream"] for position in positions])
     say(
-        f"warning: the data were shared by {before[0]} processes x {before[1]} data workers, now {now[0]} x {now[1]}: "
-        f"reading goes on with epoch {epoch}, what is left of epoch {epoch - 1} is not read (the same numbers would "
-        "continue exactly)"
+        f"warning: {reason}: reading goes on with epoch {epoch}, what is left of epoch {epoch - 1} is not read (the "
+        f"same {same} would continue exactly)"
     )
     return {**positions[0]["state"], "recent_skips": []}
 
