@@ -192,7 +192,9 @@ def main() -> int:
     for argument in options.model_name_or_path:  # the last one too, before the first costs an hour
         refuse_missing_folder(split_name(argument)[1])
     for split in (options.train_split, options.eval_split):
-        open_stream(options.dataset_name, split=split, name=options.dataset_config_name)
+        open_stream(
+            options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
+        )
     results = [probe(options, argument) for argument in options.model_name_or_path]
     output_dir = Path(options.output_dir)
     table = table_of(results)
