@@ -157,10 +157,15 @@ def test_nothing_to_see_or_no_label_ends_with_one_sentence(encoder: MawsViTModel
     def forget_label(samples: list[dict]) -> None:
         samples[5]["label"] = None
 
+    def hide_label(samples: list[dict]) -> None:
+        samples[5]["label"] = -1
+
     with pytest.raises(ValueError, match="none of 21 images can be decoded: not a JPEG"):
         extract(encoder, save_shards(tmp_path / "damaged", edit=damage_all))
     with pytest.raises(ValueError, match="picture 5 has no label in label"):
         extract(encoder, save_shards(tmp_path / "forgotten", edit=forget_label))
+    with pytest.raises(ValueError, match=r"picture 5 has no label in label \(it is -1\): choose a labelled split"):
+        extract(encoder, save_shards(tmp_path / "hidden", edit=hide_label))
 
 
 def test_a_broken_encoder_is_not_ranked(shards: Path, tmp_path: Path):
@@ -191,6 +196,14 @@ def test_label_lists_become_padded_lists_of_the_classes_that_are_known(encoder: 
     labelled = result.with_classes(["bar", "disc"])
     assert labelled.labels[:4].tolist() == [[-100, -100], [0, -100], [1, -100], [0, 1]]
     assert labelled.multi_label
+
+
+def test_what_stands_for_no_label_is_no_class():
+    numbers = Features(torch.zeros(3, 3), [[2, -1], [-100], [0, None]], ["a", "b", "c"], [], None, "digest")
+    assert numbers.classes() == [0, 2]
+    assert numbers.with_classes([0, 2]).labels.tolist() == [[1], [-100], [0]]
+    words = Features(torch.zeros(2, 3), [["owl", None], []], ["a", "b"], [], None, "digest")
+    assert words.with_classes(words.classes()).labels.tolist() == [[0], [-100]]
 
 
 def test_classes_that_the_column_declares_count_even_if_none_has_them():

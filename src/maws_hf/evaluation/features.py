@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ..data.sources import DataSourceError, find_image_column
 from ..data.streaming import KEY_COLUMNS
-from ..data.targets import NO_LABEL
+from ..data.targets import NO_LABEL, UNLABELLED
 from ..models.inference import prepared_for_inference
 from ..models.modeling_maws_vit import MawsViTModel
 from ..processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, normalize
@@ -103,7 +103,7 @@ class Features:
         if self.class_names is not None:
             return list(range(len(self.class_names)))
         found = {name for label in self.labels for name in (label if isinstance(label, list) else [label])}
-        return sorted(found)
+        return sorted(found - set(UNLABELLED))
 
     def with_classes(self, classes: list[int] | list[str], class_names: list[str] | None = None) -> LabelledFeatures:
         """Labels as indices into `classes`. In label lists, what is no class is dropped.

@@ -192,8 +192,8 @@ def _digest_or_error(file: Path, known: KnownFile | None, expected: str | None, 
         )
     if digests.damaged:
         raise ConversionError(
-            f"{file} is damaged: {len(digests.damaged):,} of its entries do not have the checksum that was saved with "
-            f"them, among them {digests.damaged[0]}; get it again"
+            f"{file} is damaged: {len(digests.damaged):,} of its entries differ from the checksums saved with them, "
+            f"among them {digests.damaged[0]}; get it again"
         )
     if expected is None and (known is None or known.sha256 is None):
         if not accept_unknown:
