@@ -9,7 +9,17 @@ from datasets import ClassLabel, Dataset, List, Value
 from datasets import Features as Columns
 from datasets import Image as ImageFeature
 from tiny import draw_image, tiny_config
-from transformers import ViTConfig, ViTModel
+from transformers import (
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    PoolFormerConfig,
+    PoolFormerModel,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from maws_hf import MawsMAEForPreTraining, MawsViTModel
 from maws_hf.data.sources import DataSourceError, open_stream
@@ -17,6 +27,7 @@ from maws_hf.evaluation.features import (
     Features,
     LabelledFeatures,
     encode_images,
+    encoder_of,
     extract_features,
     find_label_column,
     model_digest,
@@ -244,7 +255,7 @@ def test_the_label_column_is_found_or_asked_for(shards: Path):
 def test_a_head_does_not_matter_to_its_encoder(shards: Path):
     torch.manual_seed(1)
     model = MawsMAEForPreTraining(tiny_config())
-    assert model_digest(model.vit) == model_digest(model.base_model)
+    assert encoder_of(model) is model.vit
     with_head, without = extract(model, shards), extract(model.vit, shards)
     assert with_head.digest == without.digest
     assert torch.equal(with_head.features, without.features)
@@ -273,6 +284,33 @@ def test_other_vision_models_are_normalised_and_resampled_for(pooler: bool):
         features = encode_images(model, pixels, image_mean=mean, image_std=std)
         torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
         assert (encode_images(model, pixels) - expected).abs().max() > 1e-3  # ImageNet's statistics are others
+
+
+def small_networks() -> list[PreTrainedModel]:
+    wide = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    maps = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+    pools = PoolFormerConfig(**{name: 2 * values for name, values in maps.items()})
+    return [
+        DINOv3ViTModel(DINOv3ViTConfig(**wide, image_size=32, patch_size=8)),
+        ResNetModel(ResNetConfig(**maps, embedding_size=8)),
+        PoolFormerModel(pools),
+    ]
+
+
+def test_networks_of_other_kinds_have_one_feature_an_image(shards: Path):
+    torch.manual_seed(2)
+    tokens, pooled, maps = small_networks()
+    pixels = torch.cat([pixels_of(number) for number in range(3)])
+    with torch.no_grad():
+        expected = [
+            tokens.eval()(normalize(pixels)).pooler_output,
+            pooled.eval()(normalize(pixels)).pooler_output[:, :, 0, 0],
+            maps.eval()(normalize(pixels)).last_hidden_state.mean(dim=3).mean(dim=2),
+        ]
+    for model, features in zip((tokens, pooled, maps), expected, strict=True):
+        assert encoder_of(model) is model
+        torch.testing.assert_close(encode_images(model, pixels), features, rtol=1e-5, atol=1e-6)
+        assert extract(model, shards).features.shape == (21, features.shape[1])
 
 
 def test_bfloat16_features_are_float32_and_close(encoder: MawsViTModel, shards: Path):
