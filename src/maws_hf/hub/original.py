@@ -21,7 +21,7 @@ from .native_writer import SHARD_BYTES
 from .original_archive import ConversionError
 from .original_digests import digests_of
 from .original_files import KnownFile, known_file
-from .original_processor import add_tokenizer, read_labels, write_record
+from .original_processor import add_tokenizer, origin_of, read_labels, write_record
 from .original_sizes import NOTHING_SAID, Sizes
 
 VERIFY_UP_TO = 3_000_000_000  # bytes of a file; verifying takes about twice as much memory
@@ -237,7 +237,7 @@ def _tokenizer(folder: Path, written: dict[str, Any], name_or_path: str | None) 
             "the file has no text tower, so it needs no tokenizer: leave out --tokenizer_name_or_path"
         )
     add_tokenizer(folder, name_or_path)
-    return name_or_path
+    return origin_of(name_or_path)
 
 
 def _record(
