@@ -33,7 +33,9 @@ def bench():
     file = Path(__file__).parents[2] / "scripts" / "bench_memory_plan.py"
     spec = importlib.util.spec_from_file_location("bench_memory_plan", file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(file.parent)  # it imports its neighbours
+        spec.loader.exec_module(module)
     return module
 
 
