@@ -5,8 +5,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from .cards import LICENSE, card_for_release, card_for_run
 from .export import export_model
 from .proof import prove_export
@@ -91,8 +89,6 @@ def _card(model_dir: Path, repo_id: str, card: Path | None, license: str | None,
         text = _written_card(model_dir, repo_id, license, exported_as)
     else:
         raise StagingError(f"{source} is missing: name a model card with --card FILE.md, or none to have one written")
-    if problems := list(card_problems(text, None)):
-        raise StagingError(f"{source}: {'; '.join(problems)}")
     return text
 
 
@@ -102,11 +98,13 @@ def _read_card(source: Path, license: str | None) -> str:
 
     try:
         text = source.read_text(encoding="utf-8")
-        if license is None:
-            return text
-        card = ModelCard(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise StagingError(f"{source} is no model card that can be read: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise StagingError(f"the model card {source} is no UTF-8 text: save it as such") from error
+    if problems := list(card_problems(text, None, license)):
+        raise StagingError(f"the model card {source} cannot be released: {'; '.join(problems)}")
+    if license is None:
+        return text
+    card = ModelCard(text)
     card.data.license = license
     return str(card)
 

@@ -87,8 +87,13 @@ def release_problems(folder: Path, *, native: bool = False) -> Iterator[Problem]
     yield from ((CARD, problem) for problem in card_problems(card, None if native else config))
 
 
-def card_problems(text: str, config: dict[str, Any] | None) -> Iterator[str]:
-    """What a model card lacks; `config` is of the model, and None leaves the task unchecked."""
+def card_problems(text: str, config: dict[str, Any] | None, license: str | None = None) -> Iterator[str]:
+    """What a model card lacks.
+
+    Args:
+        config: of the model; None leaves the task unchecked.
+        license: that the card will be given.
+    """
     parts = re.match(r"---\r?\n(.*?)\r?\n---\r?\n(.*)", text, re.DOTALL)
     try:
         data = yaml.safe_load(parts[1]) if parts else None
@@ -99,7 +104,7 @@ def card_problems(text: str, config: dict[str, Any] | None) -> Iterator[str]:
         yield "has no metadata between lines of ---"
         return
     for field in ("license", "library_name", "tags"):
-        if not data.get(field):
+        if not data.get(field) and not (field == "license" and license):
             yield f"lacks the field {field}"
     explained = re.search(r"^#+ Training", parts[2], re.MULTILINE)  # for data that are on no Hub
     if not data.get("base_model") and not data.get("datasets") and not explained:
