@@ -46,7 +46,7 @@ setup(
     package_data={"maws_hf": ["py.typed", "data/resources/*.json", "reporting/templates/*", "hub/templates/*"]},
     install_requires=[
         "torch>=2.11",
-        "transformers>=5.17,<6",
+        "transformers>=5.18,<6",
         "huggingface_hub>=1.33",
         "safetensors>=0.6",
         "numpy>=1.26",

@@ -140,9 +140,14 @@ def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[st
 
     The classes are those of the training split.
     """
-    train_features, test_features = (
-        read_features(options, name, encoder, split) for split in (options.train_split, options.eval_split)
-    )
+    train_features = read_features(options, name, encoder, options.train_split)
+    classes = train_features.classes()
+    train = train_features.with_classes(classes)
+    if max(options.k) > len(train.features):
+        raise ValueError(
+            f"--k {max(options.k)} is more than the {len(train.features)} training images in {options.train_split}"
+        )
+    test_features = read_features(options, name, encoder, options.eval_split)
     protocol = build_protocol(options)
     same = [train_features.digest, test_features.digest, asdict(protocol)]
     same += [options.learning_rates, options.validation_share, options.seed, options.k]
@@ -151,8 +156,7 @@ def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[st
     if file.is_file():
         print(f"{name}: probed before, result in {file}")
         return json.loads(file.read_text(encoding="utf-8"))
-    classes = train_features.classes()
-    train, test = train_features.with_classes(classes), test_features.with_classes(classes, train_features.class_names)
+    test = test_features.with_classes(classes, train_features.class_names)
     start = time.perf_counter()
     linear = linear_probe(
         train,
@@ -192,7 +196,9 @@ def main() -> int:
     for argument in options.model_name_or_path:  # the last one too, before the first costs an hour
         refuse_missing_folder(split_name(argument)[1])
     for split in (options.train_split, options.eval_split):
-        open_stream(options.dataset_name, split=split, name=options.dataset_config_name)
+        open_stream(
+            options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
+        )
     results = [probe(options, argument) for argument in options.model_name_or_path]
     output_dir = Path(options.output_dir)
     table = table_of(results)

@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from maws_hf import MawsViTModel
 from maws_hf.data.sources import open_stream
-from maws_hf.data.targets import NO_LABEL
+from maws_hf.data.targets import UNLABELLED
 from maws_hf.evaluation.feature_cache import CacheError, digest_of, load_entry, save_entry
 from maws_hf.evaluation.features import encode_images, find_label_column, model_digest
 from maws_hf.evaluation.few_shot import DECAYS, FewShotProbe, few_shot_probe, few_shot_split, scores
@@ -73,6 +73,7 @@ class LowShotOptions(LabelledImageOptions):
         different = len(set(self.methods)) == len(self.methods)
         self._require(known and different, "methods", f"some of {', '.join(METHODS)}, each once")
         self._require(self.eval_split != self.train_split, "eval_split", "another split than --train_split")
+        self._require(self.seed >= 0, "seed", "0 or more")
 
 
 # ---------------------------------------------------------------- data
@@ -101,11 +102,21 @@ def read_task(options: LowShotOptions, model: MawsViTModel) -> Task:
         for split in (options.train_split, options.eval_split)
     )
     column = find_label_column(train, options.label_column_name)
-    names = named(read_labels(train, label_column=column, image_column=options.image_column_name), train, column)
+    names, test_names = (
+        named(read_labels(split, label_column=column, image_column=options.image_column_name), split, column)
+        for split in (train, test)
+    )
     kind, found = train.features[column], set(names) - {None}
     classes = [name for name in kind.names if name in found] if isinstance(kind, ClassLabel) else sorted(found)
     if len(classes) < 2:
         raise ValueError(f"the split {options.train_split} has labels of {len(classes)} class: two are the least")
+    if set(test_names) == {None}:
+        raise ValueError(f"no image of the split {options.eval_split} has a label in {column}: choose a labelled one")
+    if unknown := set(test_names) - {None, *classes}:
+        raise ValueError(
+            f"the class {min(unknown, key=str)!r} of the split {options.eval_split} is none of the {len(classes)} of "
+            f"the split {options.train_split}"
+        )
     index = {name: number for number, name in enumerate(classes)}
     labelled = [row for row, name in enumerate(names) if name is not None]
     labels = torch.tensor([index[names[row]] for row in labelled])
@@ -129,12 +140,7 @@ def read_task(options: LowShotOptions, model: MawsViTModel) -> Task:
     splits = {cell: torch.searchsorted(rows, split[torch.isin(split, rows)]) for cell, split in chosen.items()}
     reading |= {"num_workers": options.dataloader_num_workers, "may_lack_labels": True}
     all_test = read_pixels(test, transform, **reading)
-    test_names = named(all_test.labels, test, column)
-    if unknown := set(test_names) - {None, *classes}:
-        raise ValueError(
-            f"the class {min(unknown, key=str)!r} of the split {options.eval_split} is none of the {len(classes)} of "
-            f"the split {options.train_split}"
-        )
+    test_names = [test_names[place] for place in all_test.places]
     kept = [row for row, name in enumerate(test_names) if name is not None]
     test_pixels = all_test.pixels[kept]
     return Task(
@@ -159,9 +165,7 @@ def named(labels: list[Any], dataset: IterableDataset, column: str) -> list[int 
         raise ValueError(f"the label {wrong[0]} in {column} is a list: one class an image is wanted")
     kind = dataset.features[column]
     names = kind.names if isinstance(kind, ClassLabel) else None
-    return [
-        None if label in (None, -1, NO_LABEL) else label if names is None else names[int(label)] for label in labels
-    ]
+    return [None if label in UNLABELLED else label if names is None else names[int(label)] for label in labels]
 
 
 def encode(options: LowShotOptions, model: MawsViTModel, pixels: Tensor) -> Tensor:

@@ -336,7 +336,8 @@ def report(results: list[dict[str, Any]], output_dir: Path) -> None:
     print("  ".join([*(name.ljust(width) for name, width in zip(names, widths, strict=True)), *columns]))
     for result in results:
         texts = [result[name].ljust(width) for name, width in zip(names, widths, strict=True)]
-        shares = [f"{100 * result[name]:.2f}" for name in ("top1", "top5", "mean_per_class", "chance")]
+        values = [result[name] for name in ("top1", "top5", "mean_per_class", "chance")]
+        shares = ["-" if value is None else f"{100 * value:.2f}" for value in values]
         numbers = [str(result["classes"]), str(result["images"]), *shares]
         print("  ".join([*texts, *(number.rjust(len(name)) for number, name in zip(numbers, columns, strict=True))]))
     print()

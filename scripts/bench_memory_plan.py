@@ -36,7 +36,7 @@ from maws_hf import (
     MawsViTConfig,
     MawsViTForImageClassification,
 )
-from maws_hf.evaluation.memory_plan import Setting, plan_memory
+from maws_hf.evaluation.memory_plan import TASKS, Setting, plan_memory
 from maws_hf.evaluation.text_memory import text_config_of
 from maws_hf.models.configuration_maws_vit import SIZES
 from maws_hf.optim.groups import parameter_groups
@@ -168,8 +168,8 @@ def measure_process(size: str, setting: Setting) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["vit_b16"])
-    parser.add_argument("--tasks", nargs="+", default=["mae", "wsp", "finetune"])
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["vit_b16"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["mae", "wsp", "finetune"])
     parser.add_argument("--batches", nargs="+", type=positive, default=[8, 16])
     parser.add_argument("--labels", type=positive, default=1000)
     parser.add_argument("--bf16", action="store_true")

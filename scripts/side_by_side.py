@@ -39,8 +39,22 @@ def positive(text: str) -> int:
     return number
 
 
+def device_name(text: str) -> str:
+    """An option's `type`: where to compute.
+
+    Raises:
+        argparse.ArgumentTypeError: torch knows no device of that name.
+    """
+    try:
+        torch.device(text)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no device; say cpu, cuda or cuda:1") from error
+    return text
+
+
 def add_device_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, or cuda:1 for the second GPU")
+    where = "cpu (default), cuda, or cuda:1 for the second GPU"
+    parser.add_argument("--device", type=device_name, default="cpu", help=where)
     parser.add_argument("--tf32", action="store_true", help="on a GPU: float32 products and convolutions in TF32")
 
 

@@ -26,8 +26,8 @@ Ways to share the work, as `maws_hf.training` does it:
     FSDP2  weights of a block (bfloat16, 2 B; float32 of what is in no block) are gathered before its forward and again
            before its backward pass, while the block before computes; gradients (4 B) are scattered after it.
     HSDP   the same inside a node only; then each GPU sums its part of the gradients with its peers in other nodes,
-           over its own card and at the same time as the next messages inside the node. The trainer has no switch for
-           it yet.
+           over its own card and at the same time as the next messages inside the node; how to ask for it is in
+           `examples/accelerate/hsdp.yaml`.
 
 Messages of one kind of link follow each other in the order in which they are asked for. A setting that does not fit
 `--memory_gib` (`maws_hf.evaluation.memory_plan`) is computed with checkpointed blocks (one forward pass more; marked

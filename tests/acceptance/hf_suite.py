@@ -21,7 +21,7 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache"
 TEST_FILES = ("test_modeling_common.py", "test_configuration_common.py", "test_backbone_common.py")
 # Source distributions that this suite is known to have run from; pip checks the others against its index alone.
 SHA256 = {
-    "5.17.0": "a153be279169b55b92d8000bf4af294aed684503d091cca7804da2dd8a9de000",
+    "5.18.0": "d89c206e42e841af7cd314b3d2b21c03e977d819cdb4aef65ada048769a644df",
     "5.23.0": "19d647a4d5d903a7c644ca5cde2d86efc3dde7d8c687ae7988806ff2205efa71",
 }
 # The distribution holds the top level of transformers' tests only. These are the neighbours its files import;

@@ -238,6 +238,19 @@ def test_label_lists_are_scored_by_mean_average_precision(corpus: Path, encoders
     assert "linear mAP" in output
 
 
+def test_of_two_image_columns_the_named_one_is_read(corpus, encoders, tmp_path, monkeypatch, capsys):
+    for file in corpus.glob("*.parquet"):
+        rows = Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "arrow"))
+        mask = [{"bytes": draw_image(0), "path": "mask.png"}] * len(rows)
+        rows.add_column("mask", mask, feature=ImageFeature()).to_parquet(tmp_path / "two" / file.name)
+    with pytest.raises(pytest.fail.Exception, match="name it with --image_column_name"):
+        run_here(arguments(tmp_path / "two", tmp_path / "run", encoders[:1]), monkeypatch)
+    parameters = arguments(tmp_path / "two", tmp_path / "run", encoders[:1], image_column_name="image")
+    run_here(parameters, monkeypatch)
+    (result,) = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    assert result["linear"]["top1"] == 1.0
+
+
 def test_weights_that_a_checkpoint_lacks_are_no_encoder(corpus: Path, encoders: list[Path], tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
@@ -256,7 +269,9 @@ def test_weights_that_a_checkpoint_lacks_are_no_encoder(corpus: Path, encoders: 
         ({"protocol": "adam"}, "--protocol adam is not possible: it must be one of mae, sgd"),
         ({"eval_split": "train"}, "--eval_split train is not possible"),
         ({"k": 0}, "--k [0] is not possible"),
-        ({"k": 90}, "k is [90]"),
+        ({"k": 90}, "--k 90 is more than the 89 training images in train"),
+        ({"resize_size": 31}, "--resize_size 31 is less than the 32 pixels of "),
+        ({"image_size": 48, "resize_size": 40}, "--resize_size 40 is less than the 48 pixels of --image_size"),
         ({"label_column_name": "nowhere"}, "no label column 'nowhere'"),
         ({"eval_split": "validation"}, "no split 'validation'"),
         ({"learning_rates": -1}, "--learning_rates [-1.0] is not possible"),

@@ -1,6 +1,7 @@
 """`examples/run_low_shot.py` as a user runs it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,15 @@ def test_wrong_options_are_one_sentence(prepare, corpus, encoder, tmp_path):
     assert "each once" in finish(prepare(twice), expected=2).splitlines()[-1]
     same = [*command(corpus, encoder, tmp_path), "--eval_split=train"]
     assert "another split than --train_split" in finish(prepare(same), expected=2).splitlines()[-1]
+    negative = [*command(corpus, encoder, tmp_path), "--seed=-1"]
+    assert "--seed -1 is not possible" in finish(prepare(negative), expected=2).splitlines()[-1]
+
+
+def test_a_split_without_labels_is_refused_before_an_image_is_decoded(prepare, corpus, encoder, tmp_path):
+    (tmp_path / "hidden").mkdir()
+    rows = Dataset.from_parquet(str(corpus / "test-0.parquet"), cache_dir=str(tmp_path / "arrow"))
+    hidden = rows.map(lambda row: {"image": {"bytes": b"no image", "path": None}, "label": -1}, features=rows.features)
+    hidden.to_parquet(tmp_path / "hidden" / "test-0.parquet")
+    shutil.copy(corpus / "train-0.parquet", tmp_path / "hidden")
+    said = finish(prepare(command(tmp_path / "hidden", encoder, tmp_path)), expected=1).splitlines()[-1]
+    assert "error: no image of the split test has a label in label: choose a labelled one" in said

@@ -133,13 +133,13 @@ def test_the_model_that_knows_the_pictures_names_them_all(first_run: tuple[Path,
     assert {"torch", "transformers", "tokenizers", "maws_hf"} <= content["versions"].keys()
     assert content["options"]["prompts"] == ["labels"]
     expected = {"model": str(model_folder), "split": "test", "prompts": "labels", "language": "en"}
-    expected |= {"classes": 3, "images": 29, "top1": 1.0, "top5": 1.0, "mean_per_class": 1.0, "chance": 1 / 3}
+    expected |= {"classes": 3, "images": 29, "top1": 1.0, "top5": None, "mean_per_class": 1.0, "chance": 1 / 3}
     assert {name: result[name] for name in expected} == expected
     assert [record["key"] for record in result["skipped"]] == ["test-7.png"]
     shares = {"red disc": 10, "blue bar": 9, "green field": 10}
     assert result["per_class"] == {name: {"images": count, "top1": 1.0} for name, count in shares.items()}
     row = next(line for line in output.splitlines() if line.startswith(f"{model_folder} "))
-    assert row.split()[1:] == ["test", "labels", "en", "3", "29", "100.00", "100.00", "100.00", "33.33"]
+    assert row.split()[1:] == ["test", "labels", "en", "3", "29", "100.00", "-", "100.00", "33.33"]
     with (output_dir / "per_class.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["class"], row["images"], row["top1"]) for row in rows] == [

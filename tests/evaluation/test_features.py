@@ -9,7 +9,17 @@ from datasets import ClassLabel, Dataset, List, Value
 from datasets import Features as Columns
 from datasets import Image as ImageFeature
 from tiny import draw_image, tiny_config
-from transformers import ViTConfig, ViTModel
+from transformers import (
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    PoolFormerConfig,
+    PoolFormerModel,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from maws_hf import MawsMAEForPreTraining, MawsViTModel
 from maws_hf.data.sources import DataSourceError, open_stream
@@ -17,6 +27,7 @@ from maws_hf.evaluation.features import (
     Features,
     LabelledFeatures,
     encode_images,
+    encoder_of,
     extract_features,
     find_label_column,
     model_digest,
@@ -157,10 +168,15 @@ def test_nothing_to_see_or_no_label_ends_with_one_sentence(encoder: MawsViTModel
     def forget_label(samples: list[dict]) -> None:
         samples[5]["label"] = None
 
+    def hide_label(samples: list[dict]) -> None:
+        samples[5]["label"] = -1
+
     with pytest.raises(ValueError, match="none of 21 images can be decoded: not a JPEG"):
         extract(encoder, save_shards(tmp_path / "damaged", edit=damage_all))
     with pytest.raises(ValueError, match="picture 5 has no label in label"):
         extract(encoder, save_shards(tmp_path / "forgotten", edit=forget_label))
+    with pytest.raises(ValueError, match=r"picture 5 has no label in label \(it is -1\): choose a labelled split"):
+        extract(encoder, save_shards(tmp_path / "hidden", edit=hide_label))
 
 
 def test_a_broken_encoder_is_not_ranked(shards: Path, tmp_path: Path):
@@ -191,6 +207,14 @@ def test_label_lists_become_padded_lists_of_the_classes_that_are_known(encoder: 
     labelled = result.with_classes(["bar", "disc"])
     assert labelled.labels[:4].tolist() == [[-100, -100], [0, -100], [1, -100], [0, 1]]
     assert labelled.multi_label
+
+
+def test_what_stands_for_no_label_is_no_class():
+    numbers = Features(torch.zeros(3, 3), [[2, -1], [-100], [0, None]], ["a", "b", "c"], [], None, "digest")
+    assert numbers.classes() == [0, 2]
+    assert numbers.with_classes([0, 2]).labels.tolist() == [[1], [-100], [0]]
+    words = Features(torch.zeros(2, 3), [["owl", None], []], ["a", "b"], [], None, "digest")
+    assert words.with_classes(words.classes()).labels.tolist() == [[0], [-100]]
 
 
 def test_classes_that_the_column_declares_count_even_if_none_has_them():
@@ -231,7 +255,7 @@ def test_the_label_column_is_found_or_asked_for(shards: Path):
 def test_a_head_does_not_matter_to_its_encoder(shards: Path):
     torch.manual_seed(1)
     model = MawsMAEForPreTraining(tiny_config())
-    assert model_digest(model.vit) == model_digest(model.base_model)
+    assert encoder_of(model) is model.vit
     with_head, without = extract(model, shards), extract(model.vit, shards)
     assert with_head.digest == without.digest
     assert torch.equal(with_head.features, without.features)
@@ -260,6 +284,33 @@ def test_other_vision_models_are_normalised_and_resampled_for(pooler: bool):
         features = encode_images(model, pixels, image_mean=mean, image_std=std)
         torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
         assert (encode_images(model, pixels) - expected).abs().max() > 1e-3  # ImageNet's statistics are others
+
+
+def small_networks() -> list[PreTrainedModel]:
+    wide = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    maps = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+    pools = PoolFormerConfig(**{name: 2 * values for name, values in maps.items()})
+    return [
+        DINOv3ViTModel(DINOv3ViTConfig(**wide, image_size=32, patch_size=8)),
+        ResNetModel(ResNetConfig(**maps, embedding_size=8)),
+        PoolFormerModel(pools),
+    ]
+
+
+def test_networks_of_other_kinds_have_one_feature_an_image(shards: Path):
+    torch.manual_seed(2)
+    tokens, pooled, maps = small_networks()
+    pixels = torch.cat([pixels_of(number) for number in range(3)])
+    with torch.no_grad():
+        expected = [
+            tokens.eval()(normalize(pixels)).pooler_output,
+            pooled.eval()(normalize(pixels)).pooler_output[:, :, 0, 0],
+            maps.eval()(normalize(pixels)).last_hidden_state.mean(dim=3).mean(dim=2),
+        ]
+    for model, features in zip((tokens, pooled, maps), expected, strict=True):
+        assert encoder_of(model) is model
+        torch.testing.assert_close(encode_images(model, pixels), features, rtol=1e-5, atol=1e-6)
+        assert extract(model, shards).features.shape == (21, features.shape[1])
 
 
 def test_bfloat16_features_are_float32_and_close(encoder: MawsViTModel, shards: Path):

@@ -113,6 +113,7 @@ def test_scores_are_cosines_and_accuracies_those_of_a_count():
     assert accuracy.top1_per_class[6].isnan()
     assert accuracy.mean_per_class == pytest.approx(sum(per_class) / 6)
     assert accuracy.images_per_class.tolist() == [int((labels == label).sum()) for label in range(7)]
+    assert zero_shot_accuracy(images, classes[:5], labels.clamp(max=4)).top5 is None
 
 
 # ---------------------------------------------------------------- images

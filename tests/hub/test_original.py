@@ -17,6 +17,7 @@ from maws_hf.hub import original
 from maws_hf.hub.conversion_process import run_in_child
 from maws_hf.hub.conversion_steps import run_step
 from maws_hf.hub.original import Conversion, ConversionError, Sizes, convert_checkpoint
+from maws_hf.hub.original_archive import archive_entries
 from maws_hf.hub.original_files import KNOWN_FILES
 
 HEADS = Sizes(num_attention_heads=4)
@@ -132,6 +133,27 @@ class TestRefusals:
         options = {"sizes": HEADS, "accept_unknown_sha256": True}
         message = refused(file, tmp_path / "out", sha256="0" * 64, **options)
         assert f"has sha256 {sha256(file)}, not the expected {'0' * 64}" in message
+
+    def test_one_flipped_byte_is_damage_in_a_named_entry(self, tmp_path):
+        file = saved(encoder(), tmp_path / "mine.pt")
+        (entry,) = [entry for entry in archive_entries(file) if entry.name == "data/3"]
+        content = bytearray(file.read_bytes())
+        content[entry.start + entry.size // 2] ^= 0x40
+        file.write_bytes(content)
+        options = {"sizes": HEADS, "accept_unknown_sha256": True}
+        message = refused(file, tmp_path / "out", **options)
+        assert f"{file} is damaged: 1 of its entries" in message
+        assert "among them data/3" in message
+        assert "is damaged" in refused(file, tmp_path / "out", **{**options, "sha256": sha256(file)})
+
+    def test_a_file_without_checksums_is_converted_and_that_is_said(self, tmp_path, capsys):
+        torch.serialization.set_crc32_options(False)
+        try:
+            file = saved(encoder(), tmp_path / "mine.pt")
+        finally:
+            torch.serialization.set_crc32_options(True)
+        convert_checkpoint(file, tmp_path / "out", sizes=HEADS, accept_unknown_sha256=True)
+        assert "holds no checksums of its tensors" in capsys.readouterr().out
 
     def test_the_tables_checksum_and_published_digits_are_compared(self, tmp_path, monkeypatch):
         file = saved(encoder(), tmp_path / "vit_l16_512.pt")

@@ -102,6 +102,20 @@ def test_a_directory_that_claims_more_than_the_file_has_is_refused(tmp_path):
     assert "1,000,000 bytes" in message
 
 
+def test_a_directory_of_a_hundred_megabytes_is_refused_before_it_is_read(tmp_path):
+    file = saved({"weight": torch.ones(8)}, tmp_path / "long.pt")
+    content = bytearray(file.read_bytes())
+    content[-10:-6] = struct.pack("<I", 100_000_000)
+    locator = content.rfind(b"PK\x06\x06")
+    if locator >= 0:
+        content[locator + 40 : locator + 48] = struct.pack("<Q", 100_000_000)
+    with file.open("wb") as sparse:  # so long that the directory could be there
+        sparse.write(content[:4])
+        sparse.seek(200_000_000)
+        sparse.write(content[4:])
+    assert "a directory of 100,000,000 bytes" in refused(file)
+
+
 def test_a_directory_that_calls_an_entry_otherwise_is_refused(tmp_path):
     file = archive_of(tmp_path / "names.pt", pickle.dumps({}, protocol=2))
     content = file.read_bytes()

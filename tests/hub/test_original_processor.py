@@ -1,5 +1,6 @@
 """Class names and the tokenizer of a converted model."""
 
+import hashlib
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from tiny_lit import tiny_lit_config
 
 from maws_hf import MawsLiTProcessor
 from maws_hf.hub.original_archive import ConversionError
-from maws_hf.hub.original_processor import add_tokenizer, read_labels
+from maws_hf.hub.original_processor import add_tokenizer, origin_of, read_labels
 from maws_hf.processing.image_processors import image_processor_of
 
 SENTENCES = ["a photo of a cat on a mat", "the image tower of a model", "one two three four five six seven"]
@@ -49,7 +50,9 @@ def test_a_sentencepiece_file_becomes_the_originals_tokenizer(tmp_path, sentence
         assert ids == expected + [1] * (len(ids) - len(expected))
     assert processor.tokenizer.model_max_length == 9
     record = json.loads((folder / "conversion.json").read_text(encoding="utf-8"))
-    assert record == {"tokenizer": str(sentencepiece_file), "dtype": "float32"}
+    digest = hashlib.sha256(sentencepiece_file.read_bytes()).hexdigest()
+    assert record == {"tokenizer": f"tiny.model (sha256 {digest})", "dtype": "float32"}
+    assert not [file for file in folder.glob("*.json") if str(sentencepiece_file.parent) in file.read_text("utf-8")]
     assert processor.image_processor.crop_size["height"] == 32
 
 
@@ -59,6 +62,8 @@ def test_a_tokenizer_folder_is_taken_as_well(tmp_path, sentencepiece_file):
     add_tokenizer(first, str(sentencepiece_file))
     (tmp_path / "second").mkdir()
     assert add_tokenizer(folder_of(tmp_path / "second", 37), str(first)) == 37
+    assert origin_of(str(first)) == "first"
+    assert origin_of("FacebookAI/xlm-roberta-base") == "FacebookAI/xlm-roberta-base"
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, sentencepiece_file):
@@ -77,13 +82,16 @@ def test_labels_are_read_from_lines_lists_and_dictionaries(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     (tmp_path / "a.json").write_text(json.dumps(names), encoding="utf-8")
     (tmp_path / "b.json").write_text(json.dumps({"2": names[2], "0": names[0], "1": names[1]}), encoding="utf-8")
-    assert [read_labels(tmp_path / file) for file in ("a.txt", "a.json", "b.json")] == [names] * 3
+    (tmp_path / "b.txt").write_text("\n".join(f" {name}\t" for name in names), encoding="utf-8-sig")
+    files = ("a.txt", "b.txt", "a.json", "b.json")
+    assert [read_labels(tmp_path / file) for file in files] == [names] * 4
 
 
 @pytest.mark.parametrize(
     ("content", "word"),
     [
         ('["a", "b", "a"]', "more than once.*: a"),
+        ('["a", "b", "a "]', "more than once.*: a"),
         ('{"0": "a", "2": "b"}', "no labels"),
         ("7", "no labels"),
         ('["a", ""]', "empty"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny_originals import VOCABULARY, encoder_shapes, golden_weights, two_towers
+from tiny_originals import VOCABULARY, WIDTH, encoder_shapes, golden_weights, two_towers
 
 from maws_hf import MawsLiTConfig, MawsViTConfig
 from maws_hf.hub.original_archive import ConversionError
@@ -136,6 +136,12 @@ def test_two_towers_have_two_numbers_of_heads():
     assert config.text_config.vocab_size == VOCABULARY
     assert config.text_config.layer_norm_eps == 1e-5
     assert config.max_text_length == 18  # of 20 positions, two are before the first token
+
+
+def test_a_classifier_of_no_class_is_the_files_fault():
+    shapes = {**encoder_shapes(), "head.weight": (0, WIDTH), "head.bias": (0,)}
+    with pytest.raises(ConversionError, match=r"head\.weight is empty"):
+        config_of("classifier", shapes, None, Sizes(num_attention_heads=4), {})
 
 
 def test_files_that_are_nothing_of_the_kind_are_refused():

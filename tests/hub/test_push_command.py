@@ -102,6 +102,27 @@ def test_a_model_without_a_card_or_a_license_is_refused_before_it_is_exported(ru
         main([*arguments, "--card", "nowhere.md"])
 
 
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        (b"---\ntags: [a: b: c\n---\n# hi\n", "its metadata is not YAML"),
+        (b"---\n- a list\n---\n# hi\n", "has no metadata"),
+        (
+            CARD.replace("model_name: tiny", "model-index:\n- name: tiny\n  results: foo").encode(),
+            "its model-index is not",
+        ),
+        (CARD.replace("no use", "no use (TODO)").encode(), "still holds 'TODO'"),
+        (b"\xff", "is no UTF-8 text"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--license", "mit"]])
+def test_a_card_that_is_none_is_refused_before_the_model_is_exported(run_folder, monkeypatch, card, message, options):
+    monkeypatch.setattr("maws_hf.hub.prepare.export_model", lambda *_: pytest.fail("work before the refusal"))
+    (run_folder.parent / "card.md").write_bytes(card)
+    with pytest.raises(SystemExit, match=rf"error: .*card\.md.*{message}"):
+        main([*command(run_folder, *options), "--dry_run"])
+
+
 def test_a_released_model_keeps_its_licence_and_a_missing_folder_is_named(run_folder: Path, tmp_path: Path):
     record = {"released_model": "maws-vit-b", "source": {"sha256": "0" * 64}, "differences": {}, "versions": {}}
     (run_folder / "conversion.json").write_text(json.dumps(record))

@@ -90,6 +90,11 @@ def test_a_sound_folder_has_no_problem(folder: Path):
         ),
         (lambda f: (f / "training.json").write_text("[" * 100_000), "training.json", "is not JSON"),
         (with_card("model_name: tiny", "model-index: [foo]"), "README.md", "lacks model_name"),
+        (
+            with_card("model_name: tiny", "model-index:\n- name: tiny\n  results: foo"),
+            "README.md",
+            "its model-index is not the list",
+        ),
         (lambda f: (f / "training.json").write_text("{"), "training.json", "is not JSON"),
         (lambda f: (f / "handler.py").write_bytes(b"\xff"), "handler.py", "is not UTF-8"),
         (lambda f: (f / "config.json").unlink(), "config.json", "is missing"),

@@ -7,6 +7,7 @@ import pytest
 import side_by_side
 import torch
 from side_by_side import (
+    add_device_options,
     describe_machine,
     forget_peak,
     let_go,
@@ -54,6 +55,16 @@ def test_a_turn_on_a_cpu_is_one_call(monkeypatch: pytest.MonkeyPatch):
     seconds, _ = take_turns({"short": clock.form("short", 0.01)}, 4)
     assert clock.calls == {"short": 5}
     assert len(seconds["short"]) == 4
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x"])
+def test_a_device_that_torch_does_not_know_is_no_option(device: str, capsys: pytest.CaptureFixture):
+    parser = argparse.ArgumentParser()
+    add_device_options(parser)
+    assert parser.parse_args(["--device", "cuda:1"]).device == "cuda:1"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--device", device])
+    assert f"argument --device: {device} is no device; say cpu, cuda or cuda:1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("device", "chosen"), [("cpu", None), ("cuda", 0), ("cuda:1", 1)])

@@ -334,6 +334,8 @@ def test_the_header_names_models_and_the_licence_of_their_cards(folders, tmp_pat
     assert licence_of(str(tmp_path)) == "cc-by-nc-4.0"
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: mine\n---\n", encoding="utf-8")
     assert licence_of(str(tmp_path)) == "mine"
+    (tmp_path / "README.md").write_text("---\ntags: [a: b: c\n---\n# Card\n", encoding="utf-8")
+    assert licence_of(str(tmp_path)) is None
     shown = describe("Reconstruction", str(folders["mae"]), reconstructor.model)
     assert shown.licence is None
     header = as_header([shown])

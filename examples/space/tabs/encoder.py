@@ -4,7 +4,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from maws_hf.evaluation.features import encode_images
+from maws_hf.evaluation.features import encode_images, encoder_of
 from maws_hf.evaluation.two_towers import pixel_statistics
 
 from .pictures import transform_of
@@ -19,7 +19,7 @@ class Encoder:
     """
 
     def __init__(self, name: str, model: PreTrainedModel):
-        self.model = model if hasattr(model, "get_image_features") else model.base_model
+        self.model = encoder_of(model)
         self.transform = transform_of(self.model)
         self.statistics = pixel_statistics(name, self.model)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
@@ -42,7 +43,11 @@ def licence_of(name: str) -> str | None:
     """What the card of a folder or Hub model says under `license`."""
     try:
         card = ModelCard.load(Path(name, "README.md") if Path(name).is_dir() else name, ignore_metadata_errors=True)
-    except (OSError, ValueError):  # no card, or no network: the weights may come from the cache
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+    ):  # no sound card, or no network but weights in a cache
         return None
     licence = card.data.get("license_name") if card.data.get("license") == "other" else card.data.get("license")
     return None if licence is None else str(licence)

@@ -17,6 +17,7 @@ from .streaming import KEY, Sample
 from .vocabulary import Vocabulary
 
 NO_LABEL = -100  # transformers' padding of labels; the loss passes over it
+UNLABELLED = (None, -1, NO_LABEL)  # what columns of labels hold for an image without one
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class LabelReader:
         values = value if isinstance(value, list | tuple | np.ndarray) else [value]
         if self.vocabulary is not None:
             return self.vocabulary.encode([synset for synset in values if synset is not None])
-        indices = sorted({int(label) for label in values if label is not None} - {-1, NO_LABEL})
+        indices = sorted({int(label) for label in values if label not in UNLABELLED})
         known = len(self.names if self.told is None else self.told)
         if indices and not 0 <= indices[0] <= indices[-1] < known:
             wrong = indices[0] if indices[0] < 0 else indices[-1]
@@ -153,4 +154,4 @@ def pad_labels(labels: Sequence[int], places: int, rng: np.random.Generator) -> 
     return padded
 
 
-__all__ = ["NO_LABEL", "LabelReader", "class_names", "find_labels", "pad_labels"]
+__all__ = ["NO_LABEL", "UNLABELLED", "LabelReader", "class_names", "find_labels", "pad_labels"]

@@ -191,6 +191,7 @@ def classify_images(
         transform=transform,
         batch_size=batch_size,
         num_workers=num_workers,
+        may_lack_labels=True,  # the reader, where there is one, refuses them
     )
     for rows, pixels in batches:
         skipped += [{"key": row.key or f"row {row.place}", "reason": row.reason} for row in rows if row.reason]

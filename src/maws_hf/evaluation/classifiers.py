@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 from ..models.loading import explained_for_hub, refuse_missing_folder
 from ..processing.decode import ImageDecodeError
 from ..processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, normalize
+from .normalisation import statistics_of
 
 RESIZES = ("square", "crop")
 
@@ -99,7 +100,8 @@ def preprocessing_of(
         image_size: side in pixels, for `resize`; the model's own if None.
 
     Raises:
-        ValueError: the model comes without a processor and no `resize` is given, or without an image size.
+        ValueError: the model comes without a processor and no `resize` is given, or without an image size; or its
+            processor does more than resize and normalise.
     """
     processor = _processor_of(name)
     if resize is None:
@@ -117,20 +119,13 @@ def preprocessing_of(
     patch = (patch, patch) if isinstance(patch, int) else patch
     if patch is not None and any(side % patch_side for side, patch_side in zip(size, patch, strict=True)):
         raise ValueError(f"--image_size {size[0]} is not possible: {name} has patches of {patch[0]}")
-    usual = processor is None or (processor.do_normalize and not getattr(processor, "do_flip_channel_order", False))
-    if not usual:
-        raise ValueError(
-            f"--resize is not possible: the processor of {name} does not normalise pictures, or swaps their channels; "
-            "leave the option out"
-        )
-    known = model.config if processor is None else processor
-    return Preprocessing(
-        None,
-        resize,
-        size,
-        tuple(getattr(known, "image_mean", IMAGENET_MEAN)),
-        tuple(getattr(known, "image_std", IMAGENET_STD)),
-    )
+    if processor is None:
+        told = ("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)
+        return Preprocessing(None, resize, size, *(tuple(getattr(model.config, *field)) for field in told))
+    try:
+        return Preprocessing(None, resize, size, *statistics_of(processor, name))
+    except ValueError as error:
+        raise ValueError(f"--resize is not possible: {error}; leave the option out") from error
 
 
 def logits_of(model: PreTrainedModel, pixels: Tensor, *, bf16: bool = False) -> Tensor:

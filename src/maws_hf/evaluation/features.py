@@ -18,10 +18,11 @@ import torch
 from datasets import ClassLabel, IterableDataset, LargeList, List, Value
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..data.sources import DataSourceError, find_image_column
 from ..data.streaming import KEY_COLUMNS
-from ..data.targets import NO_LABEL
+from ..data.targets import NO_LABEL, UNLABELLED
 from ..models.inference import prepared_for_inference
 from ..models.modeling_maws_vit import MawsViTModel
 from ..processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, normalize
@@ -103,7 +104,7 @@ class Features:
         if self.class_names is not None:
             return list(range(len(self.class_names)))
         found = {name for label in self.labels for name in (label if isinstance(label, list) else [label])}
-        return sorted(found)
+        return sorted(found - set(UNLABELLED))
 
     def with_classes(self, classes: list[int] | list[str], class_names: list[str] | None = None) -> LabelledFeatures:
         """Labels as indices into `classes`. In label lists, what is no class is dropped.
@@ -185,8 +186,7 @@ def extract_features(
     Raises:
         ValueError: no image can be decoded, a row has no label, or the encoder's output is not finite.
     """
-    # Of a model with a head the base model; an encoder is its own, and of a two-tower model all is needed.
-    encoder = model if _has_two_towers(model) else model.base_model
+    encoder = encoder_of(model)
     image_column = find_image_column(dataset, image_column)
     kind = _element(dataset.features[label_column])
     names = [name for name in KEY_COLUMNS if name in dataset.features]
@@ -229,6 +229,13 @@ def extract_features(
     return result
 
 
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Of a model with a head the base model; an encoder is its own, and of a two-tower model all is needed."""
+    # What a class calls its base may also be its layers alone, as in DINOv3ViTModel.
+    takes_pictures = "pixel_values" in inspect.signature(model.base_model.forward).parameters
+    return model.base_model if takes_pictures and not _has_two_towers(model) else model
+
+
 def encode_images(
     encoder: PreTrainedModel,
     pixels: Tensor,
@@ -239,7 +246,8 @@ def encode_images(
 ) -> Tensor:
     """The features `(B, D)` of uint8 images `(B, 3, H, W)`: `pooler_output` if there is one, else the first token.
 
-    A model with `get_image_features` is asked for those: projected into the space that it shares with texts.
+    Where the output is no sequence of tokens but a map of features, its mean over all places takes the token's part. A
+    model with `get_image_features` is asked for those: projected into the space that it shares with texts.
 
     Returns:
         float32, on the encoder's device.
@@ -263,8 +271,7 @@ def encode_images(
             output = encode(pixel_values=pixels, **options)
     finally:
         encoder.train(was_training)
-    pooled = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
-    features = (output.last_hidden_state[:, 0] if pooled is None else pooled).float()
+    features = (output if isinstance(output, Tensor) else _pooled(output)).float()
     if not features.isfinite().all():
         raise ValueError("the encoder gives features that are not finite: its weights or its precision are broken")
     return features
@@ -288,6 +295,14 @@ def model_digest(model: PreTrainedModel) -> str:
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _pooled(output: ModelOutput) -> Tensor:
+    """`(B, D)`; convolutional networks pool to `(B, D, 1, 1)`."""
+    if getattr(output, "pooler_output", None) is not None:
+        return output.pooler_output.flatten(1)
+    hidden = output.last_hidden_state
+    return hidden.mean(dim=(2, 3)) if hidden.dim() == 4 else hidden[:, 0]
 
 
 def _has_two_towers(model: PreTrainedModel) -> bool:
@@ -339,6 +354,7 @@ __all__ = [
     "Features",
     "LabelledFeatures",
     "encode_images",
+    "encoder_of",
     "extract_features",
     "find_label_column",
     "model_digest",

@@ -42,7 +42,7 @@ def read_pixels(
 
     Args:
         only: numbers of the rows that are wanted, ascending, in the order of the files; all if None.
-        may_lack_labels: rows whose label is None are let through.
+        may_lack_labels: rows without a label are let through.
 
     Raises:
         ValueError: no image can be decoded, or a row has no label.
@@ -77,7 +77,7 @@ def read_pixels(
 
 
 def read_labels(dataset: IterableDataset, *, label_column: str, image_column: str | None = None) -> list[Label]:
-    """The labels of a split in the order of the files, without its images being decoded; None where there is none."""
+    """The labels of a split in the order of the files, without its images being decoded; see `UNLABELLED`."""
     image_column = find_image_column(dataset, image_column)
     batches = read_rows(
         dataset.select_columns([image_column, label_column]),

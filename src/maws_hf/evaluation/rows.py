@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, get_worker_info
 from tqdm.auto import tqdm
 
 from ..data.streaming import KEY, KEY_COLUMNS, prepare_image
+from ..data.targets import UNLABELLED
 from ..processing.decode import ImageDecodeError
 
 ROWS_READ_AT_ONCE = 64
 Transform = Callable[[np.ndarray], Tensor]  # uint8 (H, W, 3) to (3, h, w), of one type and size
 _UNUSED_GENERATOR = np.random.default_rng(0)  # evaluation draws nothing
 
-Label = int | str | list[int] | list[str] | None  # None: there is none
+Label = int | str | list[int] | list[str] | None  # one of `UNLABELLED`: there is none
 
 
 class Row(NamedTuple):
@@ -59,7 +60,7 @@ def read_rows(
         dataset: from `open_stream`, with the key, image and label columns and no others.
         transform: None reads and hashes, but decodes nothing.
         num_workers: processes; each reads a run of consecutive shards, so more of them than shards stay away.
-        may_lack_labels: rows whose label is None are let through.
+        may_lack_labels: rows without a label are let through.
 
     Yields:
         rows, and `(B, 3, h, w)`, as the transform has it (uint8 mostly), for those without a `reason`, in their order;
@@ -114,9 +115,10 @@ class _Rows(torch.utils.data.IterableDataset):
         image, label = row[self.image_column], row[self.label_column]
         data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
         key = next((str(row[name]) for name in KEY_COLUMNS if row.get(name) is not None), path)
-        if label is None and not self.may_lack_labels:
+        if not self.may_lack_labels and not isinstance(label, list) and label in UNLABELLED:
             raise ValueError(
-                f"{key or f'row {place[1]}'} has no label in {self.label_column}: choose a labelled split"
+                f"{key or f'row {place[1]}'} has no label in {self.label_column} (it is {label}): choose a labelled "
+                "split"
             )
         digest = hashlib.sha256(json.dumps([key, label]).encode() + b"\0" + (data if isinstance(data, bytes) else b""))
         pixels, reason = None, None

@@ -9,6 +9,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTraine
 from ..models.loading import refuse_missing_folder
 from ..models.modeling_maws_vit import MawsViTModel
 from ..processing.transforms import IMAGENET_MEAN, IMAGENET_STD
+from .normalisation import statistics_of
 
 _NO_LIMIT = 10**6  # a tokenizer that was told no length says 10^30
 
@@ -43,7 +44,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def pixel_statistics(name: str, model: PreTrainedModel) -> dict[str, tuple[float, ...]]:
-    """Mean and deviation that the image tower was trained with; a MAWS encoder normalises by itself."""
+    """Mean and deviation that the image tower was trained with; a MAWS encoder normalises by itself.
+
+    Raises:
+        ValueError: see `statistics_of`.
+    """
     if any(isinstance(module, MawsViTModel) for module in model.modules()):
         return {}
     try:
@@ -51,7 +56,8 @@ def pixel_statistics(name: str, model: PreTrainedModel) -> dict[str, tuple[float
     except (OSError, ValueError):
         print(f"{name} comes without an image processor: its images are normalised with ImageNet's mean and deviation")
         return {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
-    return {"image_mean": tuple(processor.image_mean), "image_std": tuple(processor.image_std)}
+    mean, std = statistics_of(processor, name)
+    return {"image_mean": mean, "image_std": std}
 
 
 def encode_texts(

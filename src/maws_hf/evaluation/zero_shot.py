@@ -31,14 +31,15 @@ class ZeroShotAccuracy:
     """How often the right class came first.
 
     Attributes:
-        top1, top5: share of images whose class is the likeliest, or one of the five likeliest.
+        top1, top5: share of images whose class is the likeliest, or one of the five likeliest. Of five classes or
+            fewer there is no top5, which would always be 1.
         mean_per_class: top-1 of each class, averaged over the classes that occur.
         images_per_class: int64 `(C,)`.
         top1_per_class: float64 `(C,)`, NaN where there is no image.
     """
 
     top1: float
-    top5: float
+    top5: float | None
     mean_per_class: float
     images_per_class: Tensor
     top1_per_class: Tensor
@@ -127,7 +128,7 @@ def zero_shot_accuracy(image_features: Tensor, class_embeddings: Tensor, labels:
     per_class = torch.bincount(labels, weights=hits, minlength=len(class_embeddings)) / images
     return ZeroShotAccuracy(
         top1=float(hits.mean()),
-        top5=float((ranks < 5).double().mean()),
+        top5=float((ranks < 5).double().mean()) if len(class_embeddings) > 5 else None,
         mean_per_class=float(per_class[images > 0].mean()),
         images_per_class=images,
         top1_per_class=per_class,

@@ -54,7 +54,7 @@ _IN_TREE = {
     "clip": "VisionTextDualEncoderModel",
     "autoencoder": "ViTMAEForPreTraining",
 }
-_NEEDS = "transformers 5.17 or later (`pip install transformers torch pillow`)"
+_NEEDS = "transformers 5.18 or later (`pip install transformers torch pillow`)"
 _RELATIONS = {
     "weights": "these weights by themselves",
     "paper": "the paper's model, of which the released one may be another run",

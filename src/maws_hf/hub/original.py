@@ -5,7 +5,6 @@ of the same code in other sizes. A foreign file is not trusted: see `original_ar
 `conversion_process`.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -16,18 +15,16 @@ from typing import Any
 
 import torch
 import transformers
-from tqdm.auto import tqdm
 
 from .conversion_process import run_in_child
 from .native_writer import SHARD_BYTES
 from .original_archive import ConversionError
+from .original_digests import digests_of
 from .original_files import KnownFile, known_file
-from .original_processor import add_tokenizer, read_labels, write_record
+from .original_processor import add_tokenizer, origin_of, read_labels, write_record
 from .original_sizes import NOTHING_SAID, Sizes
 
-PROGRESS_FROM = 200_000_000  # bytes
 VERIFY_UP_TO = 3_000_000_000  # bytes of a file; verifying takes about twice as much memory
-_BLOCK = 1 << 22
 _AUTO_CLASSES = {
     "MawsViTModel": "AutoModel",
     "MawsViTForImageClassification": "AutoModelForImageClassification",
@@ -177,8 +174,9 @@ def _known(file: Path, model: str | None, sizes: Sizes) -> KnownFile | None:
 
 
 def _digest_or_error(file: Path, known: KnownFile | None, expected: str | None, accept_unknown: bool) -> str:
-    """The file's sha256, after it was compared with all that is known of it."""
-    sha256, md5 = _digests(file)
+    """The file's sha256, after it was compared with all that is known of it, and its entries with their checksums."""
+    digests = digests_of(file)
+    sha256, md5 = digests.sha256, digests.md5
     print(f"sha256 {sha256}  {file}", flush=True)
     if expected is not None and expected.lower() != sha256:
         raise ConversionError(f"{file} has sha256 {sha256}, not the expected {expected.lower()}: get it again")
@@ -192,27 +190,20 @@ def _digest_or_error(file: Path, known: KnownFile | None, expected: str | None, 
             f"{file} has an md5 that begins with {md5[:6]}, but that of {known.name} begins with {known.md5_prefix}: "
             f"it is damaged or another file; get it again from {known.url}"
         )
-    if expected is None and not accept_unknown and (known is None or known.sha256 is None):
+    if digests.damaged:
         raise ConversionError(
-            f"no checksum is known for {file}. Its sha256 is {sha256}: if you know that this is the file you want, "
-            f"say so with --sha256 {sha256}, or with --accept_unknown_sha256"
+            f"{file} is damaged: {len(digests.damaged):,} of its entries differ from the checksums saved with them, "
+            f"among them {digests.damaged[0]}; get it again"
         )
+    if expected is None and (known is None or known.sha256 is None):
+        if not accept_unknown:
+            raise ConversionError(
+                f"no checksum is known for {file}. Its sha256 is {sha256}: if you know that this is the file you "
+                f"want, say so with --sha256 {sha256}, or with --accept_unknown_sha256"
+            )
+        if not digests.has_checksums:
+            print(f"{file} holds no checksums of its tensors, so that damage would not be seen", flush=True)
     return sha256
-
-
-def _digests(file: Path) -> tuple[str, str]:
-    """sha256 and md5 of a file; md5 only to compare with what was published."""
-    size = file.stat().st_size
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with (
-        file.open("rb") as content,
-        tqdm(total=size, desc="sha256", unit="B", unit_scale=True, leave=False, disable=size < PROGRESS_FROM) as bar,
-    ):
-        while block := content.read(_BLOCK):
-            sha256.update(block)
-            md5.update(block)
-            bar.update(len(block))
-    return sha256.hexdigest(), md5.hexdigest()
 
 
 def _identity(file: Path) -> tuple[int, ...]:
@@ -246,7 +237,7 @@ def _tokenizer(folder: Path, written: dict[str, Any], name_or_path: str | None) 
             "the file has no text tower, so it needs no tokenizer: leave out --tokenizer_name_or_path"
         )
     add_tokenizer(folder, name_or_path)
-    return name_or_path
+    return origin_of(name_or_path)
 
 
 def _record(

@@ -5,6 +5,7 @@ the archive's directory is compared with the file, and the pickle's opcodes are 
 MAE and MAWS do not need is refused.
 """
 
+import io
 import json
 import struct
 import zipfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from pickletools import genops
 
 MOST_ENTRIES = 100_000
+MOST_DIRECTORY_BYTES = 16 << 20
 MOST_PICKLE_BYTES = 64 << 20
 MOST_HEADER_BYTES = 16 << 20
 MOST_TENSORS = 10_000
@@ -43,11 +45,12 @@ class ConversionError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of an archive: its name without the top folder, and where its bytes lie."""
+    """One file of an archive: its name without the top folder, where its bytes lie, and the CRC-32 they must have."""
 
     name: str
     start: int
     size: int
+    crc32: int
 
 
 def check_torch_archive(path: Path) -> set[int]:
@@ -89,7 +92,7 @@ def archive_entries(path: Path) -> list[Entry]:
     """
     _zip_or_error(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Directory(path) as file, zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
         raise ConversionError(f"{path} is no intact zip archive ({error}): download it again") from error
@@ -112,7 +115,7 @@ def archive_entries(path: Path) -> list[Entry]:
                     f"overlaps another entry or ends beyond the file's {size:,} bytes"
                 )
             end = start + info.file_size
-            entries.append(Entry(info.filename.partition("/")[2], start, info.file_size))
+            entries.append(Entry(info.filename.partition("/")[2], start, info.file_size, info.CRC))
     return entries
 
 
@@ -170,6 +173,15 @@ def check_safetensors_header(path: Path) -> None:
         raise ConversionError(
             f"{path} claims {claimed:,} bytes of tensors where {size - 8 - length:,} follow its header"
         )
+
+
+class _Directory(io.FileIO):
+    """A file for zipfile, which reads a directory at once, however long it claims to be."""
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MOST_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"a directory of {size:,} bytes; {MOST_DIRECTORY_BYTES:,} are the most")
+        return super().read(size)
 
 
 def _zip_or_error(path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a converted model needs beside its weights: class names, and XLM-R's tokenizer."""
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -28,7 +29,7 @@ def read_labels(path: Path) -> list[str]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark that is no text
         names = _names_in(json.loads(text)) if path.suffix == ".json" else text.splitlines()
     except (OSError, ValueError, KeyError) as error:
         raise ConversionError(
@@ -37,12 +38,13 @@ def read_labels(path: Path) -> list[str]:
         ) from error
     if not all(isinstance(name, str) and name.strip() for name in names):
         raise ConversionError(f"{path} has a label that is empty or no text")
+    names = [name.strip() for name in names]
     if doubles := [name for name, count in Counter(names).items() if count > 1]:
         raise ConversionError(
             f"{path} has labels more than once, so that no class could be told by its name: {', '.join(doubles)}. "
             "Add what tells them apart"
         )
-    return [name.strip() for name in names]
+    return names
 
 
 def add_tokenizer(folder: str | Path, tokenizer_name_or_path: str) -> int:
@@ -74,8 +76,20 @@ def add_tokenizer(folder: str | Path, tokenizer_name_or_path: str) -> int:
     MawsLiTProcessor(AutoImageProcessor.from_pretrained(folder), tokenizer).save_pretrained(folder)
     if (folder / RECORD).exists():
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        write_record(folder, {**record, "tokenizer": tokenizer_name_or_path})
+        write_record(folder, {**record, "tokenizer": origin_of(tokenizer_name_or_path)})
     return len(tokenizer)
+
+
+def origin_of(tokenizer_name_or_path: str) -> str:
+    """What a record says of a tokenizer: the Hub id, or the name of a folder or file, without where it lies here."""
+    path = Path(tokenizer_name_or_path)
+    if not path.exists():
+        return tokenizer_name_or_path
+    name = path.resolve().name
+    if path.is_dir():
+        return name
+    with path.open("rb") as file:
+        return f"{name} (sha256 {hashlib.file_digest(file, 'sha256').hexdigest()})"
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
@@ -110,4 +124,4 @@ def _load(name_or_path: str):
         ) from error
 
 
-__all__ = ["add_tokenizer", "read_labels", "write_record"]
+__all__ = ["add_tokenizer", "origin_of", "read_labels", "write_record"]

@@ -131,6 +131,8 @@ def _encoder_fields(
     }
     if layout == "classifier":
         found["num_labels"] = _shape(shapes, "head.weight", 2)[0]
+        if found["num_labels"] == 0:
+            raise ConversionError("head.weight is empty; a classifier has a class at least")
     if layout == "mae":
         found |= _decoder_fields(shapes, sizes, arguments)
     return found

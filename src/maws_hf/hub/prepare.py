@@ -8,7 +8,7 @@ from pathlib import Path
 from .cards import LICENSE, card_for_release, card_for_run
 from .export import export_model
 from .proof import prove_export
-from .release_checks import check_release
+from .release_checks import card_problems, check_release
 from .released_models import RELEASED_MODELS
 from .staging import CARD, CONFIG, Staging, StagingError, build_staging, refuse_overlap
 
@@ -82,20 +82,31 @@ def prepare_release(
 
 
 def _card(model_dir: Path, repo_id: str, card: Path | None, license: str | None, exported_as: str | None) -> str:
-    from huggingface_hub import ModelCard
-
     source = card or model_dir / CARD
     if source.is_file():
-        text = source.read_text(encoding="utf-8")
+        text = _read_card(source, license)
     elif card is None:
         text = _written_card(model_dir, repo_id, license, exported_as)
     else:
         raise StagingError(f"{source} is missing: name a model card with --card FILE.md, or none to have one written")
-    if license:
-        described = ModelCard(text)
-        described.data.license = license
-        text = str(described)
     return text
+
+
+def _read_card(source: Path, license: str | None) -> str:
+    """A card that somebody has written, with the license that is given in place of its own."""
+    from huggingface_hub import ModelCard
+
+    try:
+        text = source.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StagingError(f"the model card {source} is no UTF-8 text: save it as such") from error
+    if problems := list(card_problems(text, None, license)):
+        raise StagingError(f"the model card {source} cannot be released: {'; '.join(problems)}")
+    if license is None:
+        return text
+    card = ModelCard(text)
+    card.data.license = license
+    return str(card)
 
 
 def _written_card(model_dir: Path, repo_id: str, license: str | None, exported_as: str | None) -> str:

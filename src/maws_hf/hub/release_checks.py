@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from .staging import CARD, CONFIG, STUB, files_below, is_allowed
 from .weight_checks import Problem, weight_problems
@@ -78,16 +79,21 @@ def release_problems(folder: Path, *, native: bool = False) -> Iterator[Problem]
         config = {}
     yield from _remote_code_problems(folder, config, native)
     yield from weight_problems(folder, config)
-    yield from ((CARD, problem) for problem in card_problems(folder / CARD, None if native else config))
-
-
-def card_problems(path: Path, config: dict[str, Any] | None) -> Iterator[str]:
-    """What a model card lacks; `config` is of the model, and None leaves the task unchecked."""
     try:
-        text = path.read_text(encoding="utf-8")
+        card = (folder / CARD).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        yield "is missing or not UTF-8 text: a release needs a model card"
+        yield CARD, "is missing or not UTF-8 text: a release needs a model card"
         return
+    yield from ((CARD, problem) for problem in card_problems(card, None if native else config))
+
+
+def card_problems(text: str, config: dict[str, Any] | None, license: str | None = None) -> Iterator[str]:
+    """What a model card lacks.
+
+    Args:
+        config: of the model; None leaves the task unchecked.
+        license: that the card will be given.
+    """
     parts = re.match(r"---\r?\n(.*?)\r?\n---\r?\n(.*)", text, re.DOTALL)
     try:
         data = yaml.safe_load(parts[1]) if parts else None
@@ -98,7 +104,7 @@ def card_problems(path: Path, config: dict[str, Any] | None) -> Iterator[str]:
         yield "has no metadata between lines of ---"
         return
     for field in ("license", "library_name", "tags"):
-        if not data.get(field):
+        if not data.get(field) and not (field == "license" and license):
             yield f"lacks the field {field}"
     explained = re.search(r"^#+ Training", parts[2], re.MULTILINE)  # for data that are on no Hub
     if not data.get("base_model") and not data.get("datasets") and not explained:
@@ -107,6 +113,8 @@ def card_problems(path: Path, config: dict[str, Any] | None) -> Iterator[str]:
     first = index[0] if isinstance(index, list) and index else None
     if not data.get("model_name") and not (isinstance(first, dict) and first.get("name")):
         yield "lacks model_name"
+    elif index is not None and not _is_model_index(index):
+        yield "its model-index is not the list of models with their results that the Hub reads"
     task = _TASKS.get(str(next(iter((config or {}).get("architectures") or []), "")))
     if task and data.get("pipeline_tag") != task:
         yield f"pipeline_tag is {data.get('pipeline_tag')!r}; this architecture is for {task!r}"
@@ -115,6 +123,14 @@ def card_problems(path: Path, config: dict[str, Any] | None) -> Iterator[str]:
     for number, line in enumerate(text.splitlines(), 1):
         if found := _PLACEHOLDERS.search(line):
             yield f"line {number} still holds {found[0]!r}"
+
+
+def _is_model_index(index: Any) -> bool:
+    try:
+        model_index_to_eval_results(index)
+    except (AttributeError, KeyError, TypeError, ValueError):  # it is written for sound ones
+        return False
+    return True
 
 
 def _text_problems(path: Path) -> Iterator[str]:
@@ -215,4 +231,4 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-__all__ = ["ReleaseCheckError", "check_release", "release_problems"]
+__all__ = ["ReleaseCheckError", "card_problems", "check_release", "release_problems"]

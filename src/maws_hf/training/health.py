@@ -22,7 +22,7 @@ from .health_machine import check_attention, check_devices, check_matmul, check_
 # The oldest that `setup.py` allows and the newest that the tests have run with; None: nothing is missed without it.
 TESTED: dict[str, tuple[str, str]] = {
     "torch": ("2.11", "2.13.0"),
-    "transformers": ("5.17", "5.23.0"),
+    "transformers": ("5.18", "5.23.0"),
     "huggingface_hub": ("1.33", "2.4.0"),
     "safetensors": ("0.6", "0.8.0"),
     "numpy": ("1.26", "2.4.6"),

@@ -48,13 +48,20 @@ def build_transform(options: LabelledImageOptions, model: PreTrainedModel) -> Ev
     """To the size asked for, else the model's own.
 
     Raises:
-        ValueError: nobody names a size.
+        ValueError: nobody names a size; or pictures would be resized to less than it, and framed in black.
     """
     vision_config = getattr(model.config, "vision_config", model.config)
     size = options.image_size or getattr(vision_config, "image_size", None)
     if size is None:
         raise ValueError(f"{type(model).__name__} names no image size: give --image_size")
-    return EvalTransform(size if isinstance(size, int) else tuple(size), options.resize_size)
+    size = size if isinstance(size, int) else tuple(size)
+    side = size if isinstance(size, int) else max(size)
+    if options.resize_size is not None and options.resize_size < side:
+        raise ValueError(
+            f"--resize_size {options.resize_size} is less than the {side} pixels of "
+            f"{'--image_size' if options.image_size else model.name_or_path}: pictures would be framed in black"
+        )
+    return EvalTransform(size, options.resize_size)
 
 
 def read_features(options: LabelledImageOptions, name: str, model: PreTrainedModel, split: str) -> Features:
