@@ -43,11 +43,7 @@ def licence_of(name: str) -> str | None:
     """What the card of a folder or Hub model says under `license`."""
     try:
         card = ModelCard.load(Path(name, "README.md") if Path(name).is_dir() else name, ignore_metadata_errors=True)
-    except (
-        OSError,
-        ValueError,
-        yaml.YAMLError,
-    ):  # no sound card, or no network but weights in a cache
+    except (OSError, ValueError, yaml.YAMLError):  # no sound card; or no network, and the weights come from the cache
         return None
     licence = card.data.get("license_name") if card.data.get("license") == "other" else card.data.get("license")
     return None if licence is None else str(licence)
