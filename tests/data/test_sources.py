@@ -200,7 +200,7 @@ def test_nothing_there_says_what_was_looked_for(tmp_path):
 
 def test_broken_shard_is_named(tmp_path):
     (tmp_path / "train-0.parquet").write_bytes(b"not parquet at all")
-    with pytest.raises(DataSourceError, match="cannot be opened: "):
+    with pytest.raises(DataSourceError, match=r"cannot be opened: .*learnt from train-0\.parquet, which must be"):
         open_stream(tmp_path)
 
 
@@ -260,6 +260,24 @@ def test_a_data_set_without_images_opens_where_none_are_required(tmp_path):
     assert [row["caption"] for row in open_stream(tmp_path, require_image=False)] == ["a #dog", "a #cat"]
     with pytest.raises(DataSourceError, match="--image_column_name photo: no such column"):
         open_stream(tmp_path, image_column="photo", require_image=False)
+
+
+def test_only_the_wanted_columns_of_parquet_are_read(tmp_path):
+    rows = {"image": [picture(shade) for shade in range(3)], "id": ["a", "b", "c"], "label": [1, 0, 1]}
+    Dataset.from_dict(rows).to_parquet(str(tmp_path / "a.parquet"))
+    found = list(open_stream(tmp_path, require_image=False, columns=["label", "id"]))
+    assert found == [{"id": "a", "label": 1}, {"id": "b", "label": 0}, {"id": "c", "label": 1}]
+
+
+def test_image_files_are_named_but_not_opened_where_only_their_labels_are_wanted(tmp_path):
+    for name in ("cat/1.png", "dog/2.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(picture(1))
+    rows = list(open_stream(tmp_path, require_image=False, columns=["label"]))
+    assert [(row["image"]["bytes"], row["image"]["path"], row["label"]) for row in rows] == [
+        (None, str(tmp_path / "cat/1.png"), 0),
+        (None, str(tmp_path / "dog/2.png"), 1),
+    ]
 
 
 def test_images_stay_bytes_also_where_none_are_required(tmp_path):

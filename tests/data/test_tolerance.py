@@ -14,7 +14,7 @@ import pytest
 
 from maws_hf.data import streaming, tolerance
 from maws_hf.data.sources import open_stream
-from maws_hf.data.streaming import ImageStream, StreamError
+from maws_hf.data.streaming import ImageStream, StreamError, random_rows
 from maws_hf.data.tolerance import PAUSES, ReadError, TolerantReader, collect_losses
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*shards cannot be dealt evenly")
@@ -147,6 +147,26 @@ def test_more_damaged_shards_than_allowed_end_the_stream(tmp_path: Path):
     keys, records = epoch_of(stream_of(tmp_path, max_lost_shards=0.5))
     assert len(records) == 3
     assert len(keys) == 3 * ROWS + 3 * 6
+
+
+@pytest.mark.parametrize("place", [6 * 1536, 6 * 1536 + 300], ids=["between two members", "inside a header"])
+def test_a_tar_without_its_end_is_a_loss_and_all_that_is_there_is_read(place: int, tmp_path: Path):
+    tar_shards(tmp_path, 4)
+    file = tmp_path / "2.tar"
+    file.write_bytes(file.read_bytes()[:place])  # a member has a header of 512 bytes and 1,024 of content
+    keys, (record,) = epoch_of(stream_of(tmp_path))
+    assert set(keys) == all_keys((0, 1, 3)) | {f"2-{row:02d}" for row in range(6)}
+    assert record["key"] == str(file)
+    assert record["reason"] == "damaged after 6 parts (ReadError: the end of the archive is missing)"
+
+
+def test_a_random_choice_of_rows_passes_over_damage_and_names_it(tmp_path: Path):
+    parquet_shards(tmp_path, 4)
+    dataset = open_stream(tmp_path)
+    cut(tmp_path / "2.parquet", 0.5)
+    with pytest.warns(UserWarning, match=r"2\.parquet is damaged after 0 parts .*: the rest of it is not read"):
+        rows = random_rows(dataset, 100, seed=0, among=100)
+    assert {row["id"] for row in rows} == all_keys((0, 1, 3))
 
 
 def test_nothing_but_damage_says_so(tmp_path: Path):

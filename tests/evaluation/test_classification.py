@@ -71,6 +71,16 @@ def test_bf16_scores_are_not_rounded_to_bfloat16(model, tmp_path):
     assert not torch.equal(scores, scores.bfloat16().float())
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_shard_costs_its_images_and_no_others(model, workers, tmp_path):
+    dataset = corpus(tmp_path, ClassLabel(names=NAMES), [0, 1, 2, 0, 1, 2])
+    damaged = tmp_path / "test-00001.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    reader = find_labels(dataset.features, "label")
+    found = classify(model, dataset, EvalTransform(32), reader, num_workers=workers)
+    assert found.targets.int().argmax(dim=1).tolist() == [0, 2]
+
+
 def test_a_split_without_rows_gives_none(model, tmp_path):
     dataset = corpus(tmp_path, ClassLabel(names=NAMES), [0, 1, 2])
     found = classify(model, dataset.take(0), EvalTransform(32), find_labels(dataset.features, "label"), num_workers=2)

@@ -98,6 +98,23 @@ def test_data_in_another_number_of_shards_are_still_read_once(recipe, model, acc
         assert keys_of_an_epoch(loader) == expected
 
 
+def test_a_damaged_shard_costs_its_pairs_and_is_told(recipe, model, accelerator, tmp_path, capsys):
+    write(tmp_path / "data", shards=3)
+    damaged = tmp_path / "data" / "train-00001.parquet"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-9])
+    loader, views = build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    assert f"warning: {damaged} is damaged after 0 parts" in capsys.readouterr().out
+    assert views == 8
+    assert set(keys_of_an_epoch(loader, images=9)) == {f"{i}.png" for i in (*range(4), *range(8, 12))}
+    (tmp_path / "data" / "train-00002.parquet").write_bytes(whole[:-9])
+    with pytest.raises(DataSourceError, match=r"2 of 3 shards are damaged, among them .*00001.* --max_skip_rate"):
+        build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    for shard in (1, 2):
+        (tmp_path / "data" / f"train-0000{shard}.parquet").write_bytes(whole)
+    assert build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)[1] == 12, "repaired, it is read again"
+
+
 def lengths_of(part: TextBatch) -> list[int]:
     """Tokens of each caption, by the number that they have in their row."""
     owners = part.caption_ids.flatten()

@@ -30,7 +30,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import get_worker_info
 
 from maws_hf.data.samples import KEY, KEY_COLUMNS, Sample, content_key, prepare_image, random_rows, sample_key
-from maws_hf.data.tolerance import Loss, collect_losses
+from maws_hf.data.tolerance import Loss, are_too_many, collect_losses
 from maws_hf.processing.decode import ImageDecodeError
 
 __all__ = [
@@ -224,7 +224,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         """Notes damaged shards of an epoch in `lost`; raises StreamError if they are too many."""
         lost += [loss.shard for loss in losses if loss.shard not in lost]
         shards = self.dataset.num_shards // (self.consumers if self.strategy == "shards" else 1)
-        if len(lost) > max(1, self.max_lost_shards * shards):
+        if are_too_many(len(lost), shards, self.max_lost_shards):
             raise StreamError(
                 f"{self._name(self._consumer())} meets {len(lost)} damaged shards in epoch {epoch}, the last "
                 f"{losses[-1].shard} ({losses[-1].reason}): repair them, or allow more with --max_skip_rate"

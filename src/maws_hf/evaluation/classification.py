@@ -46,6 +46,8 @@ def classify(
 ) -> Classified:
     """Scores of the images that have a label, dropout off; shows a progress bar.
 
+    A damaged shard is read up to its damage, as in training, with a warning.
+
     Args:
         model: on any device.
         labels: of the training split; classes of this one are told by their names.
@@ -64,6 +66,7 @@ def classify(
         batch_size=batch_size,
         num_workers=num_workers,
         may_lack_labels=True,
+        may_be_damaged=True,
     )
     labels = labels.of_split(dataset.features)
     classes, device = len(labels.names), next(model.parameters()).device

@@ -25,6 +25,7 @@ from ..data.feature_shards import FEATURES, FeatureJob, FeatureRecord, compute_f
 from ..data.loader import build_loader, collate
 from ..data.sources import DataSourceError, open_stream
 from ..data.streaming import KEY, ImageStream, Sample, random_rows
+from ..data.tolerance import are_too_many
 from ..evaluation.feature_cache import digest_of
 from ..evaluation.features import encode_images, model_digest
 from ..evaluation.two_towers import load_tokenizer, text_limit
@@ -185,7 +186,7 @@ def build_pair_loader(
             world_size=accelerator.num_processes,
             num_threads=max(1, recipe.dataloader_num_workers),
         )
-    rows = _count_rows(recipe, read_records(job), accelerator)
+    rows = _count_rows(recipe, read_records(job), dataset.num_shards, accelerator)
     stream = ImageStream(
         open_stream(job.folder, require_image=False),
         partial(_prepare_features, width=model.config.vision_config.hidden_size, extra=draw),
@@ -219,7 +220,15 @@ def _patient_barrier() -> Iterator[None]:
     dist.destroy_process_group(group)
 
 
-def _count_rows(recipe: PairRecipe, records: list[FeatureRecord], accelerator: Accelerator) -> int:
+def _count_rows(recipe: PairRecipe, records: list[FeatureRecord], shards: int, accelerator: Accelerator) -> int:
+    damaged = [item for record in records for item in record.damaged]
+    if are_too_many(len(damaged), shards, recipe.max_skip_rate):
+        raise DataSourceError(
+            f"{len(damaged)} of {shards} shards are damaged, among them {damaged[0]['key']} ({damaged[0]['reason']}): "
+            "repair them, or allow more with --max_skip_rate"
+        )
+    for item in damaged:
+        accelerator.print(f"warning: {item['key']} is {item['reason']}: the rest of it is not read")
     rows, bad = sum(record.rows for record in records), [item for record in records for item in record.skipped]
     tolerated = max(MOST_BAD_IMAGES, recipe.max_skip_rate * (rows + len(bad)))
     if len(bad) > tolerated or (bad and not rows):
