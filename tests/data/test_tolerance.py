@@ -16,6 +16,7 @@ from maws_hf.data import streaming, tolerance
 from maws_hf.data.sources import open_stream
 from maws_hf.data.streaming import ImageStream, StreamError, random_rows
 from maws_hf.data.tolerance import PAUSES, ReadError, TolerantReader, collect_losses
+from maws_hf.processing.decode import ImageDecodeError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*shards cannot be dealt evenly")
 ROWS = 12
@@ -158,6 +159,22 @@ def test_a_tar_without_its_end_is_a_loss_and_all_that_is_there_is_read(place: in
     assert set(keys) == all_keys((0, 1, 3)) | {f"2-{row:02d}" for row in range(6)}
     assert record["key"] == str(file)
     assert record["reason"] == "damaged after 6 parts (ReadError: the end of the archive is missing)"
+
+
+def test_bad_samples_in_a_row_are_told_with_the_shard_that_holds_them(tmp_path: Path):
+    parquet_shards(tmp_path, 2)
+
+    def refuse(sample, rng):
+        if sample["__key__"].startswith("1-"):
+            raise ImageDecodeError(sample["__key__"], "empty")
+        return keep_key(sample, rng)
+
+    stream = ImageStream(open_stream(tmp_path), refuse, seed=1, shuffle=False, block_size=4, max_consecutive_skips=9)
+    message = (
+        r"9 bad samples in a row in epoch 0 while it reads .*1\.parquet, the last 1-08 .*or allow more with --max_skip"
+    )
+    with pytest.raises(StreamError, match=message):
+        list(itertools.islice(stream, 13))
 
 
 def test_a_random_choice_of_rows_passes_over_damage_and_names_it(tmp_path: Path):

@@ -27,7 +27,16 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from datasets import IterableDataset
 
-__all__ = ["Loss", "ReadError", "TolerantReader", "are_too_many", "collect_losses", "read_on", "tolerate"]
+__all__ = [
+    "Loss",
+    "ReadError",
+    "TolerantReader",
+    "are_too_many",
+    "collect_losses",
+    "read_on",
+    "shard_being_read",
+    "tolerate",
+]
 
 Item = TypeVar("Item")
 
@@ -51,6 +60,14 @@ class Loss:
 # Where losses go; without such a place the first damage is an error, for silence would be worse. The reader is called
 # deep inside datasets, in the context of whoever asks for the next row.
 _losses: ContextVar[list[Loss] | None] = ContextVar("losses", default=None)
+
+
+_shard_being_read: ContextVar[str | None] = ContextVar("shard_being_read", default=None)
+
+
+def shard_being_read() -> str | None:
+    """The one that the last row came from, whichever data set that was of; None before the first."""
+    return _shard_being_read.get()
 
 
 @contextmanager
@@ -104,6 +121,7 @@ class TolerantReader:
             ReadError: the shard cannot be reached after all tries, or is damaged and nobody collects losses.
         """
         done, pauses = 0, iter(PAUSES)
+        _shard_being_read.set(_name_of(shard))
         while True:
             try:
                 for number, item in enumerate(self.read(**shard)):
