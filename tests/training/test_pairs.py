@@ -4,6 +4,7 @@ import io
 import itertools
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -196,6 +197,15 @@ def test_the_mean_length_is_of_captions_that_are_trained_on(recipe):
     for language, length in lengths.items():
         assert mean_caption_tokens(replace(recipe, caption_weights=f"{language}=1"), tokenizer) == length
     assert min(lengths.values()) < mean_caption_tokens(recipe, tokenizer) < max(lengths.values())
+
+
+def test_a_language_that_no_row_has_is_told_with_those_that_there_are(recipe):
+    message = r"--caption_weights names cn, jp, of which 12 images .* have no caption; theirs are in de, en, fr"
+    with pytest.warns(UserWarning, match=message):
+        mean_caption_tokens(replace(recipe, caption_weights="en=2,jp=1,cn=1,es=0"), tiny_tokenizer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mean_caption_tokens(replace(recipe, caption_weights="en=2,fr=1,es=0"), tiny_tokenizer())
 
 
 @pytest.mark.parametrize(

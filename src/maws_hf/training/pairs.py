@@ -3,10 +3,11 @@
 Unlike elsewhere images are never mirrored: captions tell left from right, and pictures may hold letters.
 """
 
+import warnings
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -123,13 +124,33 @@ def draw_tokens(
 def mean_caption_tokens(recipe: PairRecipe, tokenizer: PreTrainedTokenizerBase) -> int:
     """Mean length of the captions of a random sample of the training split, for the count of operations.
 
+    Warns of a source of `--caption_weights` that no row has: it may be mistyped, or rare.
+
     Raises:
         DataSourceError: there is no caption.
     """
     dataset, _, captions = open_pairs(recipe, recipe.dataset_split)
+    met, rows_read = set(), 0
+
+    def has_caption(row: Sample) -> bool:
+        nonlocal rows_read
+        rows_read += 1
+        met.update(source for source, _ in replace(captions, weights=None).texts(row))
+        return bool(captions(row))
+
     rows: list[Sample] = []
     for among in (2**10, 2**20):  # captions that are wanted may be rare
-        rows = rows or random_rows(dataset, 256, seed=recipe.seed, among=among, keep=lambda row: bool(captions(row)))
+        if not rows:
+            rows_read = 0
+            rows = random_rows(dataset, 256, seed=recipe.seed, among=among, keep=has_caption)
+    wanted = {source for source, weight in (captions.weights or {}).items() if weight}
+    if absent := sorted(wanted - met):
+        warnings.warn(
+            f"--caption_weights names {', '.join(absent)}, of which {rows_read} images of the split "
+            f"{recipe.dataset_split} of {recipe.dataset_name} have no caption; theirs are in "
+            f"{', '.join(sorted(met)) or 'none'}: check the spelling",
+            stacklevel=2,
+        )
     if not rows:
         raise DataSourceError(
             f"no image of the split {recipe.dataset_split} of {recipe.dataset_name} has a caption in "
