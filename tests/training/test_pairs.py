@@ -2,10 +2,11 @@
 
 import io
 import itertools
+import json
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from maws_hf.evaluation.features import encode_images
 from maws_hf.kernels.packed import can_pack
 from maws_hf.models.prepared import is_prepared
 from maws_hf.processing.text_batches import TextBatch
+from maws_hf.training.checkpoint import MANIFEST
 from maws_hf.training.pairs import (
     PairRecipe,
     _feature_job,
@@ -161,6 +163,40 @@ def test_a_position_among_features_of_another_tower_is_refused(recipe, model, ac
         loader, _ = build_pair_loader(other, tower, tiny_tokenizer(), accelerator)
         with pytest.raises(StreamStateError, match="source"):
             restore_loader(loader, position)
+
+
+def test_a_position_is_that_of_the_data_however_they_are_spelled_and_whatever_the_precision(
+    recipe, model, accelerator, tmp_path, monkeypatch
+):
+    loader, _ = build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    next(iter(loader))
+    position = loader_state(loader)
+    monkeypatch.chdir(tmp_path)
+    for other in (
+        replace(recipe, dataset_name="./data/"),
+        replace(recipe, bf16=True),
+        replace(recipe, feature_views=2),
+    ):
+        loader, _ = build_pair_loader(other, model, tiny_tokenizer(), accelerator)
+        restore_loader(loader, position)
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 3, "another spelling computes nothing anew"
+
+
+def test_a_run_of_other_data_is_refused_by_option_before_features_are_computed(recipe, model, accelerator, tmp_path):
+    loader, _ = build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    next(iter(loader))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "rank-00000.json").write_text(json.dumps({"stream": loader_state(loader)}))
+    (checkpoint / MANIFEST).write_text(json.dumps({"recipe": asdict(recipe)}))
+    build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    write(tmp_path / "others", shards=2)
+    other = replace(recipe, dataset_name=str(tmp_path / "others"))
+    with pytest.raises(
+        StreamStateError, match=r"^--dataset_name was .*data in the checkpoint, now .*others; .*step-0000"
+    ):
+        build_pair_loader(other, model, tiny_tokenizer(), accelerator)
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 1
 
 
 def test_features_of_a_tower_that_is_trained_are_refused(recipe, accelerator):

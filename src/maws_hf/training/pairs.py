@@ -3,6 +3,8 @@
 Unlike elsewhere images are never mirrored: captions tell left from right, and pictures may hold letters.
 """
 
+import glob
+import os
 import warnings
 from array import array
 from collections.abc import Iterator, Sequence
@@ -36,6 +38,7 @@ from ..processing.text_batches import CaptionBatches
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import option
 from .images import ImageRecipe, build_training_loader, open_images
+from .resumption import refuse_other_source
 
 if TYPE_CHECKING:
     from torchdata.stateful_dataloader import StatefulDataLoader
@@ -200,6 +203,8 @@ def build_pair_loader(
         )
         return loader, 0
     job = _feature_job(recipe, model.vision_model.to(accelerator.device), dataset, image_column)
+    source = digest_of([model_digest(model.vision_model), _data_of(recipe, dataset)])[:16]
+    refuse_other_source(recipe, source)
     with _patient_barrier():
         compute_features(
             job,
@@ -217,7 +222,7 @@ def build_pair_loader(
         world_size=accelerator.num_processes,
         num_workers=recipe.dataloader_num_workers,
         repeats=captions,
-        source=job.folder.name,
+        source=source,
     )
     loader = build_loader(stream, batch_size=recipe.per_device_train_batch_size, collate_fn=collate_fn)
     return loader, rows * recipe.feature_views
@@ -276,7 +281,7 @@ def _feature_job(recipe: PairRecipe, vision_model: Any, dataset: IterableDataset
         "views": count,
         "seed": recipe.seed if count > 1 else None,
         "shards": dataset.num_shards,  # or files of another division would be read, too
-        "data": [recipe.dataset_name, recipe.dataset_config_name, recipe.dataset_split, sorted(dataset.features)],
+        "data": _data_of(recipe, dataset),
     }
     return FeatureJob(
         dataset=dataset,
@@ -286,6 +291,14 @@ def _feature_job(recipe: PairRecipe, vision_model: Any, dataset: IterableDataset
         seed=recipe.seed,
         folder=Path(recipe.feature_cache or Path(recipe.output_dir, "features")) / digest_of(key)[:16],
     )
+
+
+def _data_of(recipe: PairRecipe, dataset: IterableDataset) -> list[Any]:
+    """What tells one data set from another; however the path to it is spelled."""
+    name = recipe.dataset_name
+    if os.path.exists(name) or glob.has_magic(name):
+        name = os.path.realpath(name)
+    return [name, recipe.dataset_config_name, recipe.dataset_split, sorted(dataset.features)]
 
 
 def _views(
