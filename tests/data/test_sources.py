@@ -88,6 +88,15 @@ def test_tar_folder_glob_and_single_file(tmp_path):
     assert len(stored(open_stream(tmp_path, data_files="shard-0.tar"), "png")) == 3
 
 
+def test_a_tar_sample_has_its_image_whatever_the_extension(tmp_path):
+    write_tar(tmp_path / "shard-0.tar", range(6), "jpg")
+    write_tar(tmp_path / "shard-1.tar", range(6, 9), "png")
+    dataset = open_stream(tmp_path)
+    assert stored(dataset, "jpg") == [picture(shade) for shade in range(9)]
+    assert [row["jpg"]["path"] for row in dataset][-1] == "0008.png"
+    assert stored(dataset.select_columns(["__key__", "jpg"]).shard(2, 1), "jpg") == [picture(s) for s in range(6, 9)]
+
+
 def test_file_that_shares_its_name_with_a_tar_member_does_not_displace_it(tmp_path, monkeypatch):
     write_tar(tmp_path / "shard-0.tar", range(3))
     elsewhere = tmp_path / "elsewhere"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, List
+from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from tiny import draw_image, tiny_config
 
@@ -63,6 +63,13 @@ def test_classes_of_another_order_are_told_by_name(model, tmp_path):
         reader = find_labels(Features({"label": ClassLabel(names=NAMES)}), "label")
         found = classify(model, dataset, EvalTransform(32), reader)
         assert found.targets.int().argmax(dim=1).tolist() == [0, 2, 2], name
+
+
+def test_a_label_that_is_no_class_is_named_with_its_image(model, tmp_path):
+    dataset = corpus(tmp_path, Value("int64"), [0, 1, 7])
+    reader = find_labels(dataset.features, "label", num_labels=3)
+    with pytest.raises(ValueError, match=r"^2\.png: label 7 in label is not in 0\.\.2"):
+        classify(model, dataset, EvalTransform(32), reader)
 
 
 def test_bf16_scores_are_not_rounded_to_bfloat16(model, tmp_path):

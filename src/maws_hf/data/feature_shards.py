@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from ..processing.decode import ImageDecodeError, decode_image
 from .corpus import TEMPORARY_SUFFIX, write_atomically
 from .streaming import KEY, Sample, sample_key
-from .tolerance import Loss, read_on
+from .tolerance import Loss, innermost_layer, read_on
 
 FEATURES = "vision_features"
 NAME = "key"
@@ -263,10 +263,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _files_of(dataset: IterableDataset) -> str | None:
     """Digest of the paths, sizes and times of the files of a shard; None if it has others than these or none."""
-    iterable = dataset._ex_iterable
-    while hasattr(iterable, "ex_iterable"):
-        iterable = iterable.ex_iterable
-    known, waiting = [], [getattr(iterable, "kwargs", {})]
+    known, waiting = [], [getattr(innermost_layer(dataset), "kwargs", {})]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):

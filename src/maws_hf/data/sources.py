@@ -16,6 +16,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Features, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
 
+from maws_hf.data.tar_images import take_any_image
 from maws_hf.data.tolerance import tolerate
 from maws_hf.processing.decode import DEFAULT_LIMITS
 
@@ -164,7 +165,7 @@ def _load(
     assert isinstance(splits, IterableDatasetDict)
     if split not in splits:
         raise DataSourceError(f"{name_or_path} has no split {split!r}, there are {', '.join(splits)}")
-    return tolerate(splits[split])
+    return take_any_image(tolerate(splits[split]), IMAGE_EXTENSIONS)
 
 
 def _open_local(

@@ -33,6 +33,7 @@ __all__ = [
     "TolerantReader",
     "are_too_many",
     "collect_losses",
+    "innermost_layer",
     "read_on",
     "shard_being_read",
     "tolerate",
@@ -149,15 +150,21 @@ class TolerantReader:
                 self.pause(wait * random.uniform(0.5, 1.5))  # many readers of one server do not come back together
 
 
+def innermost_layer(dataset: IterableDataset) -> Any:
+    """What of the data set reads its shards."""
+    layer = getattr(dataset, "_ex_iterable", None)
+    while hasattr(layer, "ex_iterable"):
+        layer = layer.ex_iterable
+    return layer
+
+
 def tolerate(dataset: IterableDataset) -> IterableDataset:
     """The data set, its shards now read by a `TolerantReader`; changed in place.
 
     `datasets` has no public place for that. Where it keeps its reading function elsewhere, the first damage ends the
     stream, as it does in `datasets`.
     """
-    layer = getattr(dataset, "_ex_iterable", None)
-    while hasattr(layer, "ex_iterable"):
-        layer = layer.ex_iterable
+    layer = innermost_layer(dataset)
     for name in ("generate_tables_fn", "generate_examples_fn"):
         read = getattr(layer, name, None)
         if read is not None and not isinstance(read, TolerantReader):

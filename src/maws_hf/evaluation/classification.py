@@ -10,7 +10,7 @@ from datasets import IterableDataset
 from torch import Tensor
 
 from ..data.sources import find_image_column
-from ..data.streaming import KEY_COLUMNS
+from ..data.streaming import KEY, KEY_COLUMNS
 from ..data.targets import LabelReader
 from ..models.modeling_maws_vit import MawsViTForImageClassification
 from ..processing.transforms import EvalTransform
@@ -78,7 +78,11 @@ def classify(
             skipped += sum(row.reason is not None for row in rows)
             if pixels is None:
                 continue
-            readable = [labels.multi_hot({labels.column: row.label}) for row in rows if row.reason is None]
+            readable = [
+                labels.multi_hot({labels.column: row.label, KEY: row.key or f"row {row.place[1]}"})
+                for row in rows
+                if row.reason is None
+            ]
             rows_of_targets = torch.stack([torch.from_numpy(row) for row in readable])
             labelled = rows_of_targets.any(dim=1)
             if not labelled.any():
