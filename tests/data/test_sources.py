@@ -278,6 +278,16 @@ def test_only_the_wanted_columns_of_parquet_are_read(tmp_path):
     assert found == [{"id": "a", "label": 1}, {"id": "b", "label": 0}, {"id": "c", "label": 1}]
 
 
+@pytest.mark.parametrize("declared", [False, True])
+def test_rows_of_tars_are_whole_whatever_columns_are_wanted(declared, tmp_path):
+    write_tar(tmp_path / "a.tar", range(3), "jpg")
+    if declared:
+        configs = "configs:\n- config_name: default\n  data_files: a.tar\n"
+        (tmp_path / "README.md").write_text(f"---\n{configs}---\n")
+    rows = open_stream(tmp_path, require_image=False, columns=["__key__"])
+    assert stored(rows, "jpg") == [picture(shade) for shade in range(3)]
+
+
 def test_image_files_are_named_but_not_opened_where_only_their_labels_are_wanted(tmp_path):
     for name in ("cat/1.png", "dog/2.png"):
         (tmp_path / name).parent.mkdir()

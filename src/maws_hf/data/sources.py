@@ -158,7 +158,7 @@ def _load(
     try:
         splits = load_dataset(builder, streaming=True, **options, **narrow)
     except Exception as error:
-        if narrow and "'columns' key" in str(error):  # only Parquet is read by columns
+        if narrow and isinstance(error, TypeError | ValueError) and "'columns'" in str(error):  # this is no Parquet
             return _load(builder, name_or_path=name_or_path, split=split, hint=hint, **options)
         reason = " ".join(str(error).split())
         raise DataSourceError(f"{name_or_path} cannot be opened: {type(error).__name__}: {reason}{hint}") from error
