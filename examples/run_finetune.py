@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import LargeList, List
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from maws_hf import MawsViTForImageClassification
@@ -37,7 +36,7 @@ from maws_hf.processing.transforms import EvalTransform
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
-from maws_hf.training.image_labels import LabelRecipe, read_labels
+from maws_hf.training.image_labels import LabelRecipe, read_all_labels, read_labels
 from maws_hf.training.images import build_training_loader, open_images, read_eval_samples
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
@@ -180,10 +179,8 @@ def check_eval_labels(recipe: FinetuneRecipe, labels: LabelReader) -> None:
     Raises:
         ValueError: naming it.
     """
-    dataset, _ = open_images(recipe, split_of(recipe), [labels.column])
-    labels = labels.of_split(dataset.features)
-    for row in tqdm(dataset, desc="checking labels", unit="image", mininterval=1, leave=False):
-        labels(row)
+    for _ in read_all_labels(recipe, split_of(recipe), labels, "checking labels"):
+        pass
 
 
 class Watch:

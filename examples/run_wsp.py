@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from maws_hf import MawsViTForImageClassification
@@ -29,8 +28,8 @@ from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
-from maws_hf.training.image_labels import LabelRecipe, read_labels
-from maws_hf.training.images import build_training_loader, open_images, read_eval_samples
+from maws_hf.training.image_labels import LabelRecipe, read_all_labels, read_labels
+from maws_hf.training.images import build_training_loader, read_eval_samples
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
 from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
@@ -80,9 +79,8 @@ def build_repeats(recipe: WSPRecipe, labels: LabelReader) -> RepeatRows:
         rarest = np.array([label.rarest for label in labels.vocabulary.classes])
         images = int(rarest.sum())
     elif ratio > 1:
-        dataset, _ = open_images(recipe, recipe.dataset_split, columns=[labels.column])
-        rows = tqdm(dataset, desc="counting labels", unit="image", mininterval=1, leave=False)
-        counts, rarest, images = count_labels(map(labels, rows), len(labels.names))
+        all_labels = read_all_labels(recipe, recipe.dataset_split, labels, "counting labels")
+        counts, rarest, images = count_labels(all_labels, len(labels.names))
     else:
         counts = rarest = np.ones(len(labels.names), dtype=np.int64)
         images = len(counts)

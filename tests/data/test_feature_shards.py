@@ -267,7 +267,7 @@ def test_files_that_were_only_touched_are_read_but_once_and_computed_never(tmp_p
     os.utime(source / "train-00002.parquet", (1, 1))
     read = []
     rows = FeatureJob.rows
-    monkeypatch.setattr(FeatureJob, "rows", lambda job, shard: read.append(shard) or rows(job, shard))
+    monkeypatch.setattr(FeatureJob, "rows", lambda job, shard, tell: read.append(shard) or rows(job, shard, tell))
     compute_features(job)
     compute_features(job)
     assert read == [2]

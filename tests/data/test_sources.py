@@ -88,6 +88,15 @@ def test_tar_folder_glob_and_single_file(tmp_path):
     assert len(stored(open_stream(tmp_path, data_files="shard-0.tar"), "png")) == 3
 
 
+def test_a_tar_sample_has_its_image_whatever_the_extension(tmp_path):
+    write_tar(tmp_path / "shard-0.tar", range(6), "jpg")
+    write_tar(tmp_path / "shard-1.tar", range(6, 9), "png")
+    dataset = open_stream(tmp_path)
+    assert stored(dataset, "jpg") == [picture(shade) for shade in range(9)]
+    assert [row["jpg"]["path"] for row in dataset][-1] == "0008.png"
+    assert stored(dataset.select_columns(["__key__", "jpg"]).shard(2, 1), "jpg") == [picture(s) for s in range(6, 9)]
+
+
 def test_file_that_shares_its_name_with_a_tar_member_does_not_displace_it(tmp_path, monkeypatch):
     write_tar(tmp_path / "shard-0.tar", range(3))
     elsewhere = tmp_path / "elsewhere"
@@ -200,7 +209,7 @@ def test_nothing_there_says_what_was_looked_for(tmp_path):
 
 def test_broken_shard_is_named(tmp_path):
     (tmp_path / "train-0.parquet").write_bytes(b"not parquet at all")
-    with pytest.raises(DataSourceError, match="cannot be opened: "):
+    with pytest.raises(DataSourceError, match=r"cannot be opened: .*learnt from train-0\.parquet, which must be"):
         open_stream(tmp_path)
 
 
@@ -260,6 +269,34 @@ def test_a_data_set_without_images_opens_where_none_are_required(tmp_path):
     assert [row["caption"] for row in open_stream(tmp_path, require_image=False)] == ["a #dog", "a #cat"]
     with pytest.raises(DataSourceError, match="--image_column_name photo: no such column"):
         open_stream(tmp_path, image_column="photo", require_image=False)
+
+
+def test_only_the_wanted_columns_of_parquet_are_read(tmp_path):
+    rows = {"image": [picture(shade) for shade in range(3)], "id": ["a", "b", "c"], "label": [1, 0, 1]}
+    Dataset.from_dict(rows).to_parquet(str(tmp_path / "a.parquet"))
+    found = list(open_stream(tmp_path, require_image=False, columns=["label", "id"]))
+    assert found == [{"id": "a", "label": 1}, {"id": "b", "label": 0}, {"id": "c", "label": 1}]
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_rows_of_tars_are_whole_whatever_columns_are_wanted(declared, tmp_path):
+    write_tar(tmp_path / "a.tar", range(3), "jpg")
+    if declared:
+        configs = "configs:\n- config_name: default\n  data_files: a.tar\n"
+        (tmp_path / "README.md").write_text(f"---\n{configs}---\n")
+    rows = open_stream(tmp_path, require_image=False, columns=["__key__"])
+    assert stored(rows, "jpg") == [picture(shade) for shade in range(3)]
+
+
+def test_image_files_are_named_but_not_opened_where_only_their_labels_are_wanted(tmp_path):
+    for name in ("cat/1.png", "dog/2.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(picture(1))
+    rows = list(open_stream(tmp_path, require_image=False, columns=["label"]))
+    assert [(row["image"]["bytes"], row["image"]["path"], row["label"]) for row in rows] == [
+        (None, str(tmp_path / "cat/1.png"), 0),
+        (None, str(tmp_path / "dog/2.png"), 1),
+    ]
 
 
 def test_images_stay_bytes_also_where_none_are_required(tmp_path):

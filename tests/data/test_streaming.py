@@ -500,6 +500,46 @@ def test_epoch_without_a_good_sample_ends_the_stream():
         next(iter(ImageStream(memory_shards([6]), refuse, seed=1)))
 
 
+def refuse_two(sample, rng):
+    if int(sample["__key__"]) < 2:
+        raise ImageDecodeError(sample["__key__"], "empty")
+    return keep_key(sample, rng)
+
+
+def test_a_consumer_that_is_dealt_nothing_but_bad_samples_goes_on_with_the_next_epoch():
+    dataset = memory_shards([1] * 8)
+    met = []
+    for consumer in range(4):
+        stream = ImageStream(dataset, refuse_two, seed=1, rank=consumer, world_size=4)
+        samples = list(itertools.islice(stream, 200))
+        good = {int(sample["key"]) for sample in samples}
+        assert good == set(range(2, 8)), "from all epochs"
+        records = [(r["epoch"], r["key"]) for sample in samples for r in sample["skipped"]]
+        met += [epoch for epoch in range(90) if {(epoch, "0"), (epoch, "1")} <= set(records)]
+        resumed = ImageStream(dataset, refuse_two, seed=1, rank=consumer, world_size=4)
+        head = list(itertools.islice(stream, 100))
+        resumed.load_state_dict(stream.state_dict())
+        assert head + list(itertools.islice(resumed, 100)) == samples
+    assert met, "some consumer must have had both at once"
+
+
+def test_a_consumer_without_a_label_in_one_epoch_finds_one_in_another():
+    stream = ImageStream(
+        memory_shards([1] * 6), keep_key, seed=1, rank=0, world_size=3, repeats=Repeat((1.0, 0.0, 0.0))
+    )
+    assert {sample["key"] for sample in itertools.islice(stream, 40)} == {"0", "3"}
+
+
+def test_a_consumer_that_never_gets_a_good_sample_ends():
+    def refuse(sample, rng):
+        raise ImageDecodeError(sample["__key__"], "empty")
+
+    with pytest.raises(StreamError, match=r"no good sample among 2 in epoch 19.*40 x empty"):
+        next(iter(ImageStream(memory_shards([1] * 8), refuse, seed=1, rank=1, world_size=4)))
+    with pytest.raises(StreamError, match=r"no good sample among 2 in epoch 0"):
+        next(iter(ImageStream(memory_shards([1] * 8), refuse, seed=1, rank=1, world_size=4, shuffle=False)))
+
+
 def test_fault_in_the_transform_names_the_sample():
     def fail(sample, rng):
         raise ZeroDivisionError("by zero")

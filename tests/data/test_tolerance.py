@@ -14,8 +14,9 @@ import pytest
 
 from maws_hf.data import streaming, tolerance
 from maws_hf.data.sources import open_stream
-from maws_hf.data.streaming import ImageStream, StreamError
+from maws_hf.data.streaming import ImageStream, StreamError, random_rows
 from maws_hf.data.tolerance import PAUSES, ReadError, TolerantReader, collect_losses
+from maws_hf.processing.decode import ImageDecodeError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*shards cannot be dealt evenly")
 ROWS = 12
@@ -147,6 +148,42 @@ def test_more_damaged_shards_than_allowed_end_the_stream(tmp_path: Path):
     keys, records = epoch_of(stream_of(tmp_path, max_lost_shards=0.5))
     assert len(records) == 3
     assert len(keys) == 3 * ROWS + 3 * 6
+
+
+@pytest.mark.parametrize("place", [6 * 1536, 6 * 1536 + 300], ids=["between two members", "inside a header"])
+def test_a_tar_without_its_end_is_a_loss_and_all_that_is_there_is_read(place: int, tmp_path: Path):
+    tar_shards(tmp_path, 4)
+    file = tmp_path / "2.tar"
+    file.write_bytes(file.read_bytes()[:place])  # a member has a header of 512 bytes and 1,024 of content
+    keys, (record,) = epoch_of(stream_of(tmp_path))
+    assert set(keys) == all_keys((0, 1, 3)) | {f"2-{row:02d}" for row in range(6)}
+    assert record["key"] == str(file)
+    assert record["reason"] == "damaged after 6 parts (ReadError: the end of the archive is missing)"
+
+
+def test_bad_samples_in_a_row_are_told_with_the_shard_that_holds_them(tmp_path: Path):
+    parquet_shards(tmp_path, 2)
+
+    def refuse(sample, rng):
+        if sample["__key__"].startswith("1-"):
+            raise ImageDecodeError(sample["__key__"], "empty")
+        return keep_key(sample, rng)
+
+    stream = ImageStream(open_stream(tmp_path), refuse, seed=1, shuffle=False, block_size=4, max_consecutive_skips=9)
+    message = (
+        r"9 bad samples in a row in epoch 0 while it reads .*1\.parquet, the last 1-08 .*or allow more with --max_skip"
+    )
+    with pytest.raises(StreamError, match=message):
+        list(itertools.islice(stream, 13))
+
+
+def test_a_random_choice_of_rows_passes_over_damage_and_names_it(tmp_path: Path):
+    parquet_shards(tmp_path, 4)
+    dataset = open_stream(tmp_path)
+    cut(tmp_path / "2.parquet", 0.5)
+    with pytest.warns(UserWarning, match=r"2\.parquet is damaged after 0 parts .*: the rest of it is not read"):
+        rows = random_rows(dataset, 100, seed=0, among=100)
+    assert {row["id"] for row in rows} == all_keys((0, 1, 3))
 
 
 def test_nothing_but_damage_says_so(tmp_path: Path):

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from runs import (
@@ -173,6 +174,24 @@ def test_a_signal_to_the_whole_group_saves_though_workers_get_it_too(
     assert "Traceback" not in output
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
     assert int(checkpoint.name[-8:]) == steps_logged(tmp_path)[-1]
+
+
+def test_a_killed_data_worker_is_one_sentence_and_the_same_command_continues(
+    prepare, image_shards: Path, tmp_path: Path
+):
+    options = {"dataloader_num_workers": 2, "save_steps": 3, "max_steps": 100_000}
+    process = prepare(command(image_shards, tmp_path, **options), start_method="fork")
+    while (steps_logged(tmp_path) or [0])[-1] < 5 and process.poll() is None:
+        time.sleep(0.01)
+    workers = [child for child in psutil.Process(process.pid).children() if child.num_threads() > 1]
+    workers[0].kill()
+    output = finish(process, expected=1)
+    assert "error: a process that reads data was killed (DataLoader worker (pid" in output, output
+    assert "a smaller --shuffle_block_size. The same command continues\n" in output
+    assert "Traceback" not in output
+    saved = max(int(path.name[-8:]) for path in (tmp_path / "checkpoints").glob("step-*"))
+    finish(prepare(command(image_shards, tmp_path, **{**options, "max_steps": saved + 3})))
+    assert steps_logged(tmp_path)[-1] == saved + 3
 
 
 def test_a_second_run_in_the_same_folder_is_refused(prepare, image_shards: Path, tmp_path: Path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, List
+from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from tiny import draw_image, tiny_config
 
@@ -65,10 +65,27 @@ def test_classes_of_another_order_are_told_by_name(model, tmp_path):
         assert found.targets.int().argmax(dim=1).tolist() == [0, 2, 2], name
 
 
+def test_a_label_that_is_no_class_is_named_with_its_image(model, tmp_path):
+    dataset = corpus(tmp_path, Value("int64"), [0, 1, 7])
+    reader = find_labels(dataset.features, "label", num_labels=3)
+    with pytest.raises(ValueError, match=r"^2\.png: label 7 in label is not in 0\.\.2"):
+        classify(model, dataset, EvalTransform(32), reader)
+
+
 def test_bf16_scores_are_not_rounded_to_bfloat16(model, tmp_path):
     dataset = corpus(tmp_path, ClassLabel(names=NAMES), [0, 1, 2])
     scores = classify(model, dataset, EvalTransform(32), find_labels(dataset.features, "label"), bf16=True).scores
     assert not torch.equal(scores, scores.bfloat16().float())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_shard_costs_its_images_and_no_others(model, workers, tmp_path):
+    dataset = corpus(tmp_path, ClassLabel(names=NAMES), [0, 1, 2, 0, 1, 2])
+    damaged = tmp_path / "test-00001.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    reader = find_labels(dataset.features, "label")
+    found = classify(model, dataset, EvalTransform(32), reader, num_workers=workers)
+    assert found.targets.int().argmax(dim=1).tolist() == [0, 2]
 
 
 def test_a_split_without_rows_gives_none(model, tmp_path):

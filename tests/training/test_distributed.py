@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from maws_hf.training import distributed
 from maws_hf.training.arguments import TrainingArguments
@@ -36,6 +37,20 @@ def test_several_machines_would_be_as_many_runs_and_are_refused(
     with pytest.raises(ValueError, match="several machines; use `torchrun --nnodes"):
         distributed.start_cpu_ranks()
     assert not started
+
+
+@pytest.mark.parametrize(
+    ("launched", "bf16", "told"),
+    [("no", False, False), ("no", True, False), ("bf16", True, False), ("bf16", False, True), ("fp16", True, True)],
+)
+def test_a_precision_of_the_launcher_that_changes_nothing_is_told(launched, bf16, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "start_cpu_ranks", lambda: None)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = distributed.build_accelerator(TrainingArguments(output_dir=str(tmp_path), bf16=bf16))
+    assert accelerator.mixed_precision == ("bf16" if bf16 else "no")
+    assert (f"mixed_precision {launched} changes nothing" in capsys.readouterr().out) == told
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("possible", [True, False])

@@ -19,7 +19,7 @@ from maws_hf.training import loop
 from maws_hf.training.checkpoint import CheckpointError
 from maws_hf.training.loop import Outcome, TrainingError
 from maws_hf.training.records import JsonLines
-from maws_hf.training.skips import note_skipped
+from maws_hf.training.skips import most_in_a_row, note_skipped
 
 
 def test_training_lowers_the_loss_and_logs_every_step(image_shards: Path, tmp_path: Path):
@@ -272,6 +272,11 @@ def test_the_rate_of_bad_images_is_one_of_all_images_of_a_large_update(tmp_path:
 
     assert not too_many(199)
     assert too_many(210)
+
+
+def test_bad_images_in_a_row_are_as_many_as_their_rate_allows():
+    assert most_in_a_row(0.01) == 1000, "they say nothing about the others yet"
+    assert most_in_a_row(0.9) == 9000
 
 
 def test_one_bad_image_in_a_small_folder_is_no_reason_to_stop(tmp_path: Path):

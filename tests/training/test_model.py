@@ -4,10 +4,11 @@ import importlib
 from pathlib import Path
 
 import pytest
+from tiny import tiny_config
 
-from maws_hf import MawsLiTConfig
+from maws_hf import MawsLiTConfig, MawsViTForImageClassification
 from maws_hf.training.arguments import parse_recipe
-from maws_hf.training.model import build_config, parse_overrides
+from maws_hf.training.model import ModelRecipe, build_config, build_model, parse_overrides
 
 ROOT = Path(__file__).parents[2]
 ALL_RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
@@ -26,6 +27,20 @@ RECIPES = [file for file in ALL_RECIPES if file not in LIT_RECIPES]
 )
 def test_config_overrides_are_json_values(text: str, fields: dict):
     assert parse_overrides(text) == fields
+
+
+def test_overrides_that_contradict_the_start_are_named_and_others_are_not(tmp_path: Path):
+    MawsViTForImageClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path / "start")
+    options = {"model_name_or_path": str(tmp_path / "start"), "output_dir": str(tmp_path / "run")}
+    recipe = ModelRecipe(**options, config_overrides="drop_path_rate=0.1,patch_size=8")
+    assert build_model(MawsViTForImageClassification, recipe).config.drop_path_rate == 0.1
+    for overrides, named, reason in (
+        ("hidden_size=64,patch_size=8", r"hidden_size=64 \(it has 32\)", "another shape"),
+        ("patch_size=8,num_hidden_layers=1", r"num_hidden_layers=1 \(it has 2\)", "not possible"),
+    ):
+        recipe = ModelRecipe(**options, config_overrides=overrides)
+        with pytest.raises(ValueError, match=rf"contradict .*start: {named}; leave out .* {reason}"):
+            build_model(MawsViTForImageClassification, recipe)
 
 
 @pytest.fixture

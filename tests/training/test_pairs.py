@@ -2,9 +2,11 @@
 
 import io
 import itertools
+import json
 import subprocess
 import sys
-from dataclasses import replace
+import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +26,7 @@ from maws_hf.evaluation.features import encode_images
 from maws_hf.kernels.packed import can_pack
 from maws_hf.models.prepared import is_prepared
 from maws_hf.processing.text_batches import TextBatch
+from maws_hf.training.checkpoint import MANIFEST
 from maws_hf.training.pairs import (
     PairRecipe,
     _feature_job,
@@ -98,6 +101,23 @@ def test_data_in_another_number_of_shards_are_still_read_once(recipe, model, acc
         assert keys_of_an_epoch(loader) == expected
 
 
+def test_a_damaged_shard_costs_its_pairs_and_is_told(recipe, model, accelerator, tmp_path, capsys):
+    write(tmp_path / "data", shards=3)
+    damaged = tmp_path / "data" / "train-00001.parquet"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-9])
+    loader, views = build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    assert f"warning: {damaged} is damaged after 0 parts" in capsys.readouterr().out
+    assert views == 8
+    assert set(keys_of_an_epoch(loader, images=9)) == {f"{i}.png" for i in (*range(4), *range(8, 12))}
+    (tmp_path / "data" / "train-00002.parquet").write_bytes(whole[:-9])
+    with pytest.raises(DataSourceError, match=r"2 of 3 shards are damaged, among them .*00001.* --max_skip_rate"):
+        build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    for shard in (1, 2):
+        (tmp_path / "data" / f"train-0000{shard}.parquet").write_bytes(whole)
+    assert build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)[1] == 12, "repaired, it is read again"
+
+
 def lengths_of(part: TextBatch) -> list[int]:
     """Tokens of each caption, by the number that they have in their row."""
     owners = part.caption_ids.flatten()
@@ -145,6 +165,40 @@ def test_a_position_among_features_of_another_tower_is_refused(recipe, model, ac
             restore_loader(loader, position)
 
 
+def test_a_position_is_that_of_the_data_however_they_are_spelled_and_whatever_the_precision(
+    recipe, model, accelerator, tmp_path, monkeypatch
+):
+    loader, _ = build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    next(iter(loader))
+    position = loader_state(loader)
+    monkeypatch.chdir(tmp_path)
+    for other in (
+        replace(recipe, dataset_name="./data/"),
+        replace(recipe, bf16=True),
+        replace(recipe, feature_views=2),
+    ):
+        loader, _ = build_pair_loader(other, model, tiny_tokenizer(), accelerator)
+        restore_loader(loader, position)
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 3, "another spelling computes nothing anew"
+
+
+def test_a_run_of_other_data_is_refused_by_option_before_features_are_computed(recipe, model, accelerator, tmp_path):
+    loader, _ = build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    next(iter(loader))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "rank-00000.json").write_text(json.dumps({"stream": loader_state(loader)}))
+    (checkpoint / MANIFEST).write_text(json.dumps({"recipe": asdict(recipe)}))
+    build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    write(tmp_path / "others", shards=2)
+    other = replace(recipe, dataset_name=str(tmp_path / "others"))
+    with pytest.raises(
+        StreamStateError, match=r"^--dataset_name was .*data in the checkpoint, now .*others; .*step-0000"
+    ):
+        build_pair_loader(other, model, tiny_tokenizer(), accelerator)
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 1
+
+
 def test_features_of_a_tower_that_is_trained_are_refused(recipe, accelerator):
     unlocked = tiny_lit(lock_vision_tower=False)
     with pytest.raises(ValueError, match="give --feature_views 0"):
@@ -179,6 +233,15 @@ def test_the_mean_length_is_of_captions_that_are_trained_on(recipe):
     for language, length in lengths.items():
         assert mean_caption_tokens(replace(recipe, caption_weights=f"{language}=1"), tokenizer) == length
     assert min(lengths.values()) < mean_caption_tokens(recipe, tokenizer) < max(lengths.values())
+
+
+def test_a_language_that_no_row_has_is_told_with_those_that_there_are(recipe):
+    message = r"--caption_weights names cn, jp, of which 12 images .* have no caption; theirs are in de, en, fr"
+    with pytest.warns(UserWarning, match=message):
+        mean_caption_tokens(replace(recipe, caption_weights="en=2,jp=1,cn=1,es=0"), tiny_tokenizer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mean_caption_tokens(replace(recipe, caption_weights="en=2,fr=1,es=0"), tiny_tokenizer())
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from ..processing.decode import ImageDecodeError, decode_image
 from .corpus import TEMPORARY_SUFFIX, write_atomically
 from .streaming import KEY, Sample, sample_key
+from .tolerance import Loss, innermost_layer, read_on
 
 FEATURES = "vision_features"
 NAME = "key"
@@ -51,6 +52,7 @@ class FeatureRecord:
         source: SHA-256 of the names, captions and image bytes of all rows read.
         files: which files they came from, with sizes and times; None if that cannot be told.
         skipped: `{"key", "reason"}` of images that could not be decoded.
+        damaged: the same of shards of the data set that could be read up to their damage only.
         bytes, sha256: of the file.
     """
 
@@ -58,6 +60,7 @@ class FeatureRecord:
     source: str = ""
     files: str | None = None
     skipped: list[dict[str, str]] = field(default_factory=list)
+    damaged: list[dict[str, str]] = field(default_factory=list)
     bytes: int = 0
     sha256: str = ""
 
@@ -100,10 +103,10 @@ class FeatureJob:
         """What becomes one shard."""
         return self.dataset.shard(num_shards=self.shards, index=shard)
 
-    def rows(self, shard: int) -> Iterator[list[Sample]]:
-        """The rows of one shard, some at a time."""
+    def rows(self, shard: int, tell: Callable[[Loss], None]) -> Iterator[list[Sample]]:
+        """The rows of one shard, some at a time; `tell` hears of damage."""
         number = 0
-        for columns in self.source(shard).iter(ROWS_AT_ONCE):
+        for columns in read_on(self.source(shard).iter(ROWS_AT_ONCE), tell):
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             for row in rows:
                 row[KEY] = sample_key(row) or f"shard {shard} row {number}"
@@ -151,11 +154,11 @@ def _is_finished(job: FeatureJob, shard: int) -> bool:
     files = _files_of(job.source(shard))
     if files is not None and files == record.files:
         return True
-    digest = hashlib.sha256()
-    for rows in job.rows(shard):
+    digest, damaged = hashlib.sha256(), []
+    for rows in job.rows(shard, lambda loss: damaged.append(_described(loss))):
         for row in rows:
             _digest_row(digest, row, job.image_column)
-    if digest.hexdigest() != record.source:
+    if digest.hexdigest() != record.source or damaged != record.damaged:
         return False
     record.files = files  # copied or touched, but the same
     _write_record(job, shard, record)
@@ -181,7 +184,7 @@ def _write_rows(
     """Also fills the part of the record that is about rows."""
     digest, schema = hashlib.sha256(), job.features.arrow_schema
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for rows, pictures in _decoded_ahead(job, shard, pool):
+        for rows, pictures in _decoded_ahead(job, shard, record, pool):
             kept = []
             for row, views in zip(rows, pictures, strict=True):
                 _digest_row(digest, row, job.image_column)
@@ -211,10 +214,12 @@ def _with_features(job: FeatureJob, kept: list[tuple[Sample, list[Tensor]]]) -> 
     return stored
 
 
-def _decoded_ahead(job: FeatureJob, shard: int, pool: ThreadPoolExecutor) -> Iterator[tuple[list[Sample], list]]:
+def _decoded_ahead(
+    job: FeatureJob, shard: int, record: FeatureRecord, pool: ThreadPoolExecutor
+) -> Iterator[tuple[list[Sample], list]]:
     """Rows with the views of their pictures, the next ones being decoded while these are encoded."""
     number, waiting = 0, None
-    for rows in job.rows(shard):
+    for rows in job.rows(shard, lambda loss: record.damaged.append(_described(loss))):
         keys = range(number, number + len(rows))
         pending = [pool.submit(_views_of, job, row, shard, key) for row, key in zip(rows, keys, strict=True)]
         number += len(rows)
@@ -236,6 +241,10 @@ def _views_of(job: FeatureJob, row: Sample, shard: int, number: int) -> list[Ten
         return error
 
 
+def _described(loss: Loss) -> dict[str, str]:
+    return {"key": loss.shard, "reason": loss.reason}
+
+
 def _digest_row(digest: Any, row: Sample, image_column: str) -> None:
     image = row[image_column]
     data = image.get("bytes") if isinstance(image, dict) else image
@@ -254,10 +263,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _files_of(dataset: IterableDataset) -> str | None:
     """Digest of the paths, sizes and times of the files of a shard; None if it has others than these or none."""
-    iterable = dataset._ex_iterable
-    while hasattr(iterable, "ex_iterable"):
-        iterable = iterable.ex_iterable
-    known, waiting = [], [getattr(iterable, "kwargs", {})]
+    known, waiting = [], [getattr(innermost_layer(dataset), "kwargs", {})]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from datasets import IterableDataset
 
+from maws_hf.data.tolerance import read_on
 from maws_hf.processing.decode import ImageDecodeError, decode_image
 from maws_hf.processing.transforms import TrainTransform
 
@@ -34,6 +35,8 @@ def random_rows(
 ) -> list[Sample]:
     """A random choice of rows that depends on the data and the seed alone; only the chosen are held in memory.
 
+    Of a damaged shard the rows before its damage count, and a warning names it.
+
     Args:
         count: of rows, or fewer if there are not so many.
         among: rows to choose from; where there are more, the first of them with the shards in random order.
@@ -44,7 +47,7 @@ def random_rows(
     """
     rng = np.random.default_rng(seed)
     # A sorted data set begins with a single class. `dataset.shuffle` would do, but waits 5 seconds for its threads.
-    shuffled = itertools.chain.from_iterable(_shards(dataset, rng.permutation(dataset.num_shards)))
+    shuffled = read_on(itertools.chain.from_iterable(_shards(dataset, rng.permutation(dataset.num_shards))))
     chosen: list[tuple[float, int, Sample]] = []
     for number, row in enumerate(itertools.islice(shuffled, among)):
         row = {**row, KEY: sample_key(row) or f"row {number}"}

@@ -18,6 +18,7 @@ from pathlib import Path
 from datasets import ClassLabel, Features, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
 
 from maws_hf.data.layouts import DataSourceError, find_classes, find_splits, split_called
+from maws_hf.data.tar_images import take_any_image
 from maws_hf.data.tolerance import tolerate
 from maws_hf.processing.decode import DEFAULT_LIMITS
 
@@ -53,6 +54,7 @@ def open_stream(
     revision: str | None = None,
     image_column: str | None = None,
     require_image: bool = True,
+    columns: Sequence[str] | None = None,
 ) -> IterableDataset:
     """Open a data set for streaming, with its images as undecoded bytes.
 
@@ -68,6 +70,8 @@ def open_stream(
         revision: branch, tag or commit on the Hub.
         image_column: the column of the images; found by `find_image_column` when None.
         require_image: refuse a data set without images. When False, it is opened as it is.
+        columns: all that is wanted of a row. Where the format can pass over bytes (Parquet, and image files if none
+            of these is "image"), the rest is not read; elsewhere rows are whole.
 
     Returns:
         A stream whose image column holds `{"bytes": ..., "path": ...}` (or bare bytes, if stored so). Shards are the
@@ -81,13 +85,14 @@ def open_stream(
     """
     source = os.fspath(name_or_path)
     if os.path.isdir(source) and data_files is None and _declares_configurations(source):
-        dataset = _load(source, name_or_path=source, split=split, name=name)
+        dataset = _load(source, name_or_path=source, split=split, columns=columns, name=name)
     elif os.path.exists(source) or glob.has_magic(source):
-        dataset = _open_local(source, split, data_files)
+        dataset = _open_local(source, split, data_files, columns)
     elif _looks_like_hub_id(source) and not os.path.isdir(os.path.dirname(source)):
         files = {split: data_files} if data_files is not None else None
         label = f"{source} (no such folder here, so taken for a data set on the Hub)"
-        dataset = _load(source, name_or_path=label, split=split, name=name, data_files=files, revision=revision)
+        options = {"name": name, "data_files": files, "revision": revision}
+        dataset = _load(source, name_or_path=label, split=split, columns=columns, **options)
     else:
         raise DataSourceError(
             f"{source} does not exist{_neighbour(source)}: give a folder, a glob of shards, or a Hub data set id such "
@@ -184,20 +189,27 @@ def _declares_configurations(folder: str) -> bool:
     return header is not None and re.search(r"^configs:", header[1], flags=re.MULTILINE) is not None
 
 
-def _load(builder: str, *, name_or_path: str, split: str, **options) -> IterableDataset:
+def _load(
+    builder: str, *, name_or_path: str, split: str, columns: Sequence[str] | None = None, hint: str = "", **options
+) -> IterableDataset:
     """`datasets.load_dataset` for one split, with its many failures told in one sentence."""
+    narrow = {} if columns is None else {"columns": list(columns)}
     try:
-        splits = load_dataset(builder, streaming=True, **options)
+        splits = load_dataset(builder, streaming=True, **options, **narrow)
     except Exception as error:
+        if narrow and isinstance(error, TypeError | ValueError) and "'columns'" in str(error):  # this is no Parquet
+            return _load(builder, name_or_path=name_or_path, split=split, hint=hint, **options)
         reason = " ".join(str(error).split())
-        raise DataSourceError(f"{name_or_path} cannot be opened: {type(error).__name__}: {reason}") from error
+        raise DataSourceError(f"{name_or_path} cannot be opened: {type(error).__name__}: {reason}{hint}") from error
     assert isinstance(splits, IterableDatasetDict)
     if split not in splits:
         raise DataSourceError(f"{name_or_path} has no split {split!r}, there are {', '.join(splits)}")
-    return tolerate(splits[split])
+    return take_any_image(tolerate(splits[split]), IMAGE_EXTENSIONS)
 
 
-def _open_local(source: str, split: str, data_files: str | Sequence[str] | None) -> IterableDataset:
+def _open_local(
+    source: str, split: str, data_files: str | Sequence[str] | None, columns: Sequence[str] | None
+) -> IterableDataset:
     if os.path.isdir(source) and data_files is None:
         root, files = source, list_files(source)
     else:
@@ -219,15 +231,18 @@ def _open_local(source: str, split: str, data_files: str | Sequence[str] | None)
             paths = [glob.escape(os.path.abspath(os.path.join(root, shard))) for shard in chosen]
             # The size of a shard's first row group is the default; that of an empty shard is 0, which pyarrow refuses.
             options = {"batch_size": 256} if builder == "parquet" else {}
-            dataset = _load(builder, name_or_path=source, split=split, data_files={split: paths}, **options)
-            return _with_digest(dataset, root, chosen, sizes=True)
+            hint = f" (columns are learnt from {chosen[0]}, which must be whole: repair it or move it away)"
+            options |= {"data_files": {split: paths}, "columns": columns, "hint": hint}
+            return _with_digest(_load(builder, name_or_path=source, split=split, **options), root, chosen, sizes=True)
     images = [file for file in files if file.lower().endswith(IMAGE_EXTENSIONS)]
     if not images:
         raise DataSourceError(f"{source} holds none of {_LOOKED_FOR}")
     splits, level = find_splits(images, root, names_are_words=True)
     chosen = _select_split(images, splits, split, root)
+    with_bytes = columns is None or "image" in columns
+    dataset = _open_images(root, chosen, images, find_classes(images, level), with_bytes=with_bytes)
     # Their sizes are left out: to ask for those of a million takes minutes, in every process of every start.
-    return _with_digest(_open_images(root, chosen, images, find_classes(images, level)), root, chosen, sizes=False)
+    return _with_digest(dataset, root, chosen, sizes=False)
 
 
 def list_files(folder: str) -> list[str]:
@@ -264,7 +279,9 @@ def _select_split(files: list[str], splits: list[str], split: str, root: str) ->
     return chosen
 
 
-def _open_images(root: str, images: list[str], of_all_splits: list[str], folders: list[str]) -> IterableDataset:
+def _open_images(
+    root: str, images: list[str], of_all_splits: list[str], folders: list[str], *, with_bytes: bool
+) -> IterableDataset:
     """A stream over image files; a label where all images lie in class folders, of which there are two or more.
 
     The classes are those of all splits: a class that one of them lacks must not renumber the others.
@@ -280,15 +297,22 @@ def _open_images(root: str, images: list[str], of_all_splits: list[str], folders
     shards = min(len(files), MOST_IMAGE_SHARDS)
     features = Features({"image": _STORED_IMAGE, **({"label": ClassLabel(names=classes)} if labelled else {})})
     dealt = [files[shard::shards] for shard in range(shards)]
-    return IterableDataset.from_generator(_read_images, features=features, gen_kwargs={"shards": dealt})
+    read = _read_images if with_bytes else _name_images
+    return IterableDataset.from_generator(read, features=features, gen_kwargs={"shards": dealt})
 
 
 def _read_images(shards: list[list[tuple[str, int | None]]]) -> Iterator[dict]:
-    for path, label in (file for shard in shards for file in shard):
+    for row in _name_images(shards):
         try:
-            with open(path, "rb") as file:
+            with open(row["image"]["path"], "rb") as file:
                 content = file.read(DEFAULT_LIMITS.max_bytes + 1)  # enough for the decoder to see that it is too much
         except OSError:
             content = b""  # refused and counted as a bad sample under its path, like any other damaged image
-        row = {"image": {"bytes": content, "path": path}}
+        row["image"]["bytes"] = content
+        yield row
+
+
+def _name_images(shards: list[list[tuple[str, int | None]]]) -> Iterator[dict]:
+    for path, label in (file for shard in shards for file in shard):
+        row = {"image": {"bytes": None, "path": path}}
         yield row if label is None else {**row, "label": label}

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch.utils.data import get_worker_info
 
 from maws_hf.data.samples import KEY, KEY_COLUMNS, Sample, content_key, prepare_image, random_rows, sample_key
 from maws_hf.data.sources import digest_of_files
-from maws_hf.data.tolerance import Loss, collect_losses
+from maws_hf.data.tolerance import Loss, are_too_many, collect_losses, shard_being_read
 from maws_hf.processing.decode import ImageDecodeError
 
 __all__ = [
@@ -51,6 +51,9 @@ Transform = Callable[[Sample, np.random.Generator], Sample]
 # With so many shards for each consumer their counts differ by 3 % at most, which is better than reading all the data
 # C times; consumers then begin their epochs at slightly different times, but each epoch is still shared exactly.
 SHARDS_ARE_EVEN_ENOUGH = 32
+
+# Of few images one of many consumers may be dealt nothing but bad ones. That hardly ever happens so often in a row.
+MOST_EPOCHS_WITHOUT_A_SAMPLE = 20
 
 _SHARD_ORDER, _BLOCK_ORDER, _AUGMENTATION, _COPIES = range(4)  # what a generator is for: first word of its seed
 
@@ -104,7 +107,8 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     Raises:
         ValueError: an argument is out of range.
-        StreamError: while iterating, when a consumer has no samples or no good ones, or `repeats` fails.
+        StreamError: while iterating, when a consumer has no samples or no good ones, in many epochs if it gets others
+            in each, or `repeats` fails.
     """
 
     def __init__(
@@ -163,11 +167,17 @@ class ImageStream(torch.utils.data.IterableDataset):
         if get_worker_info() is not None:
             fsspec.asyn.reset_lock()  # a lock inherited through fork hangs remote reads; datasets does so in __iter__
         skipped: list[dict] = []  # outlives epochs: a record travels with the next good sample, whenever that comes
+        most_in_vain = MOST_EPOCHS_WITHOUT_A_SAMPLE if self.shuffle and self.consumers > 1 else 1
+        in_vain = 0
         while True:
-            yield from self._epoch(position, skipped)
+            reason = yield from self._epoch(position, skipped)
+            in_vain = 0 if reason is None else in_vain + 1
+            if in_vain == most_in_vain:
+                raise StreamError(reason)
             position = Position(epoch=position.epoch + 1)
 
-    def _epoch(self, start: Position, skipped: list[dict]) -> Iterator[Sample]:
+    def _epoch(self, start: Position, skipped: list[dict]) -> Generator[Sample, None, str | None]:
+        """Yields its samples; returns why there are none, where another epoch's draw may give this consumer some."""
         epoch, consumer = start.epoch, self._consumer()
         index, offset, found_good = start.index, start.offset, start.index > 0
         rows_read, wanted_any = 0, False
@@ -205,27 +215,26 @@ class ImageStream(torch.utils.data.IterableDataset):
                 skipped.clear()
             offset = 0  # only the first block was entered in its middle
         if rows_read == 0 and lost_shards:
-            raise StreamError(
-                f"{self._name(consumer)} finds nothing but damage: {lost_shards[0]} ({losses[-1].reason})"
-            )
+            return f"{self._name(consumer)} finds nothing but damage: {lost_shards[0]} ({losses[-1].reason})"
         if rows_read == 0:
             raise StreamError(
                 f"{self._name(consumer)} finds no sample in epoch {epoch}: the data set has fewer samples than the "
                 f"{self.consumers} consumers; use fewer processes or a lower --dataloader_num_workers"
             )
         if not wanted_any and index == 0:
-            raise StreamError(
+            return (
                 f"{self._name(consumer)} finds no row with a label among its {rows_read} in epoch {epoch} (`repeats` "
                 "gives 0 for each): check the column of labels or captions, or use fewer processes if they are rare"
             )
         if not found_good and index > 0:  # without samples, all fractions were rounded down, and the next epoch draws
-            raise StreamError(self._about_skips(f"no good sample among {index}", epoch, skipped))
+            return self._about_skips(f"no good sample among {index}", epoch, skipped)
+        return None
 
     def _judge(self, lost: list[str], losses: list[Loss], epoch: int) -> None:
         """Notes damaged shards of an epoch in `lost`; raises StreamError if they are too many."""
         lost += [loss.shard for loss in losses if loss.shard not in lost]
         shards = self.dataset.num_shards // (self.consumers if self.strategy == "shards" else 1)
-        if len(lost) > max(1, self.max_lost_shards * shards):
+        if are_too_many(len(lost), shards, self.max_lost_shards):
             raise StreamError(
                 f"{self._name(self._consumer())} meets {len(lost)} damaged shards in epoch {epoch}, the last "
                 f"{losses[-1].shard} ({losses[-1].reason}): repair them, or allow more with --max_skip_rate"
@@ -310,9 +319,10 @@ class ImageStream(torch.utils.data.IterableDataset):
     def _about_skips(self, what: str, epoch: int, skipped: list[dict]) -> str:
         reasons = Counter(record["reason"] for record in skipped)
         listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        shard = f" while it reads {shard_being_read()}" if shard_being_read() else ""
         return (
-            f"{self._name(self._consumer())} meets {what} in epoch {epoch}, the last {skipped[-1]['key']} "
-            f"({listed}): check --image_column_name and the data"
+            f"{self._name(self._consumer())} meets {what} in epoch {epoch}{shard}, the last {skipped[-1]['key']} "
+            f"({listed}): check --image_column_name and the data, or allow more with --max_skip_rate"
         )
 
     def identity(self) -> dict[str, Any]:

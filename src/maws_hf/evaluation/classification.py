@@ -10,7 +10,7 @@ from datasets import IterableDataset
 from torch import Tensor
 
 from ..data.sources import find_image_column
-from ..data.streaming import KEY_COLUMNS
+from ..data.streaming import KEY, KEY_COLUMNS
 from ..data.targets import LabelReader
 from ..models.modeling_maws_vit import MawsViTForImageClassification
 from ..processing.transforms import EvalTransform
@@ -46,6 +46,8 @@ def classify(
 ) -> Classified:
     """Scores of the images that have a label, dropout off; shows a progress bar.
 
+    A damaged shard is read up to its damage, as in training, with a warning.
+
     Args:
         model: on any device.
         labels: of the training split; classes of this one are told by their names.
@@ -64,6 +66,7 @@ def classify(
         batch_size=batch_size,
         num_workers=num_workers,
         may_lack_labels=True,
+        may_be_damaged=True,
     )
     labels = labels.of_split(dataset.features)
     classes, device = len(labels.names), next(model.parameters()).device
@@ -75,7 +78,11 @@ def classify(
             skipped += sum(row.reason is not None for row in rows)
             if pixels is None:
                 continue
-            readable = [labels.multi_hot({labels.column: row.label}) for row in rows if row.reason is None]
+            readable = [
+                labels.multi_hot({labels.column: row.label, KEY: row.key or f"row {row.place[1]}"})
+                for row in rows
+                if row.reason is None
+            ]
             rows_of_targets = torch.stack([torch.from_numpy(row) for row in readable])
             labelled = rows_of_targets.any(dim=1)
             if not labelled.any():

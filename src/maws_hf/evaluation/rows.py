@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..data.streaming import KEY, KEY_COLUMNS, prepare_image
 from ..data.targets import UNLABELLED
+from ..data.tolerance import read_on
 from ..processing.decode import ImageDecodeError
 
 ROWS_READ_AT_ONCE = 64
@@ -53,6 +54,7 @@ def read_rows(
     batch_size: int,
     num_workers: int = 0,
     may_lack_labels: bool = False,
+    may_be_damaged: bool = False,
 ) -> Iterator[tuple[list[Row], Tensor | None]]:
     """Batches of rows and the pixels of those that could be decoded, under a progress bar.
 
@@ -61,6 +63,7 @@ def read_rows(
         transform: None reads and hashes, but decodes nothing.
         num_workers: processes; each reads a run of consecutive shards, so more of them than shards stay away.
         may_lack_labels: rows without a label are let through.
+        may_be_damaged: a damaged shard is read up to its damage, with a warning; else it is an error.
 
     Yields:
         rows, and `(B, 3, h, w)`, as the transform has it (uint8 mostly), for those without a `reason`, in their order;
@@ -70,7 +73,7 @@ def read_rows(
         ValueError: a row has no label.
     """
     loader = DataLoader(
-        _Rows(dataset, image_column, label_column, transform, may_lack_labels),
+        _Rows(dataset, image_column, label_column, transform, may_lack_labels, may_be_damaged),
         batch_size=batch_size,
         num_workers=min(num_workers, dataset.num_shards),
         collate_fn=_collate,
@@ -96,9 +99,10 @@ class _Rows(torch.utils.data.IterableDataset):
         label_column: str,
         transform: Transform | None,
         may_lack_labels: bool,
+        may_be_damaged: bool,
     ):
         self.dataset, self.image_column, self.label_column = dataset, image_column, label_column
-        self.transform, self.may_lack_labels = transform, may_lack_labels
+        self.transform, self.may_lack_labels, self.may_be_damaged = transform, may_lack_labels, may_be_damaged
 
     def __iter__(self) -> Iterator[tuple[Row, Tensor | None]]:
         dataset, worker, number = self.dataset, 0, 0
@@ -106,7 +110,8 @@ class _Rows(torch.utils.data.IterableDataset):
             fsspec.asyn.reset_lock()  # a lock inherited through fork hangs remote reads; datasets does so in __iter__
             dataset, worker = dataset.shard(num_shards=info.num_workers, index=info.id), info.id
         # iter(dataset) would split once more by DataLoader worker; dataset.iter() does not.
-        for columns in dataset.iter(batch_size=ROWS_READ_AT_ONCE):
+        batches = dataset.iter(batch_size=ROWS_READ_AT_ONCE)
+        for columns in read_on(batches) if self.may_be_damaged else batches:
             for values in zip(*columns.values(), strict=True):
                 yield self._read(dict(zip(columns, values, strict=True)), (worker, number))
                 number += 1

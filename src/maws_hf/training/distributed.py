@@ -34,6 +34,12 @@ def build_accelerator(recipe: TrainingArguments) -> Accelerator:
         project_dir=output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
+    launched, ours = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), accelerator.mixed_precision
+    if launched not in ("no", ours):
+        accelerator.print(
+            f"warning: the launcher's mixed_precision {launched} changes nothing, this run has {ours}: --bf16 alone "
+            "decides, give it for bfloat16"
+        )
     if wanted is not None and not accelerator.log_with:
         raise ValueError(f"--report_to {wanted}: that tracker is not installed; pip install {wanted}")
     if recipe.tf32:

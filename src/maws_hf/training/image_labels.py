@@ -1,11 +1,16 @@
 """The labels of a run's images: what a script can be told about them, and how they are read."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Features
+from tqdm.auto import tqdm
 
+from ..data.sources import open_stream
+from ..data.streaming import KEY, KEY_COLUMNS, sample_key
 from ..data.targets import LabelReader, find_labels
+from ..data.tolerance import read_on
 from .arguments import option
 from .images import ImageRecipe, open_images
 
@@ -46,4 +51,27 @@ def read_labels(recipe: LabelRecipe) -> tuple[LabelReader, Features]:
     return reader, dataset.features
 
 
-__all__ = ["LabelRecipe", "read_labels"]
+def read_all_labels(recipe: LabelRecipe, split: str, labels: LabelReader, task: str) -> Iterator[list[int]]:
+    """The class indices of every row of a split, under a bar; without the images where the format allows that.
+
+    Args:
+        labels: of the training split.
+        task: that the bar is about.
+
+    Raises:
+        ValueError: a label is no class; names the image, or its row.
+    """
+    features = open_images(recipe, split, [labels.column])[0].features
+    labels = labels.of_split(features)
+    dataset = open_stream(
+        recipe.dataset_name,
+        split=split,
+        name=recipe.dataset_config_name,
+        require_image=False,
+        columns=[name for name in features if name in (labels.column, *KEY_COLUMNS)],
+    )
+    for number, row in enumerate(tqdm(read_on(dataset), desc=task, unit="image", mininterval=1, leave=False)):
+        yield labels({**row, KEY: sample_key(row) or f"row {number} of the split {split}"})
+
+
+__all__ = ["LabelRecipe", "read_all_labels", "read_labels"]

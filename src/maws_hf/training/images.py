@@ -16,6 +16,7 @@ from ..processing.decode import ImageDecodeError
 from ..processing.rand_augment import RandAugment
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import Options, TrainingArguments, option
+from .skips import most_in_a_row
 
 if TYPE_CHECKING:
     from torchdata.stateful_dataloader import StatefulDataLoader
@@ -104,6 +105,7 @@ def build_training_loader(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         num_workers=recipe.dataloader_num_workers,
+        max_consecutive_skips=most_in_a_row(recipe.max_skip_rate),
         max_lost_shards=recipe.max_skip_rate,
         repeats=repeats,
     )

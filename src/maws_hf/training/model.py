@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import BitImageProcessorPil, PreTrainedModel, ProcessorMixin
 
 from ..models.configuration_maws_vit import SIZES, MawsViTConfig
+from ..models.loading import ModelLoadingError
 from .arguments import Options, TrainingArguments, option
 from .initial_weights import draw_weights, meta_model, new_model
 from .ledger import Stage, write_ledger
@@ -63,11 +64,15 @@ def build_model(model_class: type[Model], recipe: ModelRecipe, **fields: Any) ->
 
     Raises:
         ValueError: `config_overrides` describes a model that cannot be.
+        ModelLoadingError: the start is damaged, or of another shape; names the overrides that contradict it.
     """
     config = build_config(recipe, **fields)
     options = {"attn_implementation": recipe.attn_implementation, "dtype": torch.float32}
     if recipe.model_name_or_path is not None:
-        model = _started(model_class, config, recipe, options)
+        try:
+            model = _started(model_class, config, recipe, options)
+        except ModelLoadingError as error:
+            raise ModelLoadingError(f"{_contradictions(recipe)}{error}") from error
     elif sharding_wanted():
         model = meta_model(model_class, config, **options)
     else:
@@ -104,16 +109,33 @@ def _started(model_class: type[Model], config: MawsViTConfig, recipe: ModelRecip
     return model
 
 
+def _contradictions(recipe: ModelOptions) -> str:
+    """Overrides that are not what the start has, to begin an error with; empty if there are none."""
+    start = MawsViTConfig.from_pretrained(recipe.model_name_or_path).to_dict()
+    wanted = parse_overrides(recipe.config_overrides)
+    listed = [
+        f"{name}={value} (it has {start.get(name)})" for name, value in wanted.items() if value != start.get(name)
+    ]
+    if not listed:
+        return ""
+    return (
+        f"--config_overrides, or those of the recipe file, contradict {recipe.model_name_or_path}: "
+        f"{', '.join(listed)}; leave out what a start brings along: "
+    )
+
+
 def build_config(recipe: ModelOptions, **fields: Any) -> MawsViTConfig:
     """The config of `model_name_or_path` or of `model_size`, under `fields`, under `config_overrides`."""
     if recipe.model_name_or_path is not None:
         start = MawsViTConfig.from_pretrained(recipe.model_name_or_path).to_dict()
     else:
         start = SIZES[recipe.model_size]
+    overrides = parse_overrides(recipe.config_overrides)
     try:
-        return MawsViTConfig(**{**start, **fields, **parse_overrides(recipe.config_overrides)})
-    except StrictDataclassError as error:
-        raise ValueError(f"--config_overrides {recipe.config_overrides}: {error}") from error
+        return MawsViTConfig(**{**start, **fields, **overrides})
+    except (StrictDataclassError, ValueError) as error:
+        given = "" if recipe.model_name_or_path is None else _contradictions(recipe)
+        raise ValueError(f"{given or f'--config_overrides {recipe.config_overrides}: '}{error}") from error
 
 
 def parse_overrides(text: str) -> dict[str, object]:

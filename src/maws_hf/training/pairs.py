@@ -3,10 +3,13 @@
 Unlike elsewhere images are never mirrored: captions tell left from right, and pictures may hold letters.
 """
 
+import glob
+import os
+import warnings
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -25,6 +28,7 @@ from ..data.feature_shards import FEATURES, FeatureJob, FeatureRecord, compute_f
 from ..data.loader import build_loader, collate
 from ..data.sources import DataSourceError, open_stream, refuse_output_within
 from ..data.streaming import KEY, ImageStream, Sample, random_rows
+from ..data.tolerance import are_too_many
 from ..evaluation.feature_cache import digest_of
 from ..evaluation.features import encode_images, model_digest
 from ..evaluation.two_towers import load_tokenizer, text_limit
@@ -34,6 +38,7 @@ from ..processing.text_batches import CaptionBatches
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import option
 from .images import ImageRecipe, build_training_loader, open_images
+from .resumption import refuse_other_source
 
 if TYPE_CHECKING:
     from torchdata.stateful_dataloader import StatefulDataLoader
@@ -123,13 +128,33 @@ def draw_tokens(
 def mean_caption_tokens(recipe: PairRecipe, tokenizer: PreTrainedTokenizerBase) -> int:
     """Mean length of the captions of a random sample of the training split, for the count of operations.
 
+    Warns of a source of `--caption_weights` that no row has: it may be mistyped, or rare.
+
     Raises:
         DataSourceError: there is no caption.
     """
     dataset, _, captions = open_pairs(recipe, recipe.dataset_split)
+    met, rows_read = set(), 0
+
+    def has_caption(row: Sample) -> bool:
+        nonlocal rows_read
+        rows_read += 1
+        met.update(source for source, _ in replace(captions, weights=None).texts(row))
+        return bool(captions(row))
+
     rows: list[Sample] = []
     for among in (2**10, 2**20):  # captions that are wanted may be rare
-        rows = rows or random_rows(dataset, 256, seed=recipe.seed, among=among, keep=lambda row: bool(captions(row)))
+        if not rows:
+            rows_read = 0
+            rows = random_rows(dataset, 256, seed=recipe.seed, among=among, keep=has_caption)
+    wanted = {source for source, weight in (captions.weights or {}).items() if weight}
+    if absent := sorted(wanted - met):
+        warnings.warn(
+            f"--caption_weights names {', '.join(absent)}, of which {rows_read} images of the split "
+            f"{recipe.dataset_split} of {recipe.dataset_name} have no caption; theirs are in "
+            f"{', '.join(sorted(met)) or 'none'}: check the spelling",
+            stacklevel=2,
+        )
     if not rows:
         raise DataSourceError(
             f"no image of the split {recipe.dataset_split} of {recipe.dataset_name} has a caption in "
@@ -179,6 +204,8 @@ def build_pair_loader(
         )
         return loader, 0
     job = _feature_job(recipe, model.vision_model.to(accelerator.device), dataset, image_column)
+    source = digest_of([model_digest(model.vision_model), _data_of(recipe, dataset)])[:16]
+    refuse_other_source(recipe, source)
     with _patient_barrier():
         compute_features(
             job,
@@ -186,7 +213,7 @@ def build_pair_loader(
             world_size=accelerator.num_processes,
             num_threads=max(1, recipe.dataloader_num_workers),
         )
-    rows = _count_rows(recipe, read_records(job), accelerator)
+    rows = _count_rows(recipe, read_records(job), dataset.num_shards, accelerator)
     stream = ImageStream(
         open_stream(job.folder, require_image=False),
         partial(_prepare_features, width=model.config.vision_config.hidden_size, extra=draw),
@@ -196,7 +223,7 @@ def build_pair_loader(
         world_size=accelerator.num_processes,
         num_workers=recipe.dataloader_num_workers,
         repeats=captions,
-        source=job.folder.name,
+        source=source,
     )
     loader = build_loader(stream, batch_size=recipe.per_device_train_batch_size, collate_fn=collate_fn)
     return loader, rows * recipe.feature_views
@@ -220,7 +247,15 @@ def _patient_barrier() -> Iterator[None]:
     dist.destroy_process_group(group)
 
 
-def _count_rows(recipe: PairRecipe, records: list[FeatureRecord], accelerator: Accelerator) -> int:
+def _count_rows(recipe: PairRecipe, records: list[FeatureRecord], shards: int, accelerator: Accelerator) -> int:
+    damaged = [item for record in records for item in record.damaged]
+    if are_too_many(len(damaged), shards, recipe.max_skip_rate):
+        raise DataSourceError(
+            f"{len(damaged)} of {shards} shards are damaged, among them {damaged[0]['key']} ({damaged[0]['reason']}): "
+            "repair them, or allow more with --max_skip_rate"
+        )
+    for item in damaged:
+        accelerator.print(f"warning: {item['key']} is {item['reason']}: the rest of it is not read")
     rows, bad = sum(record.rows for record in records), [item for record in records for item in record.skipped]
     tolerated = max(MOST_BAD_IMAGES, recipe.max_skip_rate * (rows + len(bad)))
     if len(bad) > tolerated or (bad and not rows):
@@ -247,7 +282,7 @@ def _feature_job(recipe: PairRecipe, vision_model: Any, dataset: IterableDataset
         "views": count,
         "seed": recipe.seed if count > 1 else None,
         "shards": dataset.num_shards,  # or files of another division would be read, too
-        "data": [recipe.dataset_name, recipe.dataset_config_name, recipe.dataset_split, sorted(dataset.features)],
+        "data": _data_of(recipe, dataset),
     }
     return FeatureJob(
         dataset=dataset,
@@ -257,6 +292,14 @@ def _feature_job(recipe: PairRecipe, vision_model: Any, dataset: IterableDataset
         seed=recipe.seed,
         folder=Path(recipe.feature_cache or Path(recipe.output_dir, "features")) / digest_of(key)[:16],
     )
+
+
+def _data_of(recipe: PairRecipe, dataset: IterableDataset) -> list[Any]:
+    """What tells one data set from another; however the path to it is spelled."""
+    name = recipe.dataset_name
+    if os.path.exists(name) or glob.has_magic(name):
+        name = os.path.realpath(name)
+    return [name, recipe.dataset_config_name, recipe.dataset_split, sorted(dataset.features)]
 
 
 def _views(

@@ -1,7 +1,8 @@
 """What a run that continues from a checkpoint has in common with the one that wrote it, and what it has not."""
 
+import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..data.loader import begin_next_epoch, reads_other_files, restore_loader
+from ..data.streaming import StreamStateError
 from ..optim.schedules import scaled_learning_rate
 from . import checkpoint as ckpt
 from .arguments import TrainingArguments
@@ -102,7 +104,50 @@ def restore_position(
     With another number of processes or data workers, or with other files, there is no such place: the next epoch
     begins, and a warning says so. What a rank remembers for itself (the bad images that it met lately) then begins
     anew.
+
+    Raises:
+        StreamStateError: the data are in another order; names the options that have changed.
     """
+    try:
+        return _restore_position(loader, checkpoint, recipe, rank, world_size, say)
+    except StreamStateError as error:
+        changes = _changed_data_options(checkpoint.manifest["recipe"], recipe)
+        raise StreamStateError(f"{changes}{error}") from error
+
+
+def refuse_other_source(recipe: TrainingArguments, source: str) -> None:
+    """For data that take long to make ready: what [`restore_position`] would say about their `source` later.
+
+    A checkpoint that cannot be read is left for later, too.
+
+    Raises:
+        StreamStateError: the checkpoint that this run will continue from was reading others.
+    """
+    own = sorted(Path(recipe.output_dir, "checkpoints").glob(f"step-{8 * '[0-9]'}"))
+    newest = own[-1] if own else Path(recipe.resume_from_checkpoint)
+    try:
+        saved = json.loads((newest / "rank-00000.json").read_text(encoding="utf-8"))["stream"]["stream"]["source"]
+        before = json.loads((newest / ckpt.MANIFEST).read_text(encoding="utf-8"))["recipe"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if saved != source:
+        raise StreamStateError(
+            f"{_changed_data_options(before, recipe)}{newest} was reading images of other data or the features of "
+            "another image tower: continue with the same ones, or choose another --output_dir"
+        )
+
+
+def _changed_data_options(before: dict[str, Any], recipe: TrainingArguments) -> str:
+    """Those about data and model that differ, to begin an error with; empty if there are none."""
+    now, common = asdict(recipe), {item.name for item in fields(TrainingArguments)}
+    changed = [name for name in sorted(set(before) & set(now) - common) if before[name] != now[name]]
+    listed = [f"--{name} was {before[name]} in the checkpoint, now {now[name]}" for name in changed]
+    return "".join(f"{item}; " for item in listed)
+
+
+def _restore_position(
+    loader: Any, checkpoint: ckpt.Checkpoint, recipe: TrainingArguments, rank: int, world_size: int, say: Say
+) -> dict[str, Any]:
     before = checkpoint.manifest["world_size"], checkpoint.manifest["recipe"]["dataloader_num_workers"]
     now = world_size, recipe.dataloader_num_workers
     position = checkpoint.read_json(f"rank-{rank if before == now else 0:05d}.json")
@@ -126,4 +171,11 @@ def restore_position(
     return {**positions[0]["state"], "recent_skips": []}
 
 
-__all__ = ["compare_recipes", "find_checkpoint", "images_per_step", "peak_learning_rate", "restore_position"]
+__all__ = [
+    "compare_recipes",
+    "find_checkpoint",
+    "images_per_step",
+    "peak_learning_rate",
+    "refuse_other_source",
+    "restore_position",
+]

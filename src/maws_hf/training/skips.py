@@ -1,11 +1,18 @@
 """Bad images of this rank: each written down once, and their rate judged."""
 
+import math
 from typing import Any
 
 from .records import JsonLines
 
 SKIP_WINDOW = 10_000  # images over which the rate of bad ones is judged
+MOST_IN_A_ROW = 1000  # for one reader; a good image must come from time to time for the rate to be judged at all
 TOLERATED_BAD_IMAGES = 10  # so many different ones never end a run: in a small folder a single one is a high rate
+
+
+def most_in_a_row(max_rate: float) -> int:
+    """Bad images that end a reader's stream: if `max_rate` allows more than that, a whole window of so many."""
+    return max(MOST_IN_A_ROW, math.ceil(max_rate * SKIP_WINDOW))
 
 
 def note_skipped(
