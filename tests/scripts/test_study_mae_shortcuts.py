@@ -27,7 +27,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_each_arm_changes_its_own_fields_of_the_recipe_and_no_other(study: ModuleType, tmp_path: Path):
     run_mae = importlib.import_module("run_mae")
-    arguments = argparse.Namespace(dataset_name=tmp_path, output_dir=tmp_path, max_steps=40)
+    arguments = argparse.Namespace(dataset_name=tmp_path / "data", output_dir=tmp_path / "study", max_steps=40)
     recipes, configs = {}, {}
     for arm in study.ARMS:
         _, *flags = study.training_command(study.Run(arm, seed=3), arguments)

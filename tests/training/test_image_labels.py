@@ -16,7 +16,7 @@ def write_parquet(folder: Path, kind, labels: list[int], **columns: list) -> Lab
     folder.mkdir(exist_ok=True)
     for shard in range(2):
         rows.shard(2, shard).to_parquet(folder / f"train-{shard:05d}.parquet")
-    return LabelRecipe(dataset_name=str(folder), output_dir=str(folder / "out"), num_labels=3)
+    return LabelRecipe(dataset_name=str(folder), output_dir=f"{folder}-out", num_labels=3)
 
 
 def all_labels(recipe: LabelRecipe) -> list[list[int]]:
@@ -42,7 +42,7 @@ def test_labels_of_class_folders_need_no_image(tmp_path, monkeypatch):
     for number, name in enumerate(("cat/1.png", "dog/2.png", "dog/3.png")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(draw_image(number))
-    recipe = LabelRecipe(dataset_name=str(tmp_path), output_dir=str(tmp_path / "out"))
+    recipe = LabelRecipe(dataset_name=str(tmp_path), output_dir=f"{tmp_path}-out")
     reader, _ = read_labels(recipe)
     monkeypatch.setattr("builtins.open", refuse_images(open))
     assert list(read_all_labels(recipe, "train", reader, "checking")) == [[0], [1], [1]]
