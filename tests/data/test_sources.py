@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -412,3 +413,49 @@ def test_an_output_that_no_listing_finds_is_not_refused(tmp_path, monkeypatch):
     refuse_output_within("user/name", output_dir="user/name/runs")  # on the Hub, as there is no such folder here
     (tmp_path / "photos" / "README.md").write_text("---\nconfigs:\n- config_name: default\n---\n")
     refuse_output_within("photos", output_dir="photos/runs")
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "test"),
+    [
+        (["seg_train/seg_train/sea/1.png", "seg_train/seg_train/wood/2.png", "seg_test/seg_test/sea/3.png"], 2, 1),
+        (["trainval/cat/1.png", "trainval/dog/2.png", "test/cat/3.png"], 2, 1),
+        (["train_val/cat/1.png", "train_val/dog/2.png", "test_set/cat/3.png"], 2, 1),
+        (["train_val2018/cat/1.png", "train_val2018/dog/2.png"], 2, 0),
+        (["train_val_1.png", "test_2.png"], 1, 1),
+        (["train/boat/1.png", "train/test/2.png"], 2, 0),
+        (["valid/1.png", "invalid/2.png"], 2, 0),
+    ],
+)
+def test_layouts_of_the_wild(names: list[str], train: int, test: int, tmp_path: Path):
+    for name in names:
+        write_image(tmp_path / name)
+    dataset = open_stream(tmp_path)
+    assert len(list(dataset)) == train
+    assert ("label" in dataset.features) == (names[0].count("/") > 0)
+    if test:
+        assert len(list(open_stream(tmp_path, split="test"))) == test
+
+
+@pytest.mark.parametrize(
+    ("names", "stray"),
+    [
+        (["train/sea/1.png", "test/sea/2.png", "pred/3.png"], "pred/3.png"),
+        (["test_images/1.png", "photos/2.png"], "photos/2.png"),
+        (["validation-0.parquet", "part-0.parquet"], "part-0.parquet"),
+    ],
+)
+def test_what_lies_beside_held_out_data_is_not_taken_for_training(names: list[str], stray: str, tmp_path: Path):
+    for name in names:
+        if name.endswith(".png"):
+            write_image(tmp_path / name)
+        else:
+            write_parquet(tmp_path / name, range(2))
+    with pytest.raises(DataSourceError, match=f"but {re.escape(stray)} belongs to none of them"):
+        open_stream(tmp_path)
+
+
+def test_picked_files_may_have_classes_that_sound_like_splits(tmp_path: Path):
+    for name in ("bullet_train/1.png", "test_tube/2.png"):
+        write_image(tmp_path / name)
+    assert open_stream(f"{tmp_path}/**/*.png").features["label"].names == ["bullet_train", "test_tube"]

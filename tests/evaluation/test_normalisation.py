@@ -1,9 +1,11 @@
 """What image processors say about pixels, in the words of mean and deviation."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from transformers import MobileViTImageProcessorPil, ViTImageProcessorPil
+from transformers import EfficientNetImageProcessorPil, MobileViTImageProcessorPil, ViTImageProcessorPil
 
 from maws_hf.evaluation.normalisation import statistics_of
 from maws_hf.processing import normalize
@@ -22,5 +24,15 @@ def test_normalising_by_them_is_what_the_processor_does(do_normalize: bool):
 def test_other_channels_and_other_scales_are_refused():
     with pytest.raises(ValueError, match="mobile wants its pictures in blue, green, red"):
         statistics_of(MobileViTImageProcessorPil(), "mobile")
-    with pytest.raises(ValueError, match="large wants pixels from 0 to 255"):
-        statistics_of(ViTImageProcessorPil(do_rescale=False), "large")
+    for options in ({"do_rescale": False}, {"rescale_factor": 1 / 127.5}):
+        with pytest.raises(ValueError, match="large wants pixels of another range"):
+            statistics_of(ViTImageProcessorPil(**options), "large")
+    with pytest.raises(ValueError, match="efficient also shifts its pixels, or scales them twice"):
+        statistics_of(EfficientNetImageProcessorPil(), "efficient")
+
+
+def test_a_processor_that_keeps_its_numbers_elsewhere_is_not_taken_for_none():
+    timm = SimpleNamespace(data_config={"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)})
+    assert statistics_of(timm, "timm") == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    with pytest.raises(ValueError, match="processor of other does not say whether it normalises"):
+        statistics_of(SimpleNamespace(), "other")

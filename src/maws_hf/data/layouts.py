@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import warnings
@@ -13,12 +14,15 @@ from typing import NamedTuple
 __all__ = ["DataSourceError", "Layout", "find_classes", "find_splits", "split_called"]
 
 _KEYWORDS = {
-    "train": ("train", "training", "trainset"),
+    "train": ("train", "training", "trainset", "trainval"),
     "validation": ("validation", "valid", "val", "dev", "valset", "devset"),
     "test": ("test", "testing", "eval", "evaluation", "testset"),
 }
 _SPLIT_NAMES = {keyword: split for split, keywords in _KEYWORDS.items() for keyword in keywords}
 _SEPARATORS = r"[-._ 0-9]+"  # those of `datasets`
+# A folder called by nothing else is no class but held out; `valid` may well be a class.
+_HELD_OUT = _SPLIT_NAMES.keys() - {*_KEYWORDS["train"], "valid"}
+_ADDED_TO_IT = {"data", "image", "images", "img", "imgs", "photos", "pictures", "set", "split"}
 
 
 class DataSourceError(ValueError):
@@ -53,48 +57,65 @@ def find_splits(files: Sequence[str], root: str, *, names_are_words: bool) -> La
     Raises:
         DataSourceError: some files are in a split by their names and others in none.
     """
-    levels = _levels(files)
-    for level, said in enumerate(levels):
-        if all(len(_splits_in(name)) == 1 for name in said):
-            splits = [next(iter(_splits_in(name))) for name in said]
-            if len(set(splits)) > 1:
-                return Layout(splits, level if level < len(levels) - 1 else None)
+    *folders, names = [[(_split_in(name), name) for name in level] for level in _levels(files)]
+    words = [(_split_in(word), word) for word in (_first_word(name) for _, name in names)]
+    places = [*enumerate(folders), (None, names), *([(None, words)] if names_are_words else [])]
+    layouts = [
+        Layout([split for split, _ in said], level) for level, said in places if all(split for split, _ in said)
+    ]
+    for layout in layouts:
+        if len(set(layout.splits)) > 1:
+            return layout
+    if names_are_words and layouts and layouts[0].level is None and not all(split for split, _ in words):
+        layouts = []  # every caption has the same keyword
+    if layouts:
+        return layouts[0]
+    if root:
+        for said in folders:
+            splits = [split for split, _ in said]
+            if len({*splits} - {None}) > 1 or any(_is_held_out(folder) for _, folder in said):
+                _refuse(root, files, splits)
+        splits = [split for split, _ in (words if names_are_words else names)]
+        found = {*splits} - {None}
+        if len(found) > 1 or (found - {"train"} and not names_are_words):
+            _refuse(root, files, splits)
+    return Layout(["train"] * len(files), None)
 
-    if names_are_words:
-        levels[-1] = [_first_word(name) for name in levels[-1]]
-    the_only_one = None
-    for level, said in enumerate(levels):
-        found = [_splits_in(name) for name in said]
-        splits = sorted(set().union(*found))
-        if len(splits) == 1 and all(found):
-            the_only_one = the_only_one or Layout(splits * len(files), level if level < len(levels) - 1 else None)
-        elif root and (len(splits) > 1 or (level < len(levels) - 1 and any(map(_is_held_out, said)))):
-            stray = next(file for file, names in zip(files, found, strict=True) if len(names) != 1)
-            raise DataSourceError(
-                f"{root} has the split{'s' if len(splits) > 1 else ''} {', '.join(splits)}, but {stray} belongs to "
-                "none of them: move it away, or name the folder or the files of one split (as a quoted glob; "
-                f"'{os.path.join(root, '**', '*' + os.path.splitext(stray)[1])}' reads all as one)"
-            )
-    return the_only_one or Layout(["train"] * len(files), None)
+
+def _refuse(root: str, files: Sequence[str], splits: Sequence[str | None]) -> None:
+    stray = files[splits.index(None)]
+    found = sorted({split for split in splits if split})
+    glob_of_all = os.path.join(glob.escape(root), "**", f"*{os.path.splitext(stray)[1]}")
+    raise DataSourceError(
+        f"{root} has the split{'s' if len(found) > 1 else ''} {', '.join(found)}, but {stray} belongs to none of "
+        "them: move it away, or name the folder or the files of one split (as a quoted glob; "
+        f"'{glob_of_all}' reads all of its kind as one)"
+    )
 
 
-def find_classes(images: Sequence[str], level_of_splits: int | None) -> list[str]:
+def find_classes(images: Sequence[str], layout: Layout, *, are_picked: bool) -> list[str]:
     """The class folder of each image; nothing for one that lies in none.
 
-    Classes are the one level of folders, besides that of the splits, in which the images differ. Where they differ in
-    several, as in `cat/2020` and `dog/2021`, there is no telling which: then there are no classes, and a warning.
+    Classes are the one level of folders, besides that of the splits, in which the images of a split differ. Where they
+    differ in several, as in `cat/2020` and `dog/2021`, there is no telling which: then there are no classes, and a
+    warning.
+
+    Args:
+        are_picked: by the user, whatever the splits: the level that would tell these may tell classes, if no other
+            does.
     """
     levels = _levels(images)[:-1]
-    if level_of_splits is not None:
-        del levels[level_of_splits]
-    levels = [level for level in levels if len(set(level)) > 1]
+    of_splits = [] if layout.level is None else [levels.pop(layout.level)]
+    levels = [level for level in levels if len(set(zip(layout.splits, level, strict=True))) > len(set(layout.splits))]
+    if are_picked and not levels:
+        levels = [level for level in of_splits if len(set(level)) > 1]
     if len(levels) == 1:
         return levels[0]
     if levels:
         example = os.path.dirname(next(image for image, folder in zip(images, levels[-1], strict=True) if folder))
         warnings.warn(
-            f"images lie in nested folders such as {example}, and which level names the classes cannot be told: they "
-            "are read without labels; for labels, give a folder in which only one level differs",
+            f"images lie in nested folders such as {example}, or at several depths, and which level names the classes "
+            "cannot be told: they are read without labels; for labels, give a folder in which only one level differs",
             stacklevel=2,
         )
     return [""] * len(images)
@@ -112,15 +133,24 @@ def _levels(files: Sequence[str]) -> list[list[str]]:
 
 
 @lru_cache(maxsize=2**16)
-def _splits_in(name: str) -> frozenset[str]:
-    """Splits that the words of a name mean, as in `val2017`, `test_images` or `cifar10-train-0.parquet`."""
-    return frozenset(_SPLIT_NAMES[word] for word in re.split(_SEPARATORS, name.lower()) if word in _SPLIT_NAMES)
+def _split_in(name: str) -> str | None:
+    """The split that the words of a name mean, as in `val2017`, `test_images` or `cifar10-train-0.parquet`."""
+    splits = {_SPLIT_NAMES[word] for word in _words(name) if word in _SPLIT_NAMES}
+    if splits == {"train", "validation"}:
+        return "train"  # `train_val2018`, to be trained on as a whole
+    return splits.pop() if len(splits) == 1 else None
 
 
 def _first_word(name: str) -> str:
     return re.match(r"[a-zA-Z]*", name)[0]
 
 
+@lru_cache(maxsize=2**16)
 def _is_held_out(folder: str) -> bool:
-    """Whether a folder is called just like a split to be kept out of training, say `test` or `val2017`."""
-    return _SPLIT_NAMES.get(folder.lower().rstrip("0123456789"), "train") != "train"
+    """Whether a folder is called just like a split to be kept out of training: `test`, `val2017`, `test_images`."""
+    words = set(_words(folder))
+    return bool(words & _HELD_OUT) and words <= _HELD_OUT | _ADDED_TO_IT
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(_SEPARATORS, name.lower()) if word]

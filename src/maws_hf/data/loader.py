@@ -228,7 +228,9 @@ def begin_next_epoch(loader: StatefulDataLoader, states: Sequence[Mapping[str, A
     stream: ImageStream = loader.dataset
     for state in states:
         _check_format(state)
-        stream.check_identity(state["stream"], but=(*PARTITION, *DATA))
+        # How often each row comes depends on how often its labels do, and so on all files.
+        files = (*DATA, "repeats") if reads_other_files(loader, state) else ()
+        stream.check_identity(state["stream"], but=(*PARTITION, *files))
     stream.first_epoch = 1 + max(epoch for state in states for epoch in _epochs(state["loader"]))
     return stream.first_epoch
 

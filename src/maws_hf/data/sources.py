@@ -237,10 +237,11 @@ def _open_local(
     images = [file for file in files if file.lower().endswith(IMAGE_EXTENSIONS)]
     if not images:
         raise DataSourceError(f"{source} holds none of {_LOOKED_FOR}")
-    splits, level = find_splits(images, root, names_are_words=True)
-    chosen = _select_split(images, splits, split, root)
+    layout = find_splits(images, root, names_are_words=True)
+    chosen = _select_split(images, layout.splits, split, root)
+    folders = find_classes(images, layout, are_picked=not root)
     with_bytes = columns is None or "image" in columns
-    dataset = _open_images(root, chosen, images, find_classes(images, level), with_bytes=with_bytes)
+    dataset = _open_images(root, chosen, images, folders, with_bytes=with_bytes)
     # Their sizes are left out: to ask for those of a million takes minutes, in every process of every start.
     return _with_digest(dataset, root, chosen, sizes=False)
 

@@ -54,6 +54,7 @@ SHARDS_ARE_EVEN_ENOUGH = 32
 
 # Of few images one of many consumers may be dealt nothing but bad ones. That hardly ever happens so often in a row.
 MOST_EPOCHS_WITHOUT_A_SAMPLE = 20
+ENOUGH_ROWS_WITHOUT_A_LABEL = 1000  # to know after one epoch that it is no matter of luck
 
 _SHARD_ORDER, _BLOCK_ORDER, _AUGMENTATION, _COPIES = range(4)  # what a generator is for: first word of its seed
 
@@ -222,10 +223,13 @@ class ImageStream(torch.utils.data.IterableDataset):
                 f"{self.consumers} consumers; use fewer processes or a lower --dataloader_num_workers"
             )
         if not wanted_any and index == 0:
-            return (
+            reason = (
                 f"{self._name(consumer)} finds no row with a label among its {rows_read} in epoch {epoch} (`repeats` "
                 "gives 0 for each): check the column of labels or captions, or use fewer processes if they are rare"
             )
+            if rows_read >= ENOUGH_ROWS_WITHOUT_A_LABEL:
+                raise StreamError(reason)
+            return reason
         if not found_good and index > 0:  # without samples, all fractions were rounded down, and the next epoch draws
             return self._about_skips(f"no good sample among {index}", epoch, skipped)
         return None

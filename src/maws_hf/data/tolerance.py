@@ -180,7 +180,7 @@ def _require_end(shard: str) -> None:
     with open(shard, "rb") as file:
         if file.read(512)[257:262] != b"ustar":
             return  # compressed, or of a kind too old to say what it is
-        file.seek(max(0, os.path.getsize(shard) - 1024))
+        file.seek(max(0, os.path.getsize(shard) - 512))  # of the two blocks of zeros one is enough for a reader
         if any(file.read()):
             raise tarfile.ReadError("the end of the archive is missing")
 

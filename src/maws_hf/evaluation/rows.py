@@ -122,8 +122,8 @@ class _Rows(torch.utils.data.IterableDataset):
         key = next((str(row[name]) for name in KEY_COLUMNS if row.get(name) is not None), path)
         if not self.may_lack_labels and not isinstance(label, list) and label in UNLABELLED:
             raise ValueError(
-                f"{key or f'row {place[1]}'} has no label in {self.label_column} (it is {label}): choose a labelled "
-                "split"
+                f"{key or f'row {place[1]}'} has no label in {self.label_column} (it is {label}; -1 and -100 mean "
+                "none): choose a labelled split"
             )
         digest = hashlib.sha256(json.dumps([key, label]).encode() + b"\0" + (data if isinstance(data, bytes) else b""))
         pixels, reason = None, None

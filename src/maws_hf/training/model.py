@@ -72,6 +72,8 @@ def build_model(model_class: type[Model], recipe: ModelRecipe, **fields: Any) ->
         try:
             model = _started(model_class, config, recipe, options)
         except ModelLoadingError as error:
+            if "another shape" not in str(error):
+                raise
             raise ModelLoadingError(f"{_contradictions(recipe)}{error}") from error
     elif sharding_wanted():
         model = meta_model(model_class, config, **options)

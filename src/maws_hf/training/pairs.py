@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.captions import CaptionReader, find_captions, parse_weights
 from ..data.feature_shards import FEATURES, FeatureJob, FeatureRecord, compute_features, read_records, unpack_features
 from ..data.loader import build_loader, collate
-from ..data.sources import DataSourceError, open_stream, refuse_output_within
+from ..data.sources import DataSourceError, digest_of_files, open_stream, refuse_output_within
 from ..data.streaming import KEY, ImageStream, Sample, random_rows
 from ..data.tolerance import are_too_many
 from ..evaluation.feature_cache import digest_of
@@ -204,7 +204,8 @@ def build_pair_loader(
         )
         return loader, 0
     job = _feature_job(recipe, model.vision_model.to(accelerator.device), dataset, image_column)
-    source = digest_of([model_digest(model.vision_model), _data_of(recipe, dataset)])[:16]
+    data = [*_data_of(recipe, dataset), digest_of_files(dataset)]
+    source = digest_of([model_digest(model.vision_model), data])[:16]
     refuse_other_source(recipe, source)
     with _patient_barrier():
         compute_features(

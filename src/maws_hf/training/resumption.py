@@ -133,7 +133,8 @@ def refuse_other_source(recipe: TrainingArguments, source: str) -> None:
     if saved != source:
         raise StreamStateError(
             f"{_changed_data_options(before, recipe)}{newest} was reading images of other data or the features of "
-            "another image tower: continue with the same ones, or choose another --output_dir"
+            "another image tower (or was written by an earlier maws_hf): continue with the same ones, or choose "
+            "another --output_dir"
         )
 
 
