@@ -57,6 +57,7 @@ def find_splits(files: Sequence[str], root: str, *, names_are_words: bool) -> La
     Raises:
         DataSourceError: some files are in a split by their names and others in none.
     """
+    # Of every place that may tell: the split that each file's name there means, and the name.
     *folders, names = [[(_split_in(name), name) for name in level] for level in _levels(files)]
     words = [(_split_in(word), word) for word in (_first_word(name) for _, name in names)]
     places = [*enumerate(folders), (None, names), *([(None, words)] if names_are_words else [])]
