@@ -162,7 +162,8 @@ def refuse_output_within(source: str, **folders: str | None) -> None:
 
 
 def lies_within(folder: str | os.PathLike[str], source: str) -> bool:
-    """Whether `list_files` of a data set would list the files of a folder, which need not be there yet."""
+    """Whether `list_files` of a data set would list the files of a folder, which need not be there yet; not seen where
+    it is a link within the data that leads to the folder."""
     root, here = Path(source).resolve(), Path(folder).resolve()
     if not root.is_dir() or not here.is_relative_to(root):
         return False
