@@ -323,3 +323,17 @@ def test_a_hook_on_the_activation_is_called_before_and_after():
     second.register_forward_hook(lambda module, inputs, output: seen.append(output))
     assert_same_outputs(model(pictures(2)), expected)
     assert len(seen) == 1 + 2
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook", "forward"])
+@torch.no_grad()
+def test_a_layer_that_somebody_listens_to_is_not_packed(kind: str):
+    model, calls = MawsViTModel(tiny_config()).eval(), []
+    listened = model.layers[0].attention.q_proj
+    if kind == "forward":  # as Accelerate does
+        forward = listened.forward
+        listened.forward = lambda hidden_states: (calls.append(kind), forward(hidden_states))[1]
+    else:
+        getattr(listened, kind)(lambda *_: calls.append(kind))
+    prepare_for_inference(model)(torch.zeros(1, 3, 32, 32))
+    assert calls == [kind]

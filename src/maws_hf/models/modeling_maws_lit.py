@@ -71,7 +71,6 @@ class MawsLiTPreTrainedModel(RefusesWhenPrepared, CheckedLoading, PreTrainedMode
     base_model_prefix = "lit"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # as in the vision models
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
