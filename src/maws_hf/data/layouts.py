@@ -57,30 +57,37 @@ def find_splits(files: Sequence[str], root: str, *, names_are_words: bool) -> La
     Raises:
         DataSourceError: some files are in a split by their names and others in none.
     """
-    # Of every place that may tell: the split that each file's name there means, and the name.
-    *folders, names = [[(_split_in(name), name) for name in level] for level in _levels(files)]
-    words = [(_split_in(word), word) for word in (_first_word(name) for _, name in names)]
-    places = [*enumerate(folders), (None, names), *([(None, words)] if names_are_words else [])]
-    layouts = [
-        Layout([split for split, _ in said], level) for level, said in places if all(split for split, _ in said)
-    ]
-    for layout in layouts:
-        if len(set(layout.splits)) > 1:
-            return layout
-    if names_are_words and layouts and layouts[0].level is None and not all(split for split, _ in words):
-        layouts = []  # every caption has the same keyword
-    if layouts:
-        return layouts[0]
+    *folders, names = _levels(files)
+    words = [_first_word(name) for name in names] if names_are_words else names
+    the_only_one = None
+    for level, said in [*enumerate(folders), (None, names), (None, words)]:
+        splits = _splits_of(said)
+        if splits is not None and len(set(splits)) > 1:
+            return Layout(splits, level)
+        if splits is not None and (level is not None or said is words):  # not of captions that share a keyword
+            the_only_one = the_only_one or Layout(splits, level)
+    if the_only_one is not None:
+        return the_only_one
     if root:
         for said in folders:
-            splits = [split for split, _ in said]
-            if len({*splits} - {None}) > 1 or any(_is_held_out(folder) for _, folder in said):
+            splits = [_split_in(name) for name in said]
+            if len({*splits} - {None}) > 1 or any(map(_is_held_out, said)):
                 _refuse(root, files, splits)
-        splits = [split for split, _ in (words if names_are_words else names)]
+        splits = [_split_in(word) for word in words]
         found = {*splits} - {None}
         if len(found) > 1 or (found - {"train"} and not names_are_words):
             _refuse(root, files, splits)
     return Layout(["train"] * len(files), None)
+
+
+def _splits_of(names: Sequence[str]) -> list[str] | None:
+    """The split of each; None as soon as one has none, for there may be a million."""
+    splits = []
+    for name in names:
+        splits.append(_split_in(name))
+        if splits[-1] is None:
+            return None
+    return splits
 
 
 def _refuse(root: str, files: Sequence[str], splits: Sequence[str | None]) -> None:
