@@ -16,7 +16,7 @@ EVAL = ["evaluate>=0.4.6", "datasets>=5.2", "matplotlib>=3.8"]
 HUB = ["jinja2>=3.1"]
 DEMO = ["resvg-py>=0.5", "jinja2>=3.1", *TRAIN, *EVAL]
 SPACE = ["gradio>=6"]
-ADAPTERS = ["peft>=0.20"]
+ADAPTERS = ["peft>=0.21"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",

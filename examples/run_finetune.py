@@ -1,12 +1,12 @@
-r"""Fine-tune an encoder, all its weights, on images with one or many labels (paper section 5, Tables 3 and 9).
+r"""Fine-tune an encoder, all its weights, on images with one or many labels (paper section 4.4, Tables 3 and 9).
 
     accelerate launch examples/run_finetune.py --config examples/recipes/finetune_laptop.yaml \
         --model_name_or_path runs/mae-wsp --dataset_name FOLDER_OR_HUB_ID --eval_split test --output_dir runs/finetuned
 
-The paper's settings are not public; the defaults are those of MAE's fine-tuning of ViT-B. `--image_size 512` (518 with
-patches of 14) is the paper's resolution for MAWS. Kill it at any time; the same command continues. `output_dir` ends
-up with the model (`from_pretrained` and pipelines read it), `results.json`, `predictions.png`, `loss.png`,
-`evaluation.jsonl`, `metrics.jsonl`, `training.json` and `checkpoints/`.
+The paper's settings stand in an appendix that we have not seen; the defaults are MAE's for fine-tuning ViT-B.
+`--image_size 512` (518 with patches of 14) is the paper's resolution for MAWS. Kill it at any time; the same command
+continues. `output_dir` ends up with the model (`from_pretrained` and pipelines read it), `results.json`,
+`predictions.png`, `loss.png`, `evaluation.jsonl`, `metrics.jsonl`, `training.json` and `checkpoints/`.
 """
 
 import os

@@ -114,7 +114,7 @@ def probe(options: ProbeOptions, argument: str) -> dict[str, Any]:
     """All about one encoder: what it is, and what was found."""
     row, name = split_name(argument)
     encoder = load_encoder(name)
-    parameters = sum(weight.numel() for weight in getattr(encoder, "vision_model", encoder).parameters())
+    parameters = sum(weight.numel() for weight in encoder.parameters())
     return {
         "encoder": name,
         "row": row or training_name(stages_of(name)),

@@ -55,8 +55,9 @@ from maws_hf.visualization import plot_curve
 class LiTRecipe(PairRecipe):
     """Towers, captions and images of a LiT run.
 
-    The paper gives the towers, the data and one epoch; batch, optimizer, learning rate and the bound of the
-    temperature are not public. All of these are ours: those of public LiT and CLIP training where there are some.
+    The paper's text gives the towers, the data and one epoch; batch, optimizer, learning rate and the bound of the
+    temperature are not in it, and its appendix we have not seen. All of these are ours: those of public LiT and CLIP
+    training where there are some.
     """
 
     vision_model_name_or_path: str | None = option(None, "The trained image tower: a run of this package, a Hub id.")

@@ -37,7 +37,7 @@ from maws_hf.visualization import plot_curve, reconstruction_grid, save_picture
 
 @dataclass(kw_only=True)
 class MAERecipe(ImageRecipe, ModelRecipe):
-    """Data and model of a pre-pretraining run; the defaults are the parent recipe's (MAE on ImageNet)."""
+    """Data and model of a pre-pretraining run; defaults are the parent's (MAE on ImageNet), without its warm-up."""
 
     picture_steps: int = option(500, "Updates between two pictures in output_dir/reconstructions.")
 

@@ -45,8 +45,8 @@ SIGMOID_BIAS = -10.0
 class WSPRecipe(LabelRecipe, ModelRecipe):
     """Data, labels and model of a WSP run.
 
-    The paper takes its settings from SWAG, which are not public, and uses the same ones from scratch and from MAE
-    without a search. That rule is kept; the values are ours.
+    The paper takes its settings from SWAG (both in appendices that we have not seen), and uses the same ones from
+    scratch and from MAE without a search. That rule is kept; the values are ours.
     """
 
     max_labels_per_image: int = option(16, "Of an image with more labels so many are drawn at random each time.")

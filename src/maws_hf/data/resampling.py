@@ -5,7 +5,7 @@
     r(I) = max of r(c) over the labels of image I, thus decided by its rarest label; 0 without any label
 
 Source: repeat factor sampling of LVIS (Gupta, Dollar and Girshick, CVPR 2019). MAWS says only that 3 billion images
-were resampled to 5 billion (section 3); that this was the rule is inferred. t is ours: solved from that ratio.
+were resampled to 5 billion (section 4.1); that this was the rule is inferred. t is ours: solved from that ratio.
 
 Images without a label are in none of the numbers here: the loss passes over them, so they are not even decoded.
 """

@@ -1,9 +1,9 @@
 """Few labels a class (paper section 4, Table 5): which images are labelled, and a linear classifier on their features.
 
 The paper takes K = 1, 5 and 10 images a class, at most K where a class has fewer, five splits from five seeds, and
-reports the mean. Its split files and the settings of its linear classifier are not public. Ours: logistic regression,
-solved to convergence, its weight decay chosen by cross-validation over the K labelled images of each class; with one
-image a class there is nothing to hold out, and the decay is `ONE_SHOT_DECAY`.
+reports the mean. Its split files were not released, the settings of its linear classifier we have not seen. Ours:
+logistic regression, solved to convergence, its weight decay chosen by cross-validation over the K labelled images of
+each class; with one image a class there is nothing to hold out, and the decay is `ONE_SHOT_DECAY`.
 
 Legend: N labelled images, D features, C classes.
 """

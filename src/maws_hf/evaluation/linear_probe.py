@@ -7,7 +7,8 @@ chosen on a share of the *training* images, and test labels are read once, to sc
     mae   MAE (He et al. 2021, appendix A.1, and the released `main_linprobe.py`): LARS, no decay
     sgd   the frozen-trunk heads of SWAG that torchvision ships (pytorch/vision#5793): Nesterov momentum
 
-Ours: features are computed once, without augmentation; the sweep; the batch on small data (see `Protocol`).
+Ours: features are computed once, without augmentation; the sweep; the batch on small data (see `Protocol`). MAE
+resizes to 256 before it crops 224 pixels to test: `--resize_size 256`.
 """
 
 from collections.abc import Sequence

@@ -21,10 +21,10 @@ def reconstruction_losses(model: MawsMAEForPreTraining, pixel_values: Tensor, no
 
     Returns:
         `loss`: the model's. `patch_mean_loss`: of predicting every masked patch by the mean of all its values; with
-        `norm_pix_loss` that is (values - 1) / values on any picture. `patch_colour_loss`: by its own mean colour, a
-        much harder rival: it is told three numbers about the very pixels that are hidden. `shuffled_positions_loss`:
-        the model's with the rows of both position tables permuted; a model that ignores where a patch lies would not
-        notice.
+        `norm_pix_loss` that is (values - 1) / values for a patch of more than one colour. `patch_colour_loss`: by its
+        own mean colour, a much harder rival: it is told three numbers about the very pixels that are hidden.
+        `shuffled_positions_loss`: the model's with the rows of both position tables permuted; a model that ignores
+        where a patch lies would not notice.
     """
     was_training = model.training
     model.eval()

@@ -2,8 +2,9 @@
 
 Sources: `maws/model_builder.py` and `README.md` of <https://github.com/facebookresearch/maws> at commit `cce939c`. No
 model was released as ViT-6.5B with a text tower. Further figures are the paper's; where both give one, the README's
-stands here, which was measured with the released files (the paper's differ for ViT-B and ViT-H). Some of Table 5 was
-read in the ICCV version, where it is Table 4. Checksums were not published; one is filled in when a file was read.
+stands here, which was measured with the released files (the paper's differ for four of the five sizes). Some of Table
+5 was read in the ICCV version, where it is Table 4. Checksums were not published; one is filled in when a file was
+read.
 """
 
 from collections.abc import Iterator

@@ -206,8 +206,9 @@ class EvalTransform:
         resize: shortest edge before the crop; None means `size` (the longer side of it), the MAWS evaluation of
             encoders. MAE evaluates with 256. "square" squeezes the whole picture into `size` and crops nothing, the
             evaluation of the released classifiers (`eval_finetuned.py`).
-        backend: "pillow" repeats the original evaluation bit for bit (so do transformers' PIL processors, except
-            on tall pictures with Pillow 13: see `resize_crop`); "torch" and "auto" are faster and within 2 levels.
+        backend: "pillow" repeats the original evaluation bit for bit, of pictures without EXIF orientation or
+            transparency (so do transformers' PIL processors, except on tall ones with Pillow 13: see `resize_crop`);
+            "torch" and "auto" are faster and within 2 levels.
 
     Raises:
         ValueError: an impossible setting at construction; anything but a uint8 (H, W, 3) picture when called.

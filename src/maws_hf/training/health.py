@@ -31,7 +31,7 @@ TESTED: dict[str, tuple[str, str]] = {
     "datasets": ("5.2", "5.2.0"),
     "torchdata": ("0.11", "0.11.0"),
     "simplejpeg": ("1.8", "1.9.0"),
-    "peft": ("0.20", "0.21.2"),
+    "peft": ("0.21", "0.21.2"),
 }
 EXTRAS = {"accelerate": "train", "datasets": "train", "torchdata": "train", "simplejpeg": "train", "peft": "adapters"}
 _FOR_SOME = {"simplejpeg": "JPEGs are decoded by Pillow, which is slower", "peft": "there are no adapters"}

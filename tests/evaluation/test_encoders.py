@@ -1,0 +1,34 @@
+"""Vision models of any kind, opened as frozen encoders."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_lit import tiny_lit
+from tiny_two_towers import tiny_two_towers
+from transformers import PreTrainedModel
+
+from maws_hf.evaluation.encoders import load_encoder
+from maws_hf.evaluation.features import encode_images
+
+
+def two_towers(kind: str) -> PreTrainedModel:
+    return tiny_lit().eval() if kind == "lit" else tiny_two_towers(kind)
+
+
+@pytest.mark.parametrize("kind", ["lit", "clip", "siglip", "bert"])
+def test_two_towers_are_probed_on_what_the_image_tower_sees(kind: str, tmp_path: Path):
+    torch.manual_seed(3)
+    model = two_towers(kind)
+    model.save_pretrained(tmp_path)
+    side = model.config.vision_config.image_size
+    pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    encoder = load_encoder(str(tmp_path))
+    assert type(encoder) is type(model.vision_model)
+    features = encode_images(encoder, pixels)
+    assert features.shape == (2, model.config.vision_config.hidden_size)
+    # The projection of these features is what the model compares with texts.
+    projected = encode_images(model, pixels)
+    with torch.inference_mode():
+        expected = model.visual_projection(features) if hasattr(model, "visual_projection") else features
+    torch.testing.assert_close(projected, expected)
