@@ -12,11 +12,11 @@ TRAIN = [
     "pyyaml>=6",
     "sentencepiece>=0.2",
 ]
-EVAL = ["evaluate>=0.4.6", "datasets>=5.2", "matplotlib>=3.8"]
-HUB = ["jinja2>=3.1"]
-DEMO = ["resvg-py>=0.5", "jinja2>=3.1", *TRAIN, *EVAL]
-SPACE = ["gradio>=6"]
 ADAPTERS = ["peft>=0.21"]
+EVAL = [*TRAIN, *ADAPTERS, "evaluate>=0.4.6"]
+HUB = [*TRAIN, "jinja2>=3.1"]
+DEMO = [*EVAL, "resvg-py>=0.5", "jinja2>=3.1"]
+SPACE = ["gradio>=6"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -48,7 +48,7 @@ setup(
         "torch>=2.11",
         "transformers>=5.18,<6",
         "huggingface_hub>=1.33",
-        "safetensors>=0.6",
+        "safetensors>=0.8",
         "numpy>=1.26",
         "pillow>=12.3",
     ],

@@ -160,7 +160,7 @@ def build_classifier(recipe: FinetuneRecipe, labels: LabelReader, multi_label: b
         model.reset_classifier(labels.names, std=HEAD_STD)
     if recipe.image_size is not None:
         try:
-            model.vit.embeddings.set_image_size(recipe.image_size)
+            model.set_image_size(recipe.image_size)
         except ValueError as error:
             raise ValueError(f"--image_size {recipe.image_size} is not possible: {error}") from error
     return model

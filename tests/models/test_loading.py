@@ -399,6 +399,22 @@ def test_half_a_head_is_none(model_class, left_out: str, tmp_path: Path):
     assert f"lacks {left_out}" in message_of(tmp_path, model_class)
 
 
+def test_with_other_sizes_only_a_head_starts_anew(tmp_path: Path):
+    MawsViTForImageClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path)
+    loose = {"ignore_mismatched_sizes": True}
+    assert MawsViTForImageClassification.from_pretrained(tmp_path, num_labels=4, **loose).num_labels == 4
+    for model_class in (MawsViTModel, MawsViTForImageClassification):
+        with pytest.raises(ModelLoadingError, match="has another shape of"):
+            model_class.from_pretrained(tmp_path, intermediate_size=40, **loose)
+        with pytest.raises(ModelLoadingError, match=r"position_embeddings .* then call set_image_size"):
+            model_class.from_pretrained(tmp_path, image_size=64, **loose)
+    model = MawsViTModel.from_pretrained(tmp_path)
+    model.set_image_size(64)
+    assert model.config.image_size == 64
+    with pytest.raises(ValueError, match="autoencoder takes images of any size"):
+        MawsMAEForPreTraining(tiny_config()).set_image_size(64)
+
+
 def test_with_other_sizes_a_decoder_may_be_deeper(tmp_path: Path):
     MawsMAEForPreTraining(tiny_config()).save_pretrained(tmp_path)
     model = MawsMAEForPreTraining.from_pretrained(tmp_path, decoder_num_hidden_layers=3, ignore_mismatched_sizes=True)

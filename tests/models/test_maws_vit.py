@@ -447,7 +447,7 @@ def test_storing_another_size_changes_no_feature_at_that_size(tmp_path):
     model.vit.embeddings.position_embeddings.data.normal_()
     images = torch.randn(2, 3, 48, 40)
     before = model(images).logits
-    model.vit.embeddings.set_image_size((48, 40))
+    model.set_image_size((48, 40))
     assert model.config.image_size == [48, 40]
     assert model.vit.embeddings.position_embeddings.shape == (1, 1 + 6 * 5, 32)
     assert model.vit.embeddings.position_embeddings.requires_grad
@@ -459,7 +459,7 @@ def test_storing_another_size_changes_no_feature_at_that_size(tmp_path):
 def test_a_size_that_is_no_multiple_of_the_patch_is_not_stored():
     model = MawsViTModel(tiny_config())
     with pytest.raises(ValueError, match="multiples of"):
-        model.embeddings.set_image_size(50)
+        model.set_image_size(50)
     assert model.config.image_size == 32
 
 

@@ -45,7 +45,7 @@ def test_a_missing_package_fails_if_training_needs_it(monkeypatch):
     monkeypatch.setattr(health.metadata, "version", missing)
     found = {each.what: each for each in health.check_versions()}
     assert found["accelerate"].status == "fails"
-    assert found["accelerate"].advice == 'pip install "maws_hf[train]"'
+    assert found["accelerate"].advice == 'pip install "accelerate>=1.15"'
     assert found["peft"].status == "warning"
 
 

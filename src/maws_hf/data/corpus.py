@@ -92,7 +92,7 @@ def demo_dependency(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise CorpusError(
-            f'Building a demo corpus needs the package {module!r}: pip install "maws_hf[demo]" ({error}).'
+            f"building a demo corpus needs {module}: pip install -e '.[demo]' in the folder of maws_hf ({error})"
         ) from error
 
 

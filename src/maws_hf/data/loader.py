@@ -57,7 +57,7 @@ def build_loader(
     try:
         from torchdata.stateful_dataloader import StatefulDataLoader
     except ImportError as error:
-        raise ImportError('reading training data needs torchdata: pip install "maws_hf[train]"') from error
+        raise ImportError("reading training data needs torchdata: pip install torchdata") from error
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
     if num_workers not in (None, stream.num_workers):

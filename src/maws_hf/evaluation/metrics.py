@@ -1,24 +1,13 @@
-"""How good are scores? Plain functions on tensors, and the same as metrics in the form of Hugging Face `evaluate`.
+"""How good are scores? Plain functions on tensors; `evaluate_metrics.py` has the same for Hugging Face `evaluate`.
 
 Legend: N images, C classes, K places for the labels of an image. Labels are integers: `(N,)`, one class each, or
 `(N, K)`, index lists padded with -100.
-
-The functions are what this package calls: `evaluate` keeps what it is given as Arrow rows, half a second for a million
-scores. The classes fit wherever a metric is expected; nothing is downloaded.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
-import evaluate
 import torch
-from datasets import Features, List, Value
 from torch import Tensor
 
 SCORES_AT_ONCE = 2**22  # sorted together: at most 200 MB of sorted copies
-
-
-# ---------------------------------------------------------------- functions
 
 
 def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
@@ -128,70 +117,7 @@ def score_classification(scores: Tensor, labels: Tensor) -> dict[str, float]:
     return {f"top{k}": float((ranks < k).double().mean()) for k in (1, 5) if k < max(scores.shape[1], 2)}
 
 
-# ---------------------------------------------------------------- metrics
-
-
-class _ScoreMetric(evaluate.Metric):
-    """A metric of rows of scores, kept in memory in a single process: then no file or lock is left in the home.
-
-    With `num_process` above 1, rows are exchanged through files, as `evaluate` does.
-    """
-
-    references: Any = Value("int64")
-    inputs = "predictions: a score for each class, (N, C). references: the class of each row, integers (N,)."
-
-    def __init__(self, *arguments: Any, num_process: int = 1, keep_in_memory: bool | None = None, **options: Any):
-        in_memory = num_process == 1 if keep_in_memory is None else keep_in_memory
-        super().__init__(*arguments, num_process=num_process, keep_in_memory=in_memory, **options)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=self.__doc__ or "",
-            citation="",
-            inputs_description=self.inputs,
-            features=Features({"predictions": List(Value("float32")), "references": self.references}),
-        )
-
-    def _build_data_dir(self) -> str:
-        return self._data_dir_root if self.keep_in_memory else super()._build_data_dir()
-
-
-class TopKAccuracy(_ScoreMetric):
-    """Share of rows whose class is among the k best scores."""
-
-    def _compute(
-        self, predictions: list[list[float]], references: list[int], k: int | Sequence[int] = (1, 5)
-    ) -> dict[str, float]:
-        ranks = label_ranks(torch.tensor(predictions), torch.tensor(references))
-        wanted = [k] if isinstance(k, int) else k
-        return {f"top_{places}_accuracy": float((ranks < places).double().mean()) for places in wanted}
-
-
-class MeanPerClassAccuracy(_ScoreMetric):
-    """Top-1 accuracy averaged over classes."""
-
-    def _compute(self, predictions: list[list[float]], references: list[int]) -> dict[str, float]:
-        return {
-            "mean_per_class_accuracy": mean_per_class_accuracy(torch.tensor(predictions), torch.tensor(references))
-        }
-
-
-class MeanAveragePrecision(_ScoreMetric):
-    """Average precision of each class, averaged over the classes with a positive."""
-
-    references = List(Value("int64"))
-    inputs = "predictions: a score for each class, (N, C). references: the list of each row's classes, maybe empty."
-
-    def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
-        longest = max(1, max(map(len, references)))
-        padded = torch.tensor([row + [-100] * (longest - len(row)) for row in references])
-        return {"mean_average_precision": mean_average_precision(torch.tensor(predictions), padded)}
-
-
 __all__ = [
-    "MeanAveragePrecision",
-    "MeanPerClassAccuracy",
-    "TopKAccuracy",
     "average_precision",
     "label_ranks",
     "mean_average_precision",

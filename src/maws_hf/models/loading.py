@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from huggingface_hub import model_info, try_to_load_from_cache
@@ -130,7 +130,7 @@ class CheckedLoading:
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
-    ) -> Any:
+    ) -> Self:
         """As everywhere in transformers, and besides:
 
         Exports to in-tree architectures (Pixio, ViT, DINOv2, ViTMAE, VisionTextDualEncoder) and timm's ViTs are read
@@ -139,8 +139,8 @@ class CheckedLoading:
         Raises:
             ModelLoadingError: the weights are not the model's: one is missing, unknown, of another shape, or the file
                 is damaged. Only a whole head may be missing, as before fine-tuning, with `ignore_mismatched_sizes` a
-                part of it, and what a class derived from ours adds. Who asks for `output_loading_info` gets
-                the list of missing and unknown weights instead.
+                part of it, too, or have another shape; and what a class derived from ours adds. Who asks for
+                `output_loading_info` gets the list of missing and unknown weights instead.
             ForeignModelError: a model of another library that is no MAWS model.
         """
         wants_info = kwargs.pop("output_loading_info", False)
@@ -251,12 +251,15 @@ class CheckedLoading:
             weights = {name for name in self.state_dict() if name.startswith(head)}
             new |= weights if tolerant or weights <= absent else set()
         missing = [name for name in info["missing_keys"] if name not in new and name not in other_shapes]
-        faults = [] if tolerant else [_fault("has another shape of", other_shapes.values())]
+        shapes = {name: shape for name, shape in other_shapes.items() if not tolerant or name not in new}
+        faults = [_fault("has another shape of", shapes.values())]
         if not informed:
             faults += [_fault("lacks", missing), _fault("has unknown", info["unexpected_keys"])]
         if any(faults):
+            table = any(name.endswith("embeddings.position_embeddings") for name in shapes)
+            hint = "; for another image size load it as it is, then call set_image_size" if table else ""
             raise ModelLoadingError(
-                f"{where} is not a whole {type(self).__name__}: it " + "; it ".join(filter(None, faults))
+                f"{where} is not a whole {type(self).__name__}: it {'; it '.join(filter(None, faults))}{hint}"
             )
 
     def _names_of_ours(self, names: Iterable[str]) -> set[str]:

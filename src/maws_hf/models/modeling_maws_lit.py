@@ -9,7 +9,7 @@ Legend: B images or captions, R rows of text, T tokens, D width of a tower, P wi
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -113,7 +113,7 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         self._lock_vision_tower()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
         """As everywhere in transformers; the lock is part of the model and comes back with it."""
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._lock_vision_tower()  # loading replaced the parameters
@@ -122,7 +122,7 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
     @classmethod
     def from_vision_text_pretrained(
         cls, vision_model_name_or_path: str, text_model_name_or_path: str, *, dtype: Any = None, **fields: Any
-    ) -> "MawsLiTModel":
+    ) -> Self:
         """A model of two trained towers; projections and logit scale are new and drawn from torch's generator.
 
         Args:

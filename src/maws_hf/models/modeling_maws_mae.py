@@ -11,6 +11,7 @@ height * patch width * channels.
 """
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -148,11 +149,14 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
         self._fix_constants()
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
         loaded = super().from_pretrained(*args, **kwargs)
         # Loading makes every floating-point parameter trainable again.
         (loaded[0] if isinstance(loaded, tuple) else loaded)._fix_constants()
         return loaded
+
+    def set_image_size(self, image_size: int | tuple[int, int]) -> None:
+        raise ValueError("an autoencoder takes images of any size as it is; to store a size, load its encoder")
 
     def _fix_constants(self) -> None:
         self.vit.embeddings.position_embeddings.requires_grad_(False)

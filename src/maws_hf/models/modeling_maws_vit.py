@@ -298,14 +298,7 @@ class MawsViTEmbeddings(nn.Module):
         return self.dropout(torch.cat([class_token, patches], dim=1))
 
     def set_image_size(self, image_size: int | tuple[int, int]) -> None:
-        """Stores the position table for another size, resampled once; features at that size do not change.
-
-        Fine-tuning at a higher resolution then trains the larger table, as the released classifiers have it. Not for
-        an autoencoder, whose decoder has a table too: without this it takes any size.
-
-        Raises:
-            ValueError: `image_size` is no multiple of the patch.
-        """
+        """See [`MawsViTPreTrainedModel.set_image_size`]."""
         height, width = as_pair(image_size)
         grid = self.grid_of(torch.empty(1, self.config.num_channels, height, width, device="meta"))
         old = self.position_embeddings
@@ -338,10 +331,11 @@ class MawsViTEmbeddings(nn.Module):
 
         Filled on the device: a copy from the host would wait until the device has done all that it was given.
         """
-        return tuple(
+        mean, std = (
             torch.cat([torch.full((1,), value, dtype=torch.float32, device=device) for value in values])
             for values in (self.config.image_mean, self.config.image_std)
         )
+        return mean, std
 
     def grid_of(self, pixel_values: Tensor) -> tuple[int, int]:
         """Patches (rows, columns) of these images.
@@ -384,6 +378,21 @@ class MawsViTPreTrainedModel(RefusesWhenPrepared, CheckedLoading, PreTrainedMode
     _input_embed_layer = "patch_embeddings"
     # A checkpoint of another head is welcome; only what the class at hand lacks is worth a report.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classifier\."]
+
+    def set_image_size(self, image_size: int | tuple[int, int]) -> None:
+        """Stores the position table for another size, resampled once; features at that size do not change.
+
+        Fine-tuning at a higher resolution then trains the larger table, as the released classifiers have it. A
+        processor keeps the size that it was made for.
+
+        Args:
+            image_size: pixels, or (height, width); becomes the config's.
+
+        Raises:
+            ValueError: it is no multiple of the patch; or for an autoencoder, whose decoder has a table too: it takes
+                images of any size as it is.
+        """
+        self.base_model.embeddings.set_image_size(image_size)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -511,8 +520,10 @@ class MawsViTForImageClassification(MawsViTPreTrainedModel):
             `logits` `(B, num_labels)`, and `loss` where labels are given.
 
         Raises:
-            ValueError: the labels fit none of these forms.
+            ValueError: the labels fit none of these forms. That a class is below `num_labels` is not looked at, which
+                would wait for the device: torch's own error there.
         """
+        kwargs["return_dict"] = True
         outputs = self.vit(pixel_values, class_token_only=self._reads_only_class_token(kwargs), **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self._loss(logits, labels, skip_logits, kwargs)

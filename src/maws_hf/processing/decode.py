@@ -217,7 +217,7 @@ def _fast_jpeg_decoder(backend: str) -> ModuleType | None:
         return None
     module = _import_simplejpeg()
     if module is None and backend == "simplejpeg":
-        raise ImportError('backend="simplejpeg" needs the package: pip install "maws_hf[train]"')
+        raise ImportError('backend="simplejpeg" needs the package: pip install simplejpeg')
     return module
 
 

@@ -31,6 +31,8 @@ def _is_lost_worker(error: Exception) -> bool:
 
 def _one_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        return f'{text}: pip install -e ".[dev]" in the folder of maws_hf installs all that its commands need'
     if _is_lost_worker(error):
         return (
             f"a process that reads data was killed ({text.splitlines()[0].strip().rstrip('.')}); if memory ran out, "

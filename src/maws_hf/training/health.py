@@ -24,7 +24,7 @@ TESTED: dict[str, tuple[str, str]] = {
     "torch": ("2.11", "2.13.0"),
     "transformers": ("5.18", "5.23.0"),
     "huggingface_hub": ("1.33", "2.4.0"),
-    "safetensors": ("0.6", "0.8.0"),
+    "safetensors": ("0.8", "0.8.0"),
     "numpy": ("1.26", "2.4.6"),
     "pillow": ("12.3", "12.3.0"),
     "accelerate": ("1.15", "1.15.0"),
@@ -33,7 +33,6 @@ TESTED: dict[str, tuple[str, str]] = {
     "simplejpeg": ("1.8", "1.9.0"),
     "peft": ("0.21", "0.21.2"),
 }
-EXTRAS = {"accelerate": "train", "datasets": "train", "torchdata": "train", "simplejpeg": "train", "peft": "adapters"}
 _FOR_SOME = {"simplejpeg": "JPEGs are decoded by Pillow, which is slower", "peft": "there are no adapters"}
 
 
@@ -80,8 +79,7 @@ def check_versions() -> Iterator[Finding]:
     """Of the packages that ours stands on, against what it was tested with."""
     yield Finding("maws_hf", "ok", _our_version())
     for name, (oldest, newest) in TESTED.items():
-        extra = EXTRAS.get(name)
-        install = f'pip install "maws_hf[{extra}]"' if extra else f'pip install "{name}>={oldest}"'
+        install = f'pip install "{name}>={oldest}"'
         try:
             found = Version(metadata.version(name))
         except metadata.PackageNotFoundError:
@@ -90,7 +88,7 @@ def check_versions() -> Iterator[Finding]:
             yield Finding(name, status, f"is not installed: {missed}", install)
             continue
         if found < Version(oldest):
-            yield Finding(name, "fails", f"{found} is older than {oldest}", f'pip install "{name}>={oldest}"')
+            yield Finding(name, "fails", f"{found} is older than {oldest}", install)
         elif found.release[:2] > Version(newest).release[:2]:
             advice = f"if something breaks: pip install {name}=={newest}"
             yield Finding(name, "warning", f"{found} is newer than {newest}, the newest tested", advice)

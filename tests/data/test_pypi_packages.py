@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tiny_package as tiny
 
-from maws_hf.hub.pypi_packages import PackageError, Wheel, extract_members, fetch_wheel, sha256_of
+from maws_hf.data.pypi_packages import PackageError, Wheel, extract_members, fetch_wheel, sha256_of
 
 FILE = "tiny_package-1.0-py3-none-any.whl"
 
