@@ -404,5 +404,5 @@ class TestFetchingSources:
 
 
 def test_a_missing_extra_says_what_to_install() -> None:
-    with pytest.raises(CorpusError, match=r'pip install "maws_hf\[demo\]"'):
+    with pytest.raises(CorpusError, match=r"pip install -e '\.\[demo\]'"):
         corpus.demo_dependency("no_such_package_anywhere")

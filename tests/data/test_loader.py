@@ -245,7 +245,7 @@ def test_stream_read_without_its_workers_is_refused(tmp_path):
 
 def test_missing_torchdata_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchdata.stateful_dataloader", None)
-    with pytest.raises(ImportError, match=r'pip install "maws_hf\[train\]"'):
+    with pytest.raises(ImportError, match="pip install torchdata"):
         loader_of(shards(tmp_path, 1), workers=0)
 
 

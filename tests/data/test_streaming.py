@@ -149,15 +149,27 @@ def test_shards_that_divide_evenly_are_read_by_one_consumer_each(as_worker):
 
 
 def test_many_shards_are_dealt_whole_even_if_not_evenly(as_worker):
-    dataset = memory_shards([1] * 65)
+    dataset = memory_shards([1] * 9)
     stream = ImageStream(dataset, keep_key, seed=0, world_size=2)
     assert stream.strategy == "shards"
     first, second = all_consumers(dataset, as_worker, 2, 0, count=1)[0]
-    assert sorted(map(int, first + second)) == list(range(65))
+    assert sorted(map(int, first + second)) == list(range(9))
+
+
+def test_a_position_of_another_way_of_dealing_is_known(as_worker):
+    as_worker(0, 0)
+    stream = ImageStream(memory_shards([1] * 9), keep_key, seed=0, world_size=2)
+    next(iter(stream))
+    assert stream.differences(stream.identity()) == []
+    earlier = {name: value for name, value in stream.identity().items() if name != "strategy"}
+    assert stream.differences(earlier) == ["strategy"]  # each rank read everything then
+    even = ImageStream(memory_shards([1] * 8), keep_key, seed=0, world_size=2)
+    earlier = {name: value for name, value in even.identity().items() if name != "strategy"}
+    assert even.differences(earlier) == []
 
 
 def test_uneven_shards_are_told_once_with_numbers_and_a_way_out():
-    with pytest.warns(UserWarning, match=r"5 shards .* 6 consumers \(3 ranks x 2 workers\).* a multiple of 6 shards"):
+    with pytest.warns(UserWarning, match=r"5 shards .* \(3 ranks x 2 workers\).* read 6 times .* of 6 shards, or 24"):
         ImageStream(memory_shards([3] * 5), keep_key, seed=0, world_size=3, num_workers=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -7,6 +7,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,17 +16,19 @@ from tiny import draw_image
 
 from maws_hf.data import sources
 from maws_hf.data.loader import begin_next_epoch, build_loader, loader_state, reads_other_files, restore_loader
+from maws_hf.data.resampling import RepeatFactors, RepeatRows
 from maws_hf.data.sources import open_stream
 from maws_hf.data.streaming import ImageStream, StreamStateError, prepare_image
+from maws_hf.data.targets import LabelReader
 from maws_hf.processing.transforms import TrainTransform
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*shards cannot be dealt evenly")
 IMAGES = 96
 
 
-def loader_of(corpus: Path, rank: int = 0, world_size: int = 1, workers: int = 0, seed: int = 0):
+def loader_of(corpus: Path, rank: int = 0, world_size: int = 1, workers: int = 0, seed: int = 0, **more):
     transform = partial(prepare_image, image_column="image", transform=TrainTransform(16))
-    options = {"rank": rank, "world_size": world_size, "num_workers": workers, "block_size": 7}
+    options = {"rank": rank, "world_size": world_size, "num_workers": workers, "block_size": 7, **more}
     return build_loader(ImageStream(open_stream(corpus), transform, seed=seed, **options), batch_size=4)
 
 
@@ -139,6 +142,29 @@ def test_other_files_are_read_from_the_next_epoch_on(change: str, tmp_path: Path
     there = {file.name for file in photos.iterdir()}
     assert len(set(keys[: len(there)])) == min(len(there), 24)  # an epoch of all that is there now
     assert set(keys) <= there
+
+
+def test_files_may_change_but_not_the_classes(image_shards: Path, tmp_path: Path):
+    shutil.copytree(image_shards, tmp_path / "more")
+    shutil.copy(next(image_shards.glob("*.parquet")), tmp_path / "more" / "new.parquet")
+
+    def loader_with(folder: Path, *names: str, factors: float = 1.0):
+        counts = np.ones(len(names), dtype=np.int64)
+        rows = RepeatRows(RepeatFactors(counts, counts, len(names), threshold=factors), LabelReader("label", names))
+        return loader_of(folder, repeats=rows)
+
+    saved = loader_state(loader_with(image_shards, "cat", "dog"))
+    assert begin_next_epoch(loader_with(tmp_path / "more", "cat", "dog", factors=0.5), [saved]) == 1
+    for names in (("dog", "cat"), ("ape", "cat"), ("cat", "dog", "eel")):
+        with pytest.raises(StreamStateError, match="the classes, or their order, or the column of labels, are not"):
+            begin_next_epoch(loader_with(tmp_path / "more", *names), [saved])
+        with pytest.raises(StreamStateError, match="the classes, or their order"):
+            restore_loader(loader_with(image_shards, *names), saved)
+    earlier = json.loads(re.sub(r', "labels": "[0-9a-f]+"', "", json.dumps(saved)))
+    assert '"labels"' not in json.dumps(earlier)
+    assert begin_next_epoch(loader_with(tmp_path / "more", "cat", "dog"), [earlier]) == 1
+    with pytest.raises(StreamStateError, match="the classes, or their order"):
+        begin_next_epoch(loader_with(tmp_path / "more", "dog", "cat"), [earlier])
 
 
 def test_a_position_saved_without_the_files_is_continued_exactly(image_shards: Path):

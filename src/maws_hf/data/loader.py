@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["begin_next_epoch", "build_loader", "collate", "loader_state", "reads_other_files", "restore_loader"]
 
-PARTITION = ("rank", "world_size", "num_workers")  # of a stream's identity: who reads which share
+PARTITION = ("rank", "world_size", "num_workers", "strategy")  # of a stream's identity: who reads which share
 DATA = ("num_shards", "files")  # and what there is to share
 _FORMAT = 1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -93,8 +93,12 @@ class RepeatRows:
         return self.factors.of(self.labels_of(sample))
 
     @property
+    def labels_fingerprint(self) -> str | None:
+        return getattr(self.labels_of, "fingerprint", None)
+
+    @property
     def fingerprint(self) -> str:
-        return f"{self.factors.fingerprint}-{getattr(self.labels_of, 'fingerprint', None)}"
+        return f"{self.factors.fingerprint}-{self.labels_fingerprint}"
 
 
 def solve_threshold(counts: Sequence[int], rarest: Sequence[int], images: int, ratio: float) -> float:

@@ -48,9 +48,10 @@ __all__ = [
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
-# With so many shards for each consumer their counts differ by 3 % at most, which is better than reading all the data
-# C times; consumers then begin their epochs at slightly different times, but each epoch is still shared exactly.
-SHARDS_ARE_EVEN_ENOUGH = 32
+# With so many shards for each consumer whole ones are dealt, though some get one more: their epochs take a quarter
+# longer at most, but each is still shared exactly. With fewer, all consumers read all data and keep their part.
+SHARDS_ARE_EVEN_ENOUGH = 4
+_ONCE = 32  # what it was before it was part of the identity
 
 # Of few images one of many consumers may be dealt nothing but bad ones. That hardly ever happens so often in a row.
 MOST_EPOCHS_WITHOUT_A_SAMPLE = 20
@@ -81,6 +82,10 @@ class Position:
     block_state: dict | None = None  # the data set's state where the block starts; None at the start of an epoch
 
 
+def _strategy_for(shards: int, consumers: int, enough: int) -> str:
+    return "shards" if shards % consumers == 0 or shards >= enough * consumers else "examples"
+
+
 class ImageStream(torch.utils.data.IterableDataset):
     """Samples without end for one rank, to be batched by `maws_hf.data.loader.build_loader`.
 
@@ -100,7 +105,8 @@ class ImageStream(torch.utils.data.IterableDataset):
             rows have one when None. Of 2.3, each epoch makes 2 or 3, drawn anew with the mean 2.3; of 0, none, and the
             row is never decoded. A copy is augmented by itself but stays in its row's block: the copies of a row may
             meet in one batch, more rarely so in larger blocks. The attribute `fingerprint`, a string, tells one rule
-            from another when a position is resumed.
+            from another when a position is resumed, and `labels_fingerprint`, if there is one, what they are trained
+            for: that is the same also where files were added.
         max_consecutive_skips: so many bad samples in a row end the stream.
         max_lost_shards: share of a consumer's shards; more damaged ones in an epoch than that, and than one, end the
             stream. Each is recorded in "skipped" under its path, and read up to its damage.
@@ -148,16 +154,16 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     def _choose_strategy(self) -> str:
         shards, consumers = self.dataset.num_shards, self.consumers
-        if shards % consumers == 0 or shards >= SHARDS_ARE_EVEN_ENOUGH * consumers:
-            return "shards"
-        if self.rank == 0:
+        strategy = _strategy_for(shards, consumers, SHARDS_ARE_EVEN_ENOUGH)
+        if strategy == "examples" and self.rank == 0:
             warnings.warn(
                 f"{shards} shards cannot be dealt evenly to {consumers} consumers ({self.world_size} ranks x "
-                f"{max(1, self.num_workers)} workers): each reads all the data and keeps one sample in {consumers}; "
-                f"to read it once, write a multiple of {consumers} shards or change --dataloader_num_workers",
+                f"{max(1, self.num_workers)} workers): each reads all the data and keeps one sample in {consumers}: "
+                f"they are read {consumers} times an epoch; to read once, write a multiple of {consumers} shards, "
+                f"or {SHARDS_ARE_EVEN_ENOUGH * consumers} and more, or change --dataloader_num_workers",
                 stacklevel=3,
             )
-        return "examples"
+        return strategy
 
     def __iter__(self) -> Iterator[Sample]:
         # Set here and not in the generator, which starts with the first sample: the loader asks for the state before.
@@ -331,18 +337,21 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     def identity(self) -> dict[str, Any]:
         """What a saved position is only valid with."""
-        names = ("seed", "rank", "world_size", "num_workers", "block_size", "shuffle", "source")
+        names = ("seed", "rank", "world_size", "num_workers", "strategy", "block_size", "shuffle", "source")
         # A rule that does not say which it is differs at least from none.
         repeats = None if self.repeats is None else getattr(self.repeats, "fingerprint", "without a fingerprint")
+        labels = getattr(self.repeats, "labels_fingerprint", None)
         identity = {name: getattr(self, name) for name in names}
         # Rows that were computed are the same, also where the files that hold them were written anew.
         files = digest_of_files(self.dataset) if self.source is None else None
-        return identity | {"num_shards": self.dataset.num_shards, "files": files, "repeats": repeats}
+        return identity | {"num_shards": self.dataset.num_shards, "files": files, "repeats": repeats, "labels": labels}
 
     def differences(self, saved: dict[str, Any], but: Collection[str] = ()) -> list[str]:
         """Names in `identity()` whose values are not those of `saved`, leaving out `but`."""
         now = self.identity()
-        saved = {"files": now["files"], **saved}  # positions were saved without it once
+        strategy = _strategy_for(self.dataset.num_shards, self.consumers, _ONCE)
+        labels = (saved.get("repeats") or "").partition("-")[2] or None
+        saved = {"files": now["files"], "strategy": strategy, "labels": labels, **saved}  # all came later
         return [name for name in now if name not in but and saved.get(name) != now[name]]
 
     def check_identity(self, saved: dict[str, Any], but: Collection[str] = ()) -> None:
@@ -351,8 +360,14 @@ class ImageStream(torch.utils.data.IterableDataset):
         Args:
             but: names that may differ.
         """
-        now = self.identity()
-        differences = [f"{name} {saved.get(name)} (now {now[name]})" for name in self.differences(saved, but)]
+        now, names = self.identity(), self.differences(saved, but)
+        if "labels" in names:
+            raise StreamStateError(
+                "the classes, or their order, or the column of labels, are not those that this run learns: the head "
+                "would answer with wrong names; restore them (class folders and names as they were), or begin anew in "
+                "another --output_dir"
+            )
+        differences = [f"{name} {saved.get(name)} (now {now[name]})" for name in names]
         if differences:
             raise StreamStateError(
                 f"the saved position belongs to a stream with {', '.join(differences)}: continue with the same values"
