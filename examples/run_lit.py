@@ -143,7 +143,9 @@ def build_model(recipe: LiTRecipe) -> tuple[MawsLiTModel, PreTrainedTokenizerBas
         text = model.text_model
         getattr(text, "activation_checkpointing_enable", text.gradient_checkpointing_enable)({"use_reentrant": False})
     if recipe.torch_compile:
-        model.compile()
+        # Each tower by itself: whole, every part of a divided batch would be another graph, by its number of words.
+        model.vision_model.compile()
+        model.text_model.compile()
     return model, load_tokenizer_of(recipe.model_name_or_path or recipe.text_model_name_or_path, model)
 
 

@@ -234,7 +234,18 @@ def test_a_batch_in_parts_is_the_same_batch(straight_run: Path, pairs: Path, tow
         options |= {"gradient_cache_chunks": chunks, "max_steps": 1, "warmup_steps": 0}
         finish(prepare(command(pairs, towers, output_dir, **options)))
         losses += logged(output_dir, "loss")
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    compiled = options | {"torch_compile": True}
+    finish(prepare(command(pairs, towers, tmp_path / "compiled", **compiled)))
+    losses += logged(tmp_path / "compiled", "loss")
+    assert losses == pytest.approx(3 * losses[:1], abs=1e-5)
+
+
+def test_a_batch_of_more_pairs_than_there_are_is_told(
+    straight_run: Path, pairs: Path, towers: Path, tmp_path: Path, prepare
+):
+    options = {"feature_cache": straight_run / "features", "max_steps": 1, "warmup_steps": 0}
+    output = finish(prepare(command(pairs, towers, tmp_path, per_device_train_batch_size=60, **options)))
+    assert re.search(r"warning: an update has 60 pairs, more than the \d+ images of the data set", output)
 
 
 def test_a_lit_model_is_trained_on_with_other_captions(straight_run: Path, pairs: Path, tmp_path: Path, prepare):

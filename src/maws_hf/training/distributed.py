@@ -13,6 +13,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from transformers.utils import is_torch_tf32_available
 
 from .arguments import TrainingArguments
+from .interruption import PATIENCE
 from .sharding import copies_wanted
 
 
@@ -87,6 +88,7 @@ def start_cpu_ranks() -> None:
             "`torchrun --nproc_per_node N` with ACCELERATE_USE_CPU=true instead"
         )
     os.environ["MAWS_HF_LAUNCHER"] = str(launcher.pid)
+    os.environ.setdefault(PATIENCE, "600")  # a save may take longer than torchrun's 30 s
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     os.execv(sys.executable, [*ranks, *sys.argv])
 

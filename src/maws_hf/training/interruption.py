@@ -6,6 +6,8 @@ from types import FrameType, TracebackType
 
 import psutil
 
+PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # of torchrun after a SIGTERM, in seconds
+
 
 class GracefulStop:
     """While active, the first SIGTERM or SIGINT only sets `signal_number`; a second SIGINT interrupts at once.
@@ -17,6 +19,7 @@ class GracefulStop:
     def __init__(self, launcher: int | None = None) -> None:
         self.signal_number: int | None = None
         self.launcher = launcher
+        self._notice = f"\nfinishing this step, then saving{_patience_of_torchrun()}\n".encode()
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "GracefulStop":
@@ -34,7 +37,7 @@ class GracefulStop:
         if number == signal.SIGINT and self.signal_number is not None:
             raise KeyboardInterrupt
         if self.signal_number is None and int(os.environ.get("RANK", "0")) == 0:
-            os.write(2, b"\nfinishing this step, then saving\n")  # print is not safe in a signal handler
+            os.write(2, self._notice)  # print is not safe in a signal handler
         self.signal_number = number
 
     @property
@@ -47,6 +50,13 @@ class GracefulStop:
     def exit_code(self) -> int:
         """The shell's convention: 128 + signal number; 0 without a signal."""
         return 128 + self.signal_number if self.signal_number is not None else 0
+
+
+def _patience_of_torchrun() -> str:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    seconds = os.environ.get(PATIENCE, "30")
+    return f"; the launcher kills what has not ended in {seconds} s ({PATIENCE}=600 before its command: in 600)"
 
 
 def is_alive(process: int) -> bool:

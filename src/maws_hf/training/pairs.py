@@ -215,6 +215,11 @@ def build_pair_loader(
             num_threads=max(1, recipe.dataloader_num_workers),
         )
     rows = _count_rows(recipe, read_records(job), dataset.num_shards, accelerator)
+    if (batch := recipe.per_device_train_batch_size * accelerator.num_processes) > rows:
+        accelerator.print(
+            f"warning: an update has {batch} pairs, more than the {rows} images of the data set: copies of a pair in "
+            "one batch count as wrong answers; give a smaller --per_device_train_batch_size"
+        )
     stream = ImageStream(
         open_stream(job.folder, require_image=False),
         partial(_prepare_features, width=model.config.vision_config.hidden_size, extra=draw),
