@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from datasets import LargeList, List
 from transformers.utils import logging
 
@@ -26,8 +27,9 @@ from maws_hf import MawsViTForImageClassification
 from maws_hf.data.resampling import RepeatFactors, RepeatRows
 from maws_hf.data.streaming import Sample
 from maws_hf.data.targets import LabelReader
-from maws_hf.evaluation.classification import classify, score_targets
+from maws_hf.evaluation.classification import Classified, classify, score_targets
 from maws_hf.evaluation.flops import measure_matmul_peak, wsp_training_flops
+from maws_hf.evaluation.metrics import label_ranks, score_ranks
 from maws_hf.optim.groups import parameter_groups
 from maws_hf.processing.image_processors import image_processor_of, square_image_processor_of
 from maws_hf.processing.mixing import Mixing, erase
@@ -48,6 +50,7 @@ from maws_hf.visualization import plot_curve, prediction_grid, save_picture
 
 HEAD_STD = 2e-5  # of a new head, as in the parent recipe: all classes start as good as equal
 WATCHED_IMAGES = 1024  # of the evaluation split, scored during training
+BYTES_AT_ONCE = 2**26  # of the scores of other processes that a device holds on their way to the main one
 
 # ---------------------------------------------------------------- arguments
 
@@ -227,7 +230,7 @@ def evaluate(
     multi_label: bool,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Scores of the whole evaluation split; its shards are shared among the processes."""
+    """As [`score_parts`], of the whole evaluation split; its shards are shared among the processes."""
     dataset, image_column = open_images(recipe, split_of(recipe), [labels.column])
     readers, rank = min(accelerator.num_processes, dataset.num_shards), accelerator.process_index
     part = dataset.shard(readers, rank) if rank < readers else dataset.take(0)
@@ -241,19 +244,43 @@ def evaluate(
         num_workers=recipe.dataloader_num_workers,
         bf16=recipe.bf16,
     )
+    return score_parts(found, multi_label, accelerator)
+
+
+def score_parts(found: Classified, multi_label: bool, accelerator: Accelerator) -> dict[str, float]:
+    """Scores of what all processes have classified, on the main one; nothing on the others."""
     counts = torch.tensor([len(found.scores), found.skipped], device=accelerator.device)
     images, skipped = accelerator.reduce(counts, reduction="sum").tolist()
-    scores, targets = (gather_rows(rows, accelerator) for rows in (found.scores, found.targets))
-    return {**score_targets(scores, targets, multi_label), "images": images, "skipped": skipped}
+    if multi_label:
+        parts = [found.scores, found.targets]
+    else:  # a number for each image says it all
+        parts = [label_ranks(found.scores, found.targets.int().argmax(dim=1))]
+    rows = [gather_rows(part, accelerator) for part in parts]
+    if not accelerator.is_main_process:
+        return {}
+    scores = score_targets(*rows, multi_label) if multi_label else score_ranks(*rows, found.scores.shape[1])
+    return {**scores, "images": images, "skipped": skipped}
 
 
 def gather_rows(rows: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """Rows of all processes, which may hold different numbers of them."""
+    """Rows of all processes, which may hold different numbers of them, on the CPU of the main one; none on the others.
+
+    They pass over the devices some at a time: those of a whole split need not fit there.
+    """
     counts = accelerator.gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
-    padded = torch.zeros(max(counts), *rows.shape[1:], dtype=torch.float32, device=accelerator.device)
-    padded[: len(rows)] = rows
-    gathered = accelerator.gather(padded).cpu().unflatten(0, (len(counts), max(counts)))
-    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)]).to(rows.dtype)
+    at_once = max(1, BYTES_AT_ONCE // (rows.element_size() * rows.shape[1:].numel()))
+    whole = rows.new_empty(sum(counts) if accelerator.is_main_process else 0, *rows.shape[1:])
+    end = 0
+    for process, count in enumerate(counts):
+        for start in range(0, count, at_once):
+            part = rows.new_empty(min(at_once, count - start), *rows.shape[1:], device=accelerator.device)
+            if process == accelerator.process_index:
+                part.copy_(rows[start : start + len(part)])
+            broadcast(part, from_process=process)
+            if accelerator.is_main_process:
+                whole[end : end + len(part)] = part
+            end += len(part)
+    return whole
 
 
 # ---------------------------------------------------------------- main

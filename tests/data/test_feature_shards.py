@@ -7,6 +7,7 @@ import os
 import tarfile
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -21,6 +22,7 @@ from maws_hf.data.captions import find_captions
 from maws_hf.data.feature_shards import (
     FEATURES,
     FeatureJob,
+    choose_shards,
     compute_features,
     read_records,
     unpack_features,
@@ -91,7 +93,7 @@ def job_of(source, folder, encode, columns=("captions",), views=center, seed=0) 
     image_column = find_image_column(dataset)
     names = [name for name in ("__key__", "key", "id") if name in dataset.features]
     dataset = dataset.select_columns([image_column, *names, *columns])
-    return FeatureJob(dataset, image_column, views, encode, seed, folder)
+    return FeatureJob(dataset, image_column, views, encode, seed, folder, choose_shards(folder, dataset))
 
 
 def stored_rows(job):
@@ -280,7 +282,7 @@ def test_rows_that_are_in_no_file_are_read_each_time(tmp_path, tower):
 
     def job(rows):
         dataset = Dataset.from_dict(rows, features=features).to_iterable_dataset(num_shards=2)
-        return FeatureJob(dataset, "image", center, Counted(tower), 0, tmp_path / "features")
+        return FeatureJob(dataset, "image", center, Counted(tower), 0, tmp_path / "features", 2)
 
     first, again = job(pictures), job(pictures)
     compute_features(first)
@@ -309,7 +311,7 @@ def test_two_ranks_make_all_shards_between_them(tmp_path, tower):
 # ---------------------------------------------------------------------------------------------------- data sets
 
 
-@pytest.mark.parametrize("most", [3, 256])
+@pytest.mark.parametrize("most", [5, 256])
 def test_an_image_folder_becomes_few_files(tmp_path, tower, monkeypatch, most):
     monkeypatch.setattr(feature_shards, "MOST_SHARDS", most)
     (tmp_path / "data").mkdir()
@@ -324,6 +326,27 @@ def test_an_image_folder_becomes_few_files(tmp_path, tower, monkeypatch, most):
         assert np.allclose(found[str(tmp_path / "data" / f"{i}.png")][0], expected[i], atol=1e-5)
     compute_features(job)
     assert job.encode.views == 10
+
+
+@pytest.mark.parametrize(
+    ("there", "ranks", "expected"), [(3, 512, 3), (9999, 1, 256), (9999, 64, 256), (9999, 100, 400), (700, 512, 700)]
+)
+def test_many_ranks_have_four_files_each_and_few_no_more_than_256(tmp_path, there, ranks, expected):
+    assert choose_shards(tmp_path, SimpleNamespace(num_shards=there), ranks) == expected
+
+
+def test_a_folder_keeps_the_number_of_files_that_it_was_begun_with(tmp_path, tower, monkeypatch):
+    (tmp_path / "data").mkdir()
+    for i in range(10):
+        (tmp_path / "data" / f"{i}.png").write_bytes(draw_image(i))
+    for most in (5, 7):
+        monkeypatch.setattr(feature_shards, "MOST_SHARDS", most)
+        job = job_of(tmp_path / "data", tmp_path / "features", Counted(tower), columns=())
+        compute_features(job, rank=0, world_size=2)
+        assert len(list(job.folder.glob("*-of-00005.parquet"))) == 3
+    assert job.encode.views == 0
+    compute_features(job)
+    assert len(stored_rows(job)) == 10
 
 
 def test_tar_shards_keep_their_keys_and_texts(tmp_path, tower):

@@ -20,7 +20,14 @@ from maws_hf.optim.groups import parameter_groups
 from maws_hf.training.initial_weights import meta_model
 from maws_hf.training.model import ModelRecipe, build_model
 from maws_hf.training.native_start import NativeStart
-from maws_hf.training.sharded_files import load_moments, load_weights, save_training, training_tensors, write_shard
+from maws_hf.training.sharded_files import (
+    CheckpointTensors,
+    load_moments,
+    load_weights,
+    save_training,
+    training_tensors,
+    write_shard,
+)
 from maws_hf.training.sharding import copies_wanted, own_part, own_place, rebind_groups, shard_model
 
 CPU = torch.device("cpu")
@@ -54,9 +61,10 @@ def take_steps(folder: Path, task: str) -> dict:
         model(**{**batch(task, 9, own), **({"skip_logits": False} if task == "wsp" else {})})
     second = update(model, optimizer, average, batch(task, 2, own), 2)
     write_to(folder / f"{task}-two", lambda path: save_training(model, optimizer, average, path))
-    load_weights(model, folder / f"{task}-whole")
-    fresh = make_optimizer(model)
-    load_moments(fresh, average, folder / f"{task}-whole")
+    with CheckpointTensors(folder / f"{task}-whole") as tensors:
+        load_weights(model, tensors)
+        fresh = make_optimizer(model)
+        load_moments(fresh, average, tensors)
     update(model, fresh, average, batch(task, 3, own), 3)
     write_to(folder / f"{task}-resumed", lambda path: save_training(model, fresh, average, path))
     own = digest(training_tensors(model, fresh, average))
@@ -122,7 +130,8 @@ def watch_memory(folder: Path) -> dict[str, float]:
     own = sum(own_part(parameter).numel() for parameter in model.parameters()) * 4 / 2**20
     write_to(folder / "large", lambda path: write_weights(model, path))
     saved = peak()
-    load_weights(model, folder / "large")
+    with CheckpointTensors(folder / "large") as tensors:
+        load_weights(model, tensors)
     return {"whole": whole, "own": own, "made": made - start, "saved": saved - made, "loaded": peak() - saved}
 
 

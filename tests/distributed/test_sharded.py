@@ -130,8 +130,9 @@ def test_several_processes_continue_a_checkpoint_of_one(ranks, references, folde
 @pytest.mark.parametrize("task", MODELS)
 def test_one_process_continues_a_checkpoint_of_several(ranks, references, folder, task):
     run = Reference(task)
-    load_weights(run.model, folder / f"{task}-two")
-    load_moments(run.optimizer, run.average, folder / f"{task}-two")
+    with CheckpointTensors(folder / f"{task}-two") as tensors:
+        load_weights(run.model, tensors)
+        load_moments(run.optimizer, run.average, tensors)
     run.update(3)
     for name, tensor in run.tensors().items():
         torch.testing.assert_close(tensor, references[task]["three"][name], **ROUNDING, msg=name)

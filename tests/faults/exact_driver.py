@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from ranks import scene
 from tiny import tiny_config
 
 from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification
+from maws_hf.evaluation.classification import Classified, score_targets
 from maws_hf.training.arguments import TrainingArguments
 from maws_hf.training.loop import train
 
@@ -103,21 +105,40 @@ def update(rank: int, kind: str, batch_size: int, accumulation: int, folder: Pat
     return {"gradients": found, "loss": metrics["loss"], "grad_norm": metrics["grad_norm"]}
 
 
-def gathered(rank: int) -> dict[str, Any]:
-    """Scores of seven images, four on one rank and three on the other, as fine-tuning collects them."""
-    gather_rows = runpy.run_path(str(EXAMPLES / "run_finetune.py"))["gather_rows"]
-    scores = torch.arange(14.0).reshape(7, 2) + 0.5
-    own = scores[:4] if rank == 0 else scores[4:]
-    accelerator = Accelerator(cpu=True)
-    return {
-        "scores": gather_rows(own, accelerator).tolist(),
-        "targets": gather_rows(own > 5, accelerator).int().tolist(),
-    }
+def gathered(rank: int, multi_label: bool, owners: list[int]) -> dict[str, Any]:
+    """Scores of images that are dealt to `owners`, as fine-tuning brings them together, and how much at once."""
+    script = runpy.run_path(str(EXAMPLES / "run_finetune.py"))
+    sent: list[int] = []
+
+    def note(tensor: torch.Tensor, from_process: int) -> torch.Tensor:
+        sent.append(tensor.nbytes)
+        return broadcast(tensor, from_process)
+
+    script["gather_rows"].__globals__.update(BYTES_AT_ONCE=60, broadcast=note)
+    scores, targets = classified(multi_label, len(owners))
+    own = torch.tensor(owners) == rank
+    with torch.inference_mode():
+        found = Classified(scores[own], targets[own], skipped=rank + 1)
+    return {"results": script["score_parts"](found, multi_label, Accelerator(cpu=True)), "sent": sent}
+
+
+def classified(multi_label: bool, images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of seven classes, some of them equal, and which of them are right."""
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randint(0, 9, (images, 7), generator=generator) / 3
+    labels = torch.randint(0, 7, (images,), generator=generator)
+    targets = torch.nn.functional.one_hot(labels, 7).bool()
+    return scores, targets | (torch.rand(images, 7, generator=generator) < 0.3) if multi_label else targets
 
 
 def main(folder: str) -> None:
     root, results = Path(folder), {}
-    results["gathered"] = scene(2, gathered, root / "answers" / "gathered")
+    for multi_label in (False, True):
+        for name, owners in (("uneven", [0] * 5 + [2] * 16), ("last only", [1] * 9), ("alone", [0] * 9)):
+            title, ranks = f"gathered {name} {multi_label}", max(owners) + 1
+            found = scene(ranks, gathered, root / "answers" / title, multi_label, owners)
+            expected = score_targets(*classified(multi_label, len(owners)), multi_label)
+            results[title] = {"found": found, "expected": {**expected, "images": len(owners)}}
     divisions = {"1 x 8": (1, 8, 1), "1 x 2 x 4": (1, 4, 2), "2 x 4": (2, 4, 1), "2 x 2 x 2": (2, 2, 2)}
     for kind, unlabelled in (("mae", 0), ("wsp", 0), ("wsp", 3)):
         for name, (world_size, batch_size, accumulation) in divisions.items():

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from line_run import Line, objective, run
 from ranks import scene
 from safetensors.torch import load_file
 
-from maws_hf.training import checkpoint, loop, prefetch
+from maws_hf.training import checkpoint, distributed, loop, prefetch
+from maws_hf.training.agreement import named_failures
+from maws_hf.training.arguments import TrainingArguments
 
 STEPS = 8
 OPTIONS = {"max_steps": STEPS, "per_device_train_batch_size": 2, "save_steps": 3}
@@ -73,16 +77,28 @@ def half(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
 
 def unlike(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
     """Rank 1 cannot read the newest checkpoint, which the other finds whole."""
-    verify = checkpoint.verify
+    read = checkpoint._sha256
 
-    def fail(path: Path) -> checkpoint.Checkpoint:
-        if path.name == f"step-{STEPS:08d}":
-            raise checkpoint.CheckpointError(f"{path}: stale file handle")
-        return verify(path)
+    def fail(file: Path) -> str:
+        if file.parent.name == f"step-{STEPS:08d}":
+            raise OSError(116, "Stale file handle")
+        return read(file)
 
     if rank == 1:
-        checkpoint.verify = fail
+        checkpoint._sha256 = fail
     return train(rank, corpus, folder, max_steps=2 * STEPS)
+
+
+def flipped(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
+    """A bit of the newest checkpoint is not what it was; also tells what this rank reads to find that."""
+    read, found = checkpoint._sha256, []
+
+    def note(file: Path) -> str:
+        found.append(str(file.relative_to(folder / "checkpoints")))
+        return read(file)
+
+    checkpoint._sha256 = note
+    return {**train(rank, corpus, folder), "read": found}
 
 
 def taken(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
@@ -114,6 +130,16 @@ def apart(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
     return train(rank, corpus, folder / f"host-{rank}")
 
 
+def late(rank: int, folder: Path) -> dict[str, Any]:
+    """The main process has something to do that takes longer than a run waits for it."""
+    distributed.LONGEST_WAIT = timedelta(seconds=3)
+    accelerator = distributed.build_accelerator(TrainingArguments(output_dir=str(folder)))
+    if rank == 0:
+        time.sleep(8)
+    with named_failures(rank, accelerator.num_processes, lambda: "at its start"):
+        return {}
+
+
 def main(corpus: str, folder: str) -> None:
     root = Path(folder)
     results = {}
@@ -141,6 +167,11 @@ def main(corpus: str, folder: str) -> None:
     saved = root / "train" / "checkpoints" / f"step-{STEPS:08d}"
     results["unlike"] = scene(2, unlike, root / "answers" / "unlike", Path(corpus), root / "train")
     results["taken"] = scene(2, taken, root / "answers" / "taken", Path(corpus), root / "taken")
+    scene(2, train, root / "answers" / "flipped before", Path(corpus), root / "flipped")
+    weights = root / "flipped" / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    results["flipped"] = scene(2, flipped, root / "answers" / "flipped", Path(corpus), root / "flipped")
+    results["late"] = scene(2, late, root / "answers" / "late", root / "late")
     tensors = load_file(saved / "model.safetensors")
     results["saved"] = {name: tensor.item() for name, tensor in tensors.items()}
     results["loaded"] = {name: tensor.item() for name, tensor in Line.from_pretrained(saved).named_parameters()}

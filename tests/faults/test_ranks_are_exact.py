@@ -42,8 +42,16 @@ def test_images_without_labels_would_weigh_the_others_unevenly(division: str, up
     assert (gradients(parts[0]) - gradients(whole)).abs().max() > 0.05 * gradients(whole).abs().max()
 
 
-def test_seven_images_on_two_ranks_are_seven_rows(updates: dict[str, Any]):
-    expected = [[2 * row + 0.5, 2 * row + 1.5] for row in range(7)]
-    for rank in updates["gathered"]:
-        assert rank["answer"]["scores"] == expected
-        assert rank["answer"]["targets"] == [[int(value > 5) for value in row] for row in expected]
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("name", ["uneven", "last only", "alone"])
+def test_images_dealt_to_ranks_are_scored_as_if_one_had_them_all(
+    name: str, multi_label: bool, updates: dict[str, Any]
+):
+    """One rank of three has five of 21 images, one none and one the rest; of two, the second has all; one has all."""
+    scene = updates[f"gathered {name} {multi_label}"]
+    main, *others = [rank["answer"] for rank in scene["found"]]
+    ranks = len(others) + 1
+    assert main["results"] == {**scene["expected"], "skipped": ranks * (ranks + 1) // 2}
+    assert all(other["results"] == {} for other in others)
+    assert 0 < max(main["sent"]) <= 60, "more scores at once than a device is to hold"
+    assert len(main["sent"]) > 1

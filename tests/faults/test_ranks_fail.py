@@ -1,10 +1,13 @@
 """What happens to one of two ranks: the other ends in seconds and says so, and a restart loses nothing."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ranks import drive
+
+from maws_hf.training.distributed import LONGEST_WAIT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SECONDS = 15  # of a whole scene: start, a few steps, failure
@@ -64,7 +67,29 @@ def test_an_unreadable_shard_of_one_rank_is_the_same_text_on_both_and_the_place_
 def test_ranks_that_find_different_checkpoints_do_not_train(scenes: dict[str, Any]):
     for rank in scenes["unlike"]:
         assert "do not find the same checkpoint" in rank["error"]
-        assert "(rank 0: step-00000008; rank 1: step-00000006)" in rank["error"]
+        assert "step-00000008 (rank 0: whole; rank 1: " in rank["error"]
+        assert "model.safetensors cannot be read ([Errno 116] Stale file handle))" in rank["error"]
+
+
+def test_ranks_share_the_reading_of_a_damaged_checkpoint_and_fall_back_together(scenes: dict[str, Any]):
+    first, second = scenes["flipped"]
+    assert first["answer"]["weights"] == second["answer"]["weights"] == scenes["train"][0]["answer"]["weights"]
+    assert (
+        "step-00000008/model.safetensors is not what was written; falling back to the one before" in first["printed"]
+    )
+    before = [[file for file in rank["answer"]["read"] if "step-00000006" in file] for rank in (first, second)]
+    assert before[0]
+    assert before[1]
+    assert not set(before[0]) & set(before[1])
+
+
+def test_a_process_that_is_late_is_waited_for_as_long_as_a_run_says(scenes: dict[str, Any]):
+    late, waiting = scenes["late"]
+    assert waiting["error"].startswith(
+        "TrainingError: rank 1 cannot go on at its start: another process has not answered in time"
+    )
+    assert late["exit_code"] == 1
+    assert timedelta(hours=1) <= LONGEST_WAIT  # of a run; in this scene it is 3 s
 
 
 def test_a_rank_that_fails_at_its_start_is_named_by_the_other(scenes: dict[str, Any]):
@@ -126,4 +151,5 @@ def test_a_disk_that_refuses_one_rank_is_the_reason_on_both_and_nothing_is_left_
 def test_ranks_that_find_different_checkpoints_continue_from_none(scenes: dict[str, Any]):
     for rank in scenes["apart again"]:
         assert "the processes do not find the same checkpoint" in rank["error"]
-        assert "(rank 0: step-00000004; rank 1: none)" in rank["error"]
+        assert "step-00000004 (rank 0: whole; rank 1: " in rank["error"]
+        assert "host-1/checkpoints/step-00000004/manifest.json cannot be read (FileNotFoundError" in rank["error"]

@@ -1,6 +1,10 @@
 import errno
+import itertools
 import json
 import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -150,6 +154,113 @@ def test_nothing_whole_left_is_an_error_and_no_fresh_start(tmp_path: Path):
     flip_a_bit(tmp_path / "step-00000001")
     with pytest.raises(ckpt.CheckpointError, match=r"no whole checkpoint.*model\.safetensors is not what was written"):
         ckpt.find_latest(tmp_path, warn=lambda message: None)
+
+
+def together(count: int, act) -> list:
+    """What `act(rank, exchange)` gives, or raises, on as many threads; each has its rank for a name."""
+    told, barrier = {}, threading.Barrier(count, timeout=20)
+
+    def be(rank: int):
+        turns = itertools.count()
+
+        def exchange(own):
+            turn = next(turns)
+            told[turn, rank] = own
+            barrier.wait()
+            return [told[turn, other] for other in range(count)]
+
+        threading.current_thread().name = str(rank)
+        try:
+            return act(rank, exchange)
+        except ckpt.CheckpointError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return [task.result() for task in [pool.submit(be, rank) for rank in range(count)]]
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """Rank and file of all that is read."""
+    read, found = ckpt._sha256, []
+
+    def note(file: Path) -> str:
+        found.append((threading.current_thread().name, file))
+        return read(file)
+
+    monkeypatch.setattr(ckpt, "_sha256", note)
+    return found
+
+
+def test_ranks_share_the_reading_of_one_folder(hashed: list, tmp_path: Path):
+    write(tmp_path, 1)
+    hashed.clear()
+    found = together(
+        3, lambda rank, exchange: ckpt.find_latest(tmp_path, fail_if_called, rank=rank, exchange=exchange)
+    )
+    assert [checkpoint.step for checkpoint in found] == [1, 1, 1]
+    newest = tmp_path / "step-00000001"
+    assert sorted(hashed) == [("0", newest / "model.safetensors"), ("1", newest / "nested" / "rank.json")]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_find_what_one_process_finds_and_say_the_same(count: int, damage, tmp_path: Path):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    damage(tmp_path / "step-00000002")
+    (tmp_path / "step-00000002" / "nested" / "rank.json").unlink()  # the second file, which another rank reads
+    alone: list[str] = []
+    assert ckpt.find_latest(tmp_path, alone.append).step == 1
+
+    def search(rank, exchange):
+        said: list[str] = []
+        return ckpt.find_latest(tmp_path, said.append, rank=rank, exchange=exchange).step, said
+
+    assert together(count, search) == count * [(1, alone)]
+    strict = together(
+        count, lambda rank, exchange: ckpt.find_latest(tmp_path, print, strict=True, rank=rank, exchange=exchange)
+    )
+    assert all("leave out --strict_resume" in str(error) for error in strict)
+
+
+def test_what_one_rank_alone_cannot_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path, 1)
+    read = ckpt._sha256
+
+    def fail(file: Path) -> str:
+        if threading.current_thread().name == "1":
+            raise OSError(errno.ESTALE, "Stale file handle", str(file))
+        return read(file)
+
+    monkeypatch.setattr(ckpt, "_sha256", fail)
+    errors = together(3, lambda rank, exchange: ckpt.find_latest(tmp_path, print, rank=rank, exchange=exchange))
+    told = (
+        r"step-00000001 \(rank 0: whole; rank 1: .*nested/rank.json cannot be read .*; rank 2: whole\): it must be one"
+    )
+    for error in errors:
+        with pytest.raises(ckpt.DisagreementError, match=told):
+            raise error
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "nested/rank.json", "manifest.json", ""])
+def test_each_copy_on_another_disk_is_verified_as_a_whole(name: str, hashed: list, tmp_path: Path):
+    """As a checkpoint that lies on the own disk of each host: what others have read says nothing about it."""
+    write(tmp_path / "0", 1)
+    shutil.copytree(tmp_path / "0", tmp_path / "1")  # with all times that can be copied
+    hashed.clear()
+
+    def check(rank, exchange):
+        return ckpt.verify(tmp_path / str(rank // 2) / "step-00000001", rank=rank, exchange=exchange)
+
+    together(4, check)
+    assert sorted(rank for rank, _ in hashed) == ["0", "1", "2", "3"]
+    if name:
+        file = tmp_path / "1" / "step-00000001" / name
+        file.write_bytes(file.read_bytes()[:-1])
+        reasons = [str(error) for error in together(4, check)]
+        assert all("(rank 0: whole; rank 1: whole; rank 2: " in reason for reason in reasons)
+        assert all(f"rank 3: {file} " in reason for reason in reasons)
 
 
 class Killed(BaseException):

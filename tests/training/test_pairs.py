@@ -219,7 +219,8 @@ def test_few_bad_images_are_told_and_many_are_an_error(recipe, model, accelerato
 def test_no_image_is_ever_mirrored(recipe, model, accelerator, tmp_path):
     picture = np.zeros((32, 32, 3), dtype=np.uint8)
     picture[:, 16:] = 255  # dark on the left
-    views = _feature_job(replace(recipe, feature_views=16), model.vision_model, *open_pairs(recipe, "train")[:2]).views
+    opened = open_pairs(recipe, "train")[:2]
+    views = _feature_job(replace(recipe, feature_views=16), model.vision_model, *opened, accelerator).views
     write(tmp_path / "data", shards=1, picture=picture)
     loader, _ = build_pair_loader(replace(recipe, feature_views=0), model, tiny_tokenizer(), accelerator)
     fresh = [image for batch in itertools.islice(loader, 8) for image in batch["pixel_values"]]

@@ -54,7 +54,8 @@ def test_an_optimizer_that_has_made_no_update_comes_back_as_one(tmp_path: Path):
     model = nn.Linear(2, 3)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1))
     write_shard(training_tensors(model, optimizer, None), tmp_path, 0, 1)
-    load_moments(optimizer, None, tmp_path)
+    with CheckpointTensors(tmp_path) as tensors:
+        load_moments(optimizer, None, tensors)
     assert not any(optimizer.state.values())
 
 
@@ -88,5 +89,6 @@ def test_what_was_saved_before_any_update_has_no_moments_and_is_continued(tmp_pa
     model = new_model(MawsViTModel, tiny_config(), 1)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05))
     save_training(model, optimizer, None, tmp_path)
-    load_moments(optimizer, None, tmp_path)
+    with CheckpointTensors(tmp_path) as tensors:
+        load_moments(optimizer, None, tensors)
     assert not any(optimizer.state.values())

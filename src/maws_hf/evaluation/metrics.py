@@ -113,8 +113,12 @@ def score_classification(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """
     if labels.dim() == 2:
         return {"mAP": mean_average_precision(scores, labels)}
-    ranks = label_ranks(scores, labels)
-    return {f"top{k}": float((ranks < k).double().mean()) for k in (1, 5) if k < max(scores.shape[1], 2)}
+    return score_ranks(label_ranks(scores, labels), scores.shape[1])
+
+
+def score_ranks(ranks: Tensor, classes: int) -> dict[str, float]:
+    """As [`score_classification`] of single labels, from their `label_ranks` among so many classes."""
+    return {f"top{k}": float((ranks < k).double().mean()) for k in (1, 5) if k < max(classes, 2)}
 
 
 __all__ = [
@@ -124,5 +128,6 @@ __all__ = [
     "mean_per_class_accuracy",
     "multi_hot",
     "score_classification",
+    "score_ranks",
     "top_k_accuracy",
 ]

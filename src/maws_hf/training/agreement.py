@@ -42,7 +42,7 @@ def named_failures(rank: int, world_size: int, when: Callable[[], str]) -> Itera
 
     A process that ends takes the others along: their next exchange with it fails, in seconds on gloo. That becomes a
     sentence with the rank that is gone; the backend's own error is its cause. One that hangs is given up after the
-    backend's time limit, and is not said to have ended.
+    run's time limit, and is not said to have ended.
 
     Raises:
         TrainingError: another process is gone, or does not answer.

@@ -27,8 +27,15 @@ _VOUCHER = ".sha256"
 _STEP_NAME = re.compile(r"step-(\d{8})")
 
 
+Exchange = Callable[[Any], list[Any]]  # gives all ranks, in their order, what each of them has; all call it at once
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, or does not fit; the message names the file or parameter."""
+
+
+class DisagreementError(CheckpointError):
+    """What is a whole checkpoint for some ranks is none for others."""
 
 
 @dataclass(frozen=True)
@@ -112,19 +119,30 @@ def _what_is_left(root: Path) -> str:
     return f"{shutil.disk_usage(root).free / 2**20:.0f} MiB are free; {intact}" if root.is_dir() else intact
 
 
-def find_latest(root: Path, warn: Callable[[str], None], *, strict: bool = False) -> Checkpoint | None:
+def _alone(own: Any) -> list[Any]:
+    return [own]
+
+
+def find_latest(
+    root: Path, warn: Callable[[str], None], *, strict: bool = False, rank: int = 0, exchange: Exchange = _alone
+) -> Checkpoint | None:
     """The newest checkpoint that verifies; damaged ones are reported through `warn` and passed over.
+
+    Args:
+        rank, exchange: as [`verify`] has them.
 
     Raises:
         CheckpointError: if there are checkpoints but none of them is whole, for starting over unasked would hide
             that; if `strict`, already if the newest is damaged.
+        DisagreementError: the ranks do not all find the same one.
     """
     damaged = []
-    for path in sorted(root.glob("step-*"), reverse=True):
-        if not _STEP_NAME.fullmatch(path.name):
-            continue
+    found = exchange({path.name for path in root.glob("step-*") if _STEP_NAME.fullmatch(path.name)})
+    for name in sorted(set().union(*found), reverse=True):
         try:
-            return verify(path)
+            return verify(root / name, rank=rank, exchange=exchange)
+        except DisagreementError:
+            raise
         except CheckpointError as error:
             if strict:
                 raise CheckpointError(
@@ -139,15 +157,57 @@ def find_latest(root: Path, warn: Callable[[str], None], *, strict: bool = False
     return None
 
 
-def verify(path: Path, *, any_name: bool = False) -> Checkpoint:
+def verify(path: Path, *, any_name: bool = False, rank: int = 0, exchange: Exchange = _alone) -> Checkpoint:
     """Reads the manifest and compares size and SHA-256 of every file.
 
     Args:
         any_name: it is a copy that need not be called after its step.
+        rank, exchange: of several that verify it at once. Those with the same files before them share the reading;
+            what one finds damaged, all look at.
 
     Raises:
         CheckpointError: naming the first file that is missing or differs.
+        DisagreementError: it is whole for some ranks only.
     """
+    files, place, error = {}, None, None
+    try:
+        manifest = _read_manifest(path, any_name=any_name)
+        files, status = manifest["files"], (path / MANIFEST).stat()
+        # When the file was last touched is told by its disk: alike to all that see this one, and of no copy elsewhere.
+        place = status.st_ino, status.st_ctime_ns
+    except OSError as raised:
+        error = CheckpointError(f"{path / MANIFEST} cannot be read ({raised})")
+    except CheckpointError as raised:
+        error = raised
+    sharing = [other for other, its in enumerate(exchange(place)) if its == place]
+    damages: dict[str, str | None] = {}
+    for name in list(files)[sharing.index(rank) :: len(sharing)]:
+        damages[name] = _damage(path / name, files[name])
+        if damages[name]:
+            break
+    suspects = exchange(next((name for name, damage in damages.items() if damage), None))
+    for name in files:
+        if name in suspects and name not in damages:
+            damages[name] = _damage(path / name, files[name])
+    if error is None:
+        error = next((CheckpointError(damages[name]) for name in files if damages.get(name)), None)
+    _refuse_different(exchange(error and str(error)), path)
+    if error is not None:
+        raise error
+    return Checkpoint(path, manifest)
+
+
+def _refuse_different(reasons: list[str | None], path: Path) -> None:
+    """A rank may fail to read what the others can, or have a folder of its own on another host."""
+    if any(reasons) and not all(reasons):
+        listed = "; ".join(f"rank {rank}: {reason or 'whole'}" for rank, reason in enumerate(reasons))
+        raise DisagreementError(
+            f"the processes do not find the same checkpoint in {path} ({listed}): it must be one folder that all of "
+            "them can read, on a disk that their hosts share; then the same command continues"
+        )
+
+
+def _read_manifest(path: Path, *, any_name: bool) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         digest = manifest.pop("sha256")
@@ -163,15 +223,16 @@ def verify(path: Path, *, any_name: bool = False) -> Checkpoint:
         )
     if not isinstance(files, dict) or not all(map(_is_entry, files, files.values())):
         raise CheckpointError(f"{path / MANIFEST} does not say which files there are, with their bytes and sha256")
-    for name, expected in files.items():
-        file = path / name
-        try:
-            is_whole = file.stat().st_size == expected["bytes"] and _sha256(file) == expected["sha256"]
-        except (OSError, ValueError) as error:  # it is missing, its disk is dying, or it has no possible name
-            raise CheckpointError(f"{file} cannot be read ({error})") from error
-        if not is_whole:
-            raise CheckpointError(f"{file} is not what was written")
-    return Checkpoint(path, manifest)
+    return manifest
+
+
+def _damage(file: Path, expected: dict[str, Any]) -> str | None:
+    """What is wrong with a file of a manifest."""
+    try:
+        is_whole = file.stat().st_size == expected["bytes"] and _sha256(file) == expected["sha256"]
+    except (OSError, ValueError) as error:  # it is missing, its disk is dying, or it has no possible name
+        return f"{file} cannot be read ({error})"
+    return None if is_whole else f"{file} is not what was written"
 
 
 def with_own_name(folder: str | Path) -> Path:

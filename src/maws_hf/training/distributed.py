@@ -5,16 +5,22 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from transformers.utils import is_torch_tf32_available
 
 from .arguments import TrainingArguments
 from .interruption import PATIENCE
 from .sharding import copies_wanted
+
+# How long a process waits for the others. The 10 minutes of NCCL would end runs in which all is well: one process
+# writes 100 GB to a slow disk, reads all labels of a split, or scores one that lies in a single shard, which takes the
+# largest models an hour. One that dies is noticed at once all the same; only one that hangs is given up so late.
+LONGEST_WAIT = timedelta(hours=2)
 
 
 def build_accelerator(recipe: TrainingArguments) -> Accelerator:
@@ -33,7 +39,10 @@ def build_accelerator(recipe: TrainingArguments) -> Accelerator:
         mixed_precision="bf16" if recipe.bf16 else "no",
         log_with=wanted,
         project_dir=output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        ],
     )
     launched, ours = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), accelerator.mixed_precision
     if launched not in ("no", ours):

@@ -182,8 +182,12 @@ class _Run:
                 copies=copies_wanted(accelerator.num_processes),
             )
             groups = groups and rebind_groups(groups, model)
-        if resumed is not None:
-            (sharded_files if self._in_rows(resumed.path) else ckpt).load_weights(model, resumed.path)
+        rows = None  # of a checkpoint, its own of which each process reads: it is sharded, or the model is
+        if resumed is not None and (self.sharded or sharded_files.holds_shards(resumed.path)):
+            rows = sharded_files.CheckpointTensors(resumed.path)  # once: it opens the files of all processes
+            sharded_files.load_weights(model, rows)
+        elif resumed is not None:
+            ckpt.load_weights(model, resumed.path)
         optimizer = torch.optim.AdamW(
             groups or parameter_groups(model, recipe.weight_decay),
             lr=0.0,
@@ -202,7 +206,7 @@ class _Run:
         self.modules = list(self.model.modules())
         self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
         if resumed is not None:
-            self._restore(resumed)
+            self._restore(resumed, rows)
             self.saved_step = self.state.step
         rank = accelerator.process_index
         suffix = f"-rank{rank}" if rank else ""
@@ -420,15 +424,12 @@ class _Run:
             "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate)},
         }
 
-    def _in_rows(self, directory: Path) -> bool:
-        """Whether each process reads its own rows of a checkpoint: it is sharded, or the model is."""
-        return self.sharded or sharded_files.holds_shards(directory)
-
-    def _restore(self, checkpoint: ckpt.Checkpoint) -> None:
+    def _restore(self, checkpoint: ckpt.Checkpoint, rows: sharded_files.CheckpointTensors | None) -> None:
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         compare_recipes(checkpoint, self.recipe, world_size, self.accelerator.print)
-        if self._in_rows(checkpoint.path):
-            sharded_files.load_moments(self.optimizer, self.average, checkpoint.path)
+        if rows is not None:
+            with rows:
+                sharded_files.load_moments(self.optimizer, self.average, rows)
         else:
             ckpt.load_optimizer(self.optimizer, checkpoint.path / "optimizer.safetensors")
             if self.average is not None:

@@ -19,12 +19,21 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from datasets import IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data.captions import CaptionReader, find_captions, parse_weights
-from ..data.feature_shards import FEATURES, FeatureJob, FeatureRecord, compute_features, read_records, unpack_features
+from ..data.feature_shards import (
+    FEATURES,
+    FeatureJob,
+    FeatureRecord,
+    choose_shards,
+    compute_features,
+    read_records,
+    unpack_features,
+)
 from ..data.loader import build_loader, collate
 from ..data.sources import DataSourceError, digest_of_files, open_stream, refuse_output_within
 from ..data.streaming import KEY, ImageStream, Sample, random_rows
@@ -203,7 +212,7 @@ def build_pair_loader(
             collate_fn=collate_fn,
         )
         return loader, 0
-    job = _feature_job(recipe, model.vision_model.to(accelerator.device), dataset, image_column)
+    job = _feature_job(recipe, model.vision_model.to(accelerator.device), dataset, image_column, accelerator)
     data = [*_data_of(recipe, dataset), digest_of_files(dataset)]
     source = digest_of([model_digest(model.vision_model), data])[:16]
     refuse_other_source(recipe, source)
@@ -276,7 +285,9 @@ def _count_rows(recipe: PairRecipe, records: list[FeatureRecord], shards: int, a
     return rows
 
 
-def _feature_job(recipe: PairRecipe, vision_model: Any, dataset: IterableDataset, image_column: str) -> FeatureJob:
+def _feature_job(
+    recipe: PairRecipe, vision_model: Any, dataset: IterableDataset, image_column: str, accelerator: Accelerator
+) -> FeatureJob:
     image_size, count = vision_model.config.image_size, recipe.feature_views
     transform: EvalTransform | TrainTransform = EvalTransform(image_size)
     if count > 1:
@@ -290,13 +301,17 @@ def _feature_job(recipe: PairRecipe, vision_model: Any, dataset: IterableDataset
         "shards": dataset.num_shards,  # or files of another division would be read, too
         "data": _data_of(recipe, dataset),
     }
+    folder = Path(recipe.feature_cache or Path(recipe.output_dir, "features")) / digest_of(key)[:16]
+    # One process looks: another may not see yet, or already, what somebody has begun there.
+    (shards,) = broadcast_object_list([choose_shards(folder, dataset, accelerator.num_processes)])
     return FeatureJob(
         dataset=dataset,
         image_column=image_column,
         views=partial(_views, transform=transform, count=count),
         encode=partial(encode_in_parts, vision_model, bf16=recipe.bf16),
         seed=recipe.seed,
-        folder=Path(recipe.feature_cache or Path(recipe.output_dir, "features")) / digest_of(key)[:16],
+        folder=folder,
+        shards=shards,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from ..data.loader import begin_next_epoch, reads_other_files, restore_loader
 from ..data.streaming import StreamStateError
@@ -42,10 +42,10 @@ def find_checkpoint(
         CheckpointError: the chosen one is damaged, or is not the newest of this very run; or the ranks do not all find
             the same one.
     """
-    own = ckpt.find_latest(root, warn=accelerator.print, strict=strict)
-    _refuse_different(gather_object([None if own is None else own.path.name]), root)
+    together = {"rank": accelerator.process_index, "exchange": lambda own: gather_object([own])}
+    own = ckpt.find_latest(root, warn=accelerator.print, strict=strict, **together)
     if own is None:
-        return None if chosen == "auto" else ckpt.verify(Path(chosen))
+        return None if chosen == "auto" else ckpt.verify(Path(chosen), **together)
     if accelerator.is_main_process:
         ckpt.set_aside_newer(root, own.step)
     # The start itself may be gone by now: the run that it belongs to keeps its newest ones only.
@@ -56,16 +56,6 @@ def find_checkpoint(
             f"or branch off from {start.name} with another --output_dir"
         )
     return own
-
-
-def _refuse_different(found: list[str | None], root: Path) -> None:
-    """A rank may fail to read what the others can, or have a folder of its own on another host."""
-    if len(set(found)) > 1:
-        listed = "; ".join(f"rank {rank}: {name or 'none'}" for rank, name in enumerate(found))
-        raise ckpt.CheckpointError(
-            f"the processes do not find the same checkpoint in {root} ({listed}): --output_dir must be one folder "
-            "that all of them can read, on a disk that their hosts share; then the same command continues"
-        )
 
 
 def compare_recipes(checkpoint: ckpt.Checkpoint, recipe: TrainingArguments, world_size: int, say: Say) -> None:
@@ -163,7 +153,9 @@ def _restore_position(
     else:
         restore_loader(loader, position["stream"])
         return position["state"]
-    positions = [checkpoint.read_json(f"rank-{other:05d}.json") for other in range(before[0])]
+    # As many files as there were processes; read by each that there is now, they would be a million on 1000 of them.
+    of_all = [checkpoint.read_json(f"rank-{other:05d}.json") for other in range(before[0])] if rank == 0 else None
+    (positions,) = broadcast_object_list([of_all])
     epoch = begin_next_epoch(loader, [position["stream"] for position in positions])
     say(
         f"warning: {reason}: reading goes on with epoch {epoch}, what is left of epoch {epoch - 1} is not read (the "

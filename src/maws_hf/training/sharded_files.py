@@ -205,25 +205,23 @@ def save_config(model: PreTrainedModel, directory: Path) -> None:
     config.save_pretrained(directory)
 
 
-def load_weights(model: nn.Module, directory: Path) -> None:
+def load_weights(model: nn.Module, tensors: CheckpointTensors) -> None:
     """Reads each process' rows of the weights, strictly.
 
     Raises:
         CheckpointError: naming the first tensor that is missing, unknown or has another shape.
     """
     state = model.state_dict()
-    with CheckpointTensors(directory) as tensors:
-        compare_names(tensors.names(WEIGHTS), set(state), directory)
-        for name, target in state.items():
-            _fill(target, tensors, WEIGHTS + name)
+    compare_names(tensors.names(WEIGHTS), set(state), tensors.directory)
+    for name, target in state.items():
+        _fill(target, tensors, WEIGHTS + name)
 
 
-def load_moments(optimizer: torch.optim.Optimizer, average: WeightAverage | None, directory: Path) -> None:
+def load_moments(optimizer: torch.optim.Optimizer, average: WeightAverage | None, tensors: CheckpointTensors) -> None:
     """Reads each process' rows of the optimizer's state and of the averaged weights; errors as `load_weights`."""
-    with CheckpointTensors(directory) as tensors:
-        _load_optimizer(optimizer, tensors)
-        if average is not None:
-            _load_average(average, tensors)
+    _load_optimizer(optimizer, tensors)
+    if average is not None:
+        _load_average(average, tensors)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: CheckpointTensors) -> None:
