@@ -27,6 +27,7 @@ from transformers.utils import logging
 from maws_hf.data.corpus import write_atomically
 from maws_hf.data.sources import open_stream
 from maws_hf.evaluation.encoders import load_encoder
+from maws_hf.evaluation.features import LabelledFeatures
 from maws_hf.evaluation.knn import knn_classify
 from maws_hf.evaluation.linear_heads import Protocol
 from maws_hf.evaluation.linear_probe import PROTOCOLS, linear_probe
@@ -148,6 +149,8 @@ def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[st
             f"--k {max(options.k)} is more than the {len(train.features)} training images in {options.train_split}"
         )
     test_features = read_features(options, name, encoder, options.eval_split)
+    test = test_features.with_classes(classes, train_features.class_names)
+    warn_of_unseen_classes(options, train, test, train_features.class_names or classes)
     protocol = build_protocol(options)
     same = [train_features.digest, test_features.digest, asdict(protocol)]
     same += [options.learning_rates, options.validation_share, options.seed, options.k]
@@ -156,7 +159,6 @@ def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[st
     if file.is_file():
         print(f"{name}: probed before, result in {file}")
         return json.loads(file.read_text(encoding="utf-8"))
-    test = test_features.with_classes(classes, train_features.class_names)
     start = time.perf_counter()
     linear = linear_probe(
         train,
@@ -184,6 +186,19 @@ def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[st
     }
     write_json(result, file)
     return result
+
+
+def warn_of_unseen_classes(
+    options: ProbeOptions, train: LabelledFeatures, test: LabelledFeatures, names: list[Any]
+) -> None:
+    """A column may declare classes of which the training split shows no image: they count, and are never right."""
+    seen, asked = (set(split.labels[split.labels >= 0].tolist()) for split in (train, test))
+    if unseen := sorted(asked - seen):
+        first = ", ".join(str(names[number]) for number in unseen[:3])
+        print(
+            f"warning: no training image in {options.train_split} shows {len(unseen)} of the {len(asked)} classes in "
+            f"{options.eval_split} ({first}{', ...' if len(unseen) > 3 else ''}): their images count as wrong"
+        )
 
 
 # ---------------------------------------------------------------- main

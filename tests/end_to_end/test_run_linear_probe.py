@@ -251,6 +251,20 @@ def test_of_two_image_columns_the_named_one_is_read(corpus, encoders, tmp_path, 
     assert result["linear"]["top1"] == 1.0
 
 
+def test_a_class_that_no_training_image_shows_is_named(encoders, tmp_path, monkeypatch, capsys):
+    for split, classes in (("train", "ab"), ("test", "abc")):
+        for number, name in enumerate(classes):
+            (folder := tmp_path / "photos" / split / name).mkdir(parents=True)
+            for picture in range(4):
+                (folder / f"{picture}.png").write_bytes(draw_image(number))
+    for seen in ("ab", "abc"):
+        run_here(arguments(tmp_path / "photos", tmp_path / "run", encoders[:1], k=1), monkeypatch)
+        sentence = "no training image in train shows 1 of the 3 classes in test (c): their images count as wrong"
+        assert (sentence in capsys.readouterr().out) == (seen == "ab")
+        (folder := tmp_path / "photos" / "train" / "c").mkdir(exist_ok=True)
+        (folder / "0.png").write_bytes(draw_image(2))
+
+
 def test_weights_that_a_checkpoint_lacks_are_no_encoder(corpus: Path, encoders: list[Path], tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
