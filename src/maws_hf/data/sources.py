@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Features, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
 
@@ -116,16 +117,23 @@ def find_image_column(dataset: IterableDataset, image_column: str | None = None)
     Works before and after `open_stream` has turned decoding off.
 
     Raises:
-        DataSourceError: the given column is absent, or none or several columns qualify.
+        DataSourceError: the given column is absent or holds no images, or none or several columns qualify.
     """
     features = dataset.features
     if features is None:
         raise DataSourceError("the data set declares no columns: save it as Parquet with an Image feature")
     columns = ", ".join(features)
     if image_column is not None:
-        if image_column in features:
-            return image_column
-        raise DataSourceError(f"--image_column_name {image_column}: no such column, there are {columns}")
+        if image_column not in features:
+            raise DataSourceError(f"--image_column_name {image_column}: no such column, there are {columns}")
+        if not _may_be_images(features[image_column]):
+            possible = ", ".join(column for column, kind in features.items() if _may_be_images(kind))
+            kind = getattr(features[image_column], "dtype", type(features[image_column]).__name__)
+            raise DataSourceError(
+                f"--image_column_name {image_column}: it holds {kind}, not images or their bytes; columns that do: "
+                f"{possible or 'none'}"
+            )
+        return image_column
     candidates = [column for column, kind in features.items() if isinstance(kind, Image) or kind == _STORED_IMAGE]
     if not candidates:
         candidates = [column for column in features if column.lower() in IMAGE_COLUMN_NAMES]
@@ -133,6 +141,11 @@ def find_image_column(dataset: IterableDataset, image_column: str | None = None)
         return candidates[0]
     found = f"several image columns ({', '.join(candidates)})" if candidates else "no image column"
     raise DataSourceError(f"{found} among the columns {columns}: name it with --image_column_name")
+
+
+def _may_be_images(kind: Any) -> bool:
+    kind = kind.get("bytes") if isinstance(kind, dict) else kind
+    return isinstance(kind, Image) or (isinstance(kind, Value) and "binary" in kind.dtype)
 
 
 def digest_of_files(dataset: IterableDataset) -> str | None:
