@@ -3,8 +3,8 @@ r"""Zero-shot classification (paper section 4): which name of a class is an imag
     python examples/run_zero_shot.py --model_name_or_path runs/lit openai/clip-vit-base-patch32 \
         --dataset_name FOLDER_OR_HUB_ID --eval_split test --prompts imagenet --output_dir runs/zero_shot
 
-`--prompts` is one or several of: labels (the class names of the label column, in three short templates of ours),
-imagenet, food101 (CLIP's), a JSON file of yours (see `maws_hf.data.prompts`), captions (names from a column of
+`--prompts` is one or several of: labels (names of the classes or labels that are texts, in three short templates of
+ours), imagenet, food101 (CLIP's), a JSON file of yours (see `maws_hf.data.prompts`), captions (names from a column of
 captions, in every one of `--languages`).
 
 An image may be taken for any class of a ClassLabel column; of other columns, for any label that occurs in the split.
@@ -21,7 +21,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def open_split(options: ZeroShotOptions, split: str) -> Split:
     if not isinstance(kind, ClassLabel | Value):
         raise DataSourceError(f"{label_column} holds lists of labels: zero-shot needs one label an image")
     names = list(kind.names) if isinstance(kind, ClassLabel) else None
-    if names is None and "labels" in options.prompts:
+    if names is None and "int" in kind.dtype and "labels" in options.prompts:
         raise DataSourceError(f"the labels in {label_column} have no names: give --prompts")
     image_column = find_image_column(dataset, options.image_column_name)
     captions = {}
@@ -184,8 +184,11 @@ def wordings(options: ZeroShotOptions, split: Split, candidates: Sequence[int | 
             captions = {label: split.captions[label] for label in candidates if label in split.captions}
             found += [(name, prompts_from_captions(captions, language)) for language in options.languages or ["en"]]
             continue
-        prompts = prompts_from_names(split.class_names) if name == "labels" else load_prompts(name)
         try:
+            if name == "labels" and split.class_names is None:  # labels that are texts are names themselves
+                found.append((name, replace(prompts_from_names(candidates), labels=tuple(candidates))))
+                continue
+            prompts = prompts_from_names(split.class_names) if name == "labels" else load_prompts(name)
             found.append((name, prompts.select(candidates, split.class_names)))
         except PromptsError as error:
             raise PromptsError(

@@ -192,7 +192,7 @@ def load_prompts(name_or_file: str | Path) -> Prompts:
 
 
 def prompts_from_names(names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Prompts:
-    """Prompts of a ClassLabel column's own names, underscores read as spaces; taken for English."""
+    """Prompts of a label column's own names, underscores read as spaces; taken for English."""
     classes = tuple((name.replace("_", " "),) for name in names)
     return Prompts(tuple(templates), classes, "en", "class names of the data set")
 
