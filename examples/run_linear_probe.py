@@ -38,7 +38,7 @@ from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.labelled_images import LabelledImageOptions, build_transform, read_features
 from maws_hf.training.ledger import read_ledger
-from maws_hf.training.records import write_json
+from maws_hf.training.records import make_output_dir, write_json
 from maws_hf.visualization import plot_bars, plot_scaling
 
 # What the paper's released weights went through, by their kind.
@@ -206,6 +206,7 @@ def warn_of_unseen_classes(
 
 def main() -> int:
     options = parse_recipe(ProbeOptions, __doc__)
+    output_dir = make_output_dir(options.output_dir)
     logging.disable_progress_bar()  # one bar is enough
     logging.set_verbosity_error()  # of weights, load_encoder says what matters
     for argument in options.model_name_or_path:  # the last one too, before the first costs an hour
@@ -215,7 +216,6 @@ def main() -> int:
             options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
         )
     results = [probe(options, argument) for argument in options.model_name_or_path]
-    output_dir = Path(options.output_dir)
     table = table_of(results)
     write_results(options, results, table, output_dir / "results.json")
     columns = {result["encoder"]: scores_of(result) for result in results}

@@ -40,7 +40,7 @@ from maws_hf.training.few_shot_adapters import RECIPES, long_enough, predict
 from maws_hf.training.few_shot_selection import FOLDS, Adapted, Choice, adapt, choices_at_once
 from maws_hf.training.frozen_prefix import AdaptedTail, TokensBefore, adapted_tail, first_weights
 from maws_hf.training.labelled_images import LabelledImageOptions, build_transform
-from maws_hf.training.records import write_json
+from maws_hf.training.records import make_output_dir, write_json
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_scaling
 
@@ -362,6 +362,7 @@ def settings_of(options: LowShotOptions, model: MawsViTModel, task: Task) -> dic
 
 def main() -> int:
     options = parse_recipe(LowShotOptions, __doc__)
+    make_output_dir(options.output_dir)
     logging.disable_progress_bar()
     model = MawsViTModel.from_pretrained(options.model_name_or_path, dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -52,6 +52,7 @@ from maws_hf.processing.decode import ImageDecodeError
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.labelled_images import LabelledImageOptions, build_transform, read_features
+from maws_hf.training.records import make_output_dir
 from maws_hf.visualization import dejavu, drawable, plot_extremes, prediction_grid, save_picture
 
 EXAMPLES = 24  # pictures in a grid
@@ -293,14 +294,13 @@ def names_to_show(prompts: Prompts, names: list[str], english: dict[int | str, s
 
 def main() -> int:
     options = parse_recipe(ZeroShotOptions, __doc__)
+    output_dir = make_output_dir(options.output_dir)
     logging.disable_progress_bar()  # one bar is enough
     logging.set_verbosity_error()  # of weights, load_two_towers says what matters
     for name in options.prompts:
         if name not in ("labels", "captions"):
             load_prompts(name)  # a mistake in a file should show before the first model has run
     splits = [open_split(options, split) for split in options.eval_split]
-    output_dir = Path(options.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     for name in options.model_name_or_path:
         results += evaluate(options, name, splits)

@@ -220,6 +220,11 @@ def test_a_folder_that_is_missing_is_told_before_the_first_encoder_runs(two_size
         run_here(arguments(corpus, tmp_path, models), monkeypatch)
 
 
+def test_an_impossible_output_folder_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    with pytest.raises(pytest.fail.Exception, match=f"--output_dir {__file__}/run cannot be written to"):
+        run_here(arguments(tmp_path / "no data", Path(__file__, "run"), [tmp_path / "no encoder"]), monkeypatch)
+
+
 @pytest.mark.parametrize("other", ["WSP={}", "{}"])
 def test_an_encoder_comes_once(other, two_sizes, corpus, tmp_path, monkeypatch, capsys):
     models = [two_sizes / "mae-16", other.format(two_sizes / "mae-16")]

@@ -106,6 +106,8 @@ def test_wrong_options_are_one_sentence(prepare, corpus, encoder, tmp_path):
     assert "each once" in finish(prepare(twice), expected=2).splitlines()[-1]
     same = [*command(corpus, encoder, tmp_path), "--eval_split=train"]
     assert "another split than --train_split" in finish(prepare(same), expected=2).splitlines()[-1]
+    nowhere = [*command(corpus, tmp_path / "no encoder", tmp_path), f"--output_dir={__file__}/run"]
+    assert f"--output_dir {__file__}/run cannot be written" in finish(prepare(nowhere), expected=1).splitlines()[-1]
     negative = [*command(corpus, encoder, tmp_path), "--seed=-1"]
     assert "--seed -1 is not possible" in finish(prepare(negative), expected=2).splitlines()[-1]
 

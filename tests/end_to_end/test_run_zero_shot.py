@@ -217,6 +217,11 @@ def test_what_is_no_two_tower_model_is_one_line(corpus: Path, tmp_path: Path):
             "no caption is in the language 'fr': there are en, ja, ru",
         ),
         (["--prompts", "captions", "--caption_column_name", "texts"], 1, "no caption column 'texts'"),
+        (
+            ["--output_dir", f"{__file__}/run", "--dataset_name", "no"],
+            1,
+            f"--output_dir {__file__}/run cannot be written",
+        ),
         (["--eval_split", "validation"], 1, "no split 'validation'"),
     ],
 )
