@@ -301,7 +301,7 @@ def report_table(options: ProbeOptions, table: SizeTable, metric: str, output_di
     if len(table.sizes) > 1:
         panels = {f"{options.eval_split} of {Path(options.dataset_name).name}": table.curves()}
         picture = output_dir / "table.png"
-        plot_scaling(panels, picture, xlabel="parameters of the encoder", ylabel=f"linear {metric} (%)")
+        plot_scaling(panels, picture, xlabel="parameters of the encoder", ylabel=f"linear {metric} (%)", highest=100)
         print(f"  curves over size      {picture}")
 
 

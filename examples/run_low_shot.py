@@ -388,6 +388,7 @@ def report(options: LowShotOptions, task: Task, results: list[dict[str, Any]]) -
         output_dir / "results.png",
         xlabel="labelled images a class",
         ylabel="top-1 (%)",
+        highest=100,
     )
     print("\n" + "  ".join(["top-1 (%)".ljust(12), *(f"{shots} a class".rjust(14) for shots in options.shots)]))
     for method, rows in table.items():
