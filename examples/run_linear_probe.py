@@ -27,6 +27,7 @@ from transformers.utils import logging
 from maws_hf.data.corpus import write_atomically
 from maws_hf.data.sources import open_stream
 from maws_hf.evaluation.encoders import load_encoder
+from maws_hf.evaluation.features import LabelledFeatures
 from maws_hf.evaluation.knn import knn_classify
 from maws_hf.evaluation.linear_heads import Protocol
 from maws_hf.evaluation.linear_probe import PROTOCOLS, linear_probe
@@ -37,7 +38,7 @@ from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.labelled_images import LabelledImageOptions, build_transform, read_features
 from maws_hf.training.ledger import read_ledger
-from maws_hf.training.records import write_json
+from maws_hf.training.records import make_output_dir, write_json
 from maws_hf.visualization import plot_bars, plot_scaling
 
 # What the paper's released weights went through, by their kind.
@@ -63,6 +64,9 @@ class ProbeOptions(LabelledImageOptions):
     )
     train_split: str = option("train", "Split to learn from; the learning rate is chosen on a part of it.")
     eval_split: str = option("test", "Split to score on.")
+    max_train_samples: int | None = option(
+        None, "For a first look: a random choice of so many images to learn from, held in memory; all if unset."
+    )
     protocol: str = option("sgd", f"How the linear heads are trained: {', '.join(PROTOCOLS)}.")
     objective: str = option("softmax", "softmax, or binary: a sigmoid for each class, for several labels an image.")
     learning_rates: list[float] | None = field(
@@ -74,7 +78,10 @@ class ProbeOptions(LabelledImageOptions):
     k: list[int] = field(
         default_factory=lambda: [20], metadata={"help": "Numbers of neighbours; a column of the table for each."}
     )
-    seed: int = option(0, "Decides the validation images, the heads' first weights and their order of images.")
+    seed: int = option(
+        0,
+        "Decides the validation images, the heads' first weights, their order of images, and random choices of these.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +95,8 @@ class ProbeOptions(LabelledImageOptions):
         epochs = self.num_train_epochs
         self._require(epochs is None or epochs >= 1, "num_train_epochs", "at least 1")
         self._require(self.seed >= 0, "seed", "0 or more")
+        most = self.max_train_samples
+        self._require(most is None or most >= 1, "max_train_samples", "at least 1")
         names = [encoder for _, encoder in map(split_name, self.model_name_or_path)]
         different = len(set(names)) == len(names) and all(names)
         self._require(different, "model_name_or_path", "a list of different encoders, each as ENCODER or NAME=ENCODER")
@@ -140,14 +149,18 @@ def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[st
 
     The classes are those of the training split.
     """
-    train_features = read_features(options, name, encoder, options.train_split)
+    train_features = read_features(
+        options, name, encoder, options.train_split, options.max_train_samples, options.seed
+    )
     classes = train_features.classes()
     train = train_features.with_classes(classes)
     if max(options.k) > len(train.features):
         raise ValueError(
             f"--k {max(options.k)} is more than the {len(train.features)} training images in {options.train_split}"
         )
-    test_features = read_features(options, name, encoder, options.eval_split)
+    test_features = read_features(options, name, encoder, options.eval_split, options.max_eval_samples, options.seed)
+    test = test_features.with_classes(classes, train_features.class_names)
+    warn_of_unseen_classes(options, train, test, train_features.class_names or classes)
     protocol = build_protocol(options)
     same = [train_features.digest, test_features.digest, asdict(protocol)]
     same += [options.learning_rates, options.validation_share, options.seed, options.k]
@@ -156,7 +169,6 @@ def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[st
     if file.is_file():
         print(f"{name}: probed before, result in {file}")
         return json.loads(file.read_text(encoding="utf-8"))
-    test = test_features.with_classes(classes, train_features.class_names)
     start = time.perf_counter()
     linear = linear_probe(
         train,
@@ -186,11 +198,25 @@ def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[st
     return result
 
 
+def warn_of_unseen_classes(
+    options: ProbeOptions, train: LabelledFeatures, test: LabelledFeatures, names: list[Any]
+) -> None:
+    """A column may declare classes of which the training split shows no image: they count, and are never right."""
+    seen, asked = (set(split.labels[split.labels >= 0].tolist()) for split in (train, test))
+    if unseen := sorted(asked - seen):
+        first = ", ".join(str(names[number]) for number in unseen[:3])
+        print(
+            f"warning: no training image in {options.train_split} shows {len(unseen)} of the {len(asked)} classes in "
+            f"{options.eval_split} ({first}{', ...' if len(unseen) > 3 else ''}): their images count as wrong"
+        )
+
+
 # ---------------------------------------------------------------- main
 
 
 def main() -> int:
     options = parse_recipe(ProbeOptions, __doc__)
+    output_dir = make_output_dir(options.output_dir)
     logging.disable_progress_bar()  # one bar is enough
     logging.set_verbosity_error()  # of weights, load_encoder says what matters
     for argument in options.model_name_or_path:  # the last one too, before the first costs an hour
@@ -200,7 +226,6 @@ def main() -> int:
             options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
         )
     results = [probe(options, argument) for argument in options.model_name_or_path]
-    output_dir = Path(options.output_dir)
     table = table_of(results)
     write_results(options, results, table, output_dir / "results.json")
     columns = {result["encoder"]: scores_of(result) for result in results}
@@ -286,7 +311,7 @@ def report_table(options: ProbeOptions, table: SizeTable, metric: str, output_di
     if len(table.sizes) > 1:
         panels = {f"{options.eval_split} of {Path(options.dataset_name).name}": table.curves()}
         picture = output_dir / "table.png"
-        plot_scaling(panels, picture, xlabel="parameters of the encoder", ylabel=f"linear {metric} (%)")
+        plot_scaling(panels, picture, xlabel="parameters of the encoder", ylabel=f"linear {metric} (%)", highest=100)
         print(f"  curves over size      {picture}")
 
 

@@ -14,8 +14,9 @@ import hashlib
 import itertools
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,19 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from maws_hf import MawsViTModel
-from maws_hf.data.sources import open_stream
 from maws_hf.data.targets import UNLABELLED
 from maws_hf.evaluation.feature_cache import CacheError, digest_of, load_entry, save_entry
 from maws_hf.evaluation.features import encode_images, find_label_column, model_digest
 from maws_hf.evaluation.few_shot import DECAYS, FewShotProbe, few_shot_probe, few_shot_split, scores
 from maws_hf.evaluation.metrics import top_k_accuracy
-from maws_hf.evaluation.pixels import read_labels, read_pixels
+from maws_hf.evaluation.pixels import Pixels, read_labels, read_pixels
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.few_shot_adapters import RECIPES, long_enough, predict
 from maws_hf.training.few_shot_selection import FOLDS, Adapted, Choice, adapt, choices_at_once
 from maws_hf.training.frozen_prefix import AdaptedTail, TokensBefore, adapted_tail, first_weights
-from maws_hf.training.labelled_images import LabelledImageOptions, build_transform
-from maws_hf.training.records import write_json
+from maws_hf.training.labelled_images import LabelledImageOptions, build_transform, open_labelled
+from maws_hf.training.records import make_output_dir, write_json
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_scaling
 
@@ -55,6 +55,11 @@ class LowShotOptions(LabelledImageOptions):
     model_name_or_path: str = field(metadata={"help": "Encoder: a run, a conversion, an export, or a Hub id."})
     train_split: str = option("train", "Split to take the labelled images from.")
     eval_split: str = option("test", "Split to score on.")
+    max_train_samples: int | None = option(
+        None,
+        "For a first look: a random choice of so many images, held in memory, to take the labelled ones from; all if "
+        "unset.",
+    )
     shots: list[int] = field(
         default_factory=lambda: [1, 5, 10], metadata={"help": "Labelled images a class; of one with fewer all."}
     )
@@ -62,7 +67,9 @@ class LowShotOptions(LabelledImageOptions):
     methods: list[str] = field(
         default_factory=lambda: list(METHODS), metadata={"help": f"Of {', '.join(METHODS)}; all by default."}
     )
-    seed: int = option(0, "Seed of the first choice; the others have the following ones.")
+    seed: int = option(
+        0, "Seed of the first choice, and of --max_train_samples; the other choices have the following ones."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +81,8 @@ class LowShotOptions(LabelledImageOptions):
         self._require(known and different, "methods", f"some of {', '.join(METHODS)}, each once")
         self._require(self.eval_split != self.train_split, "eval_split", "another split than --train_split")
         self._require(self.seed >= 0, "seed", "0 or more")
+        most = self.max_train_samples
+        self._require(most is None or most >= 1, "max_train_samples", "at least 1")
 
 
 # ---------------------------------------------------------------- data
@@ -91,16 +100,13 @@ class Task:
     test_features: Tensor
     classes: list[str]
     splits: dict[tuple[int, int], Tensor]  # by shots and seed: which of the training images are labelled
+    skipped: dict[str, list[dict[str, str]]]  # of training and test images those that cannot be decoded, and why
 
 
 def read_task(options: LowShotOptions, model: MawsViTModel) -> Task:
     """Reads all labels, but decodes and encodes only the images that are needed."""
-    train, test = (
-        open_stream(
-            options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
-        )
-        for split in (options.train_split, options.eval_split)
-    )
+    train = open_labelled(options, options.train_split, options.max_train_samples, options.seed)
+    test = open_labelled(options, options.eval_split, options.max_eval_samples, options.seed)
     column = find_label_column(train, options.label_column_name)
     names, test_names = (
         named(read_labels(split, label_column=column, image_column=options.image_column_name), split, column)
@@ -120,39 +126,85 @@ def read_task(options: LowShotOptions, model: MawsViTModel) -> Task:
     index = {name: number for number, name in enumerate(classes)}
     labelled = [row for row, name in enumerate(names) if name is not None]
     labels = torch.tensor([index[names[row]] for row in labelled])
-    chosen = {
-        (shots, options.seed + split): few_shot_split(labels, shots, options.seed + split)
-        for shots in options.shots
-        for split in range(options.num_splits)
-    }
-    fewer = sum(1 for count in labels.bincount().tolist() if count < max(options.shots))
+    read = partial(
+        read_pixels,
+        transform=build_transform(options, model),
+        label_column=column,
+        image_column=options.image_column_name,
+        batch_size=options.per_device_eval_batch_size,
+    )
+
+    def read_few(wanted: list[int]) -> Pixels:
+        return read(train, split=options.train_split, only=[labelled[row] for row in wanted])
+
+    chosen, images, damaged = draw_images(options, labels, read_few)
+    left = torch.ones(len(labels), dtype=torch.bool)
+    left[list(damaged)] = False
+    counts = labels[left].bincount(minlength=len(classes)).tolist()
+    if 0 in counts:
+        record = next(record for row, record in damaged.items() if labels[row] == counts.index(0))
+        raise ValueError(
+            f"no image of the class {classes[counts.index(0)]!r} in the split {options.train_split} can be decoded "
+            f"({record['key']}: {record['reason']}): repair one, or move the class out of the data set"
+        )
+    fewer = sum(1 for count in counts if count < max(options.shots))
     if fewer:
         print(f"{fewer} of {len(classes)} classes have fewer than {max(options.shots)} images: of these all are taken")
-    needed = torch.cat(list(chosen.values())).unique()
-    reading = {
-        "label_column": column,
-        "image_column": options.image_column_name,
-        "batch_size": options.per_device_eval_batch_size,
-    }
-    transform = build_transform(options, model)
-    few = read_pixels(train, transform, only=[labelled[row] for row in needed.tolist()], **reading)
-    rows = needed[few.places]  # without those that cannot be decoded
-    splits = {cell: torch.searchsorted(rows, split[torch.isin(split, rows)]) for cell, split in chosen.items()}
-    reading |= {"num_workers": options.dataloader_num_workers, "may_lack_labels": True}
-    all_test = read_pixels(test, transform, **reading)
+    rows = torch.cat(list(chosen.values())).unique()
+    train_pixels = torch.stack([images[row] for row in rows.tolist()])
+    splits = {cell: torch.searchsorted(rows, split) for cell, split in chosen.items()}
+    all_test = read(test, split=options.eval_split, num_workers=options.dataloader_num_workers, may_lack_labels=True)
+    skipped = {"train": [damaged[row] for row in sorted(damaged)], "test": all_test.skipped}
+    for split, records in zip((options.train_split, options.eval_split), skipped.values(), strict=True):
+        if records:
+            first = ", ".join(f"{record['key']} ({record['reason']})" for record in records[:3])
+            more = ", ..." if len(records) > 3 else ""
+            print(f"{split}: {len(records)} bad images skipped: {first}{more}")
     test_names = [test_names[place] for place in all_test.places]
     kept = [row for row, name in enumerate(test_names) if name is not None]
     test_pixels = all_test.pixels[kept]
     return Task(
-        few.pixels,
+        train_pixels,
         labels[rows],
         test_pixels,
         torch.tensor([index[test_names[row]] for row in kept]),
-        encode(options, model, few.pixels),
+        encode(options, model, train_pixels),
         encode(options, model, test_pixels),
         list(map(str, classes)),
         splits,
+        skipped,
     )
+
+
+def draw_images(
+    options: LowShotOptions, labels: Tensor, read: Callable[[list[int]], Pixels]
+) -> tuple[dict[tuple[int, int], Tensor], dict[int, Tensor], dict[int, dict[str, str]]]:
+    """Rows by shots and seed, the images of these rows, and those that cannot be decoded, which others stand in for.
+
+    Args:
+        labels: of the rows to draw from.
+        read: gives the images of these rows, ascending.
+    """
+    seeds = range(options.seed, options.seed + options.num_splits)
+    images: dict[int, Tensor] = {}
+    damaged: dict[int, dict[str, str]] = {}
+    for attempt in itertools.count():
+        chosen = {
+            (shots, seed): few_shot_split(labels, shots, seed, damaged) for shots in options.shots for seed in seeds
+        }
+        missing = [row for row in torch.cat(list(chosen.values())).unique().tolist() if row not in images]
+        if not missing:
+            return chosen, images, damaged
+        # Each time all files are gone through. Of the classes that lack images twice as many are tried, so that a
+        # class of damaged ones ends soon.
+        shots = max(options.shots) * 2**attempt
+        drawn = torch.cat([few_shot_split(labels, shots, seed, damaged) for seed in seeds]).unique()
+        drawn = drawn[torch.isin(labels[drawn], labels[missing])]
+        wanted = [row for row in drawn.tolist() if row not in images]
+        found = read(wanted)
+        decoded = [wanted[place] for place in found.places]
+        images |= zip(decoded, found.pixels, strict=True)
+        damaged |= zip(sorted(set(wanted) - set(decoded)), found.skipped, strict=True)
 
 
 def named(labels: list[Any], dataset: IterableDataset, column: str) -> list[int | str | None]:
@@ -305,7 +357,8 @@ def settings_of(options: LowShotOptions, model: MawsViTModel, task: Task) -> dic
     for name, recipe in RECIPES.items():
         described = {**asdict(recipe), "config": recipe.config(len(model.layers)).to_dict()}
         recipes[name] = json.loads(json.dumps(described, default=sorted))  # of sets of module names
-    return {"images": images, "bf16": options.bf16, "recipes": recipes, "folds": FOLDS, "decays": DECAYS}
+    settings = {"images": images, "bf16": options.bf16, "recipes": recipes, "folds": FOLDS, "decays": DECAYS}
+    return settings | ({"skipped": task.skipped["train"]} if task.skipped["train"] else {})
 
 
 # ---------------------------------------------------------------- main
@@ -313,6 +366,7 @@ def settings_of(options: LowShotOptions, model: MawsViTModel, task: Task) -> dic
 
 def main() -> int:
     options = parse_recipe(LowShotOptions, __doc__)
+    make_output_dir(options.output_dir)
     logging.disable_progress_bar()
     model = MawsViTModel.from_pretrained(options.model_name_or_path, dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -327,7 +381,8 @@ def report(options: LowShotOptions, task: Task, results: list[dict[str, Any]]) -
     for result in results:
         table[result["method"]].setdefault(result["shots"], []).append(100 * result["top1"])
     output_dir = Path(options.output_dir)
-    write_json({"options": asdict(options), "classes": task.classes, "cells": results}, output_dir / "results.json")
+    content = {"options": asdict(options), "classes": task.classes, "skipped": task.skipped, "cells": results}
+    write_json(content, output_dir / "results.json")
     plot_scaling(
         {
             f"{len(task.classes)} classes": {
@@ -337,6 +392,7 @@ def report(options: LowShotOptions, task: Task, results: list[dict[str, Any]]) -
         output_dir / "results.png",
         xlabel="labelled images a class",
         ylabel="top-1 (%)",
+        highest=100,
     )
     print("\n" + "  ".join(["top-1 (%)".ljust(12), *(f"{shots} a class".rjust(14) for shots in options.shots)]))
     for method, rows in table.items():

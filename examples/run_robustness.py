@@ -39,7 +39,7 @@ from maws_hf.evaluation.real_labels import REAL_SHA256, fetch_real_labels, load_
 from maws_hf.evaluation.robustness import IMAGENET_V2_FOLDERS, Benchmark, benchmark_of, score_real
 from maws_hf.training.arguments import Options, option, parse_recipe
 from maws_hf.training.entry_point import run_script
-from maws_hf.training.records import write_json
+from maws_hf.training.records import make_output_dir, write_json
 from maws_hf.visualization import plot_bars
 
 SETS = ("imagenet_val", "imagenet_v2", "objectnet", "imagenet_a", "imagenet_r", "imagenet_sketch")
@@ -238,11 +238,11 @@ def run_model(options: RobustnessOptions, name: str, tests: list[OpenSet]) -> li
 
 def main() -> int:
     options = parse_recipe(RobustnessOptions, __doc__)
+    output_dir = make_output_dir(options.output_dir)
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # of weights, load_classifier says what matters
     tests = open_sets(options)
     results = [result for name in options.model_name_or_path for result in run_model(options, name, tests)]
-    output_dir = Path(options.output_dir)
     versions = {package: version(package) for package in ("maws_hf", "torch", "transformers", "datasets", "pillow")}
     write_json({"options": asdict(options), "versions": versions, "results": results}, output_dir / "results.json")
     bars: dict[str, dict[str, float]] = {}

@@ -34,7 +34,7 @@ from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
 from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
 from maws_hf.training.seeding import seed_for
-from maws_hf.visualization import plot_curve, prediction_grid, save_picture
+from maws_hf.visualization import dejavu, drawable, plot_curve, prediction_grid, save_picture
 
 SIGMOID_BIAS = -10.0
 
@@ -174,10 +174,10 @@ def draw_predictions(
     file: Path, labels: LabelReader, images: torch.Tensor, image_labels: torch.Tensor, scores: WeakLabelScores
 ) -> None:
     captions = [
-        [(labels.names[index], index in truth) for index in predicted[:3]]
+        [(drawable(labels.names[index]) or f"class {index}", index in truth) for index in predicted[:3]]
         for predicted, truth in zip(scores.predictions[:24].tolist(), image_labels[:24].tolist(), strict=True)
     ]
-    grid = prediction_grid(images[:24], captions)
+    grid = prediction_grid(images[:24], captions, font=dejavu())
     save_picture(lambda path: grid.save(path, format="png"), file)
 
 

@@ -3,8 +3,8 @@ r"""Zero-shot classification (paper section 4): which name of a class is an imag
     python examples/run_zero_shot.py --model_name_or_path runs/lit openai/clip-vit-base-patch32 \
         --dataset_name FOLDER_OR_HUB_ID --eval_split test --prompts imagenet --output_dir runs/zero_shot
 
-`--prompts` is one or several of: labels (the class names of the label column, in three short templates of ours),
-imagenet, food101 (CLIP's), a JSON file of yours (see `maws_hf.data.prompts`), captions (names from a column of
+`--prompts` is one or several of: labels (names of the classes or labels that are texts, in three short templates of
+ours), imagenet, food101 (CLIP's), a JSON file of yours (see `maws_hf.data.prompts`), captions (names from a column of
 captions, in every one of `--languages`).
 
 An image may be taken for any class of a ClassLabel column; of other columns, for any label that occurs in the split.
@@ -21,7 +21,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from maws_hf.processing.decode import ImageDecodeError
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.labelled_images import LabelledImageOptions, build_transform, read_features
+from maws_hf.training.records import make_output_dir
 from maws_hf.visualization import dejavu, drawable, plot_extremes, prediction_grid, save_picture
 
 EXAMPLES = 24  # pictures in a grid
@@ -76,7 +77,7 @@ class ZeroShotOptions(LabelledImageOptions):
     )
     caption_column_name: str = option("captions", "Column of the captions, lists of {language, text}.")
     per_device_text_batch_size: int = option(256, "Prompts a forward pass.")
-    seed: int = option(0, "Decides which images are shown as examples.")
+    seed: int = option(0, "Decides which images are shown as examples and which --max_eval_samples are scored.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,7 +123,7 @@ def open_split(options: ZeroShotOptions, split: str) -> Split:
     if not isinstance(kind, ClassLabel | Value):
         raise DataSourceError(f"{label_column} holds lists of labels: zero-shot needs one label an image")
     names = list(kind.names) if isinstance(kind, ClassLabel) else None
-    if names is None and "labels" in options.prompts:
+    if names is None and "int" in kind.dtype and "labels" in options.prompts:
         raise DataSourceError(f"the labels in {label_column} have no names: give --prompts")
     image_column = find_image_column(dataset, options.image_column_name)
     captions = {}
@@ -134,7 +135,7 @@ def open_split(options: ZeroShotOptions, split: str) -> Split:
 
 
 def read_labelled(options: ZeroShotOptions, name: str, model: PreTrainedModel, split: Split) -> Features:
-    features = read_features(options, name, model, split.name)
+    features = read_features(options, name, model, split.name, options.max_eval_samples, options.seed)
     classes = set(features.classes())
     for key, label in zip(features.keys, features.labels, strict=True):
         if label not in classes:
@@ -184,8 +185,11 @@ def wordings(options: ZeroShotOptions, split: Split, candidates: Sequence[int | 
             captions = {label: split.captions[label] for label in candidates if label in split.captions}
             found += [(name, prompts_from_captions(captions, language)) for language in options.languages or ["en"]]
             continue
-        prompts = prompts_from_names(split.class_names) if name == "labels" else load_prompts(name)
         try:
+            if name == "labels" and split.class_names is None:  # labels that are texts are names themselves
+                found.append((name, replace(prompts_from_names(candidates), labels=tuple(candidates))))
+                continue
+            prompts = prompts_from_names(split.class_names) if name == "labels" else load_prompts(name)
             found.append((name, prompts.select(candidates, split.class_names)))
         except PromptsError as error:
             raise PromptsError(
@@ -290,14 +294,13 @@ def names_to_show(prompts: Prompts, names: list[str], english: dict[int | str, s
 
 def main() -> int:
     options = parse_recipe(ZeroShotOptions, __doc__)
+    output_dir = make_output_dir(options.output_dir)
     logging.disable_progress_bar()  # one bar is enough
     logging.set_verbosity_error()  # of weights, load_two_towers says what matters
     for name in options.prompts:
         if name not in ("labels", "captions"):
             load_prompts(name)  # a mistake in a file should show before the first model has run
     splits = [open_split(options, split) for split in options.eval_split]
-    output_dir = Path(options.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     for name in options.model_name_or_path:
         results += evaluate(options, name, splits)

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from maws_hf.models.modeling_maws_mae import MawsMAEReconstruction
@@ -110,6 +111,22 @@ def test_scores_over_cost_have_a_line_a_method_and_a_dot_a_seed(tmp_path):
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     for colour in ((31, 119, 180), (255, 127, 14)):  # the first two of matplotlib's cycle
         assert (colours == colour).all(axis=1).any()
+
+
+def test_an_axis_ends_at_the_highest_possible_score(tmp_path, monkeypatch):
+    limits = []
+    savefig = Figure.savefig
+
+    def look(figure, *arguments, **options):
+        limits.append(figure.axes[0].get_ylim())
+        savefig(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    for scores in ([90.0, 100.0], [10.0, 20.0]):
+        points = {"probe": {1.0: scores, 5.0: scores}}
+        plot_scaling({"top-1": points}, tmp_path / "a.png", xlabel="shots", ylabel="%", highest=100)
+    assert limits[0][1] == 100
+    assert 20 < limits[1][1] < 25
 
 
 def test_bars_have_the_lengths_of_their_scores(tmp_path):

@@ -160,12 +160,18 @@ def plot_curve(metrics_file: Path, picture_file: Path, *, references: dict[str, 
 
 
 def plot_scaling(
-    panels: dict[str, dict[str, dict[float, list[float]]]], picture_file: Path, *, xlabel: str, ylabel: str
+    panels: dict[str, dict[str, dict[float, list[float]]]],
+    picture_file: Path,
+    *,
+    xlabel: str,
+    ylabel: str,
+    highest: float | None = None,
 ) -> None:
     """Draws scores over cost, one line a method: the mean of several seeds, and every seed as a dot.
 
     Args:
         panels: title of each panel -> method -> cost -> scores of the seeds.
+        highest: score that is possible; the axis goes no further.
     """
     import matplotlib
 
@@ -179,10 +185,12 @@ def plot_scaling(
         for number, (method, points) in enumerate(methods.items()):
             costs = sorted(points)
             means = [sum(points[cost]) / len(points[cost]) for cost in costs]
-            axis.plot(costs, means, color=f"C{number}", label=method)
+            axis.plot(costs, means, color=f"C{number}", label=method, clip_on=False)
             dots = [(cost, score) for cost in costs for score in points[cost]]
-            axis.scatter(*zip(*dots, strict=True), s=12, color=f"C{number}", alpha=0.6)
+            axis.scatter(*zip(*dots, strict=True), s=12, color=f"C{number}", alpha=0.6, clip_on=False)
         axis.set(title=title, xscale="log", xlabel=xlabel)
+        if highest is not None:
+            axis.set_ylim(top=min(axis.get_ylim()[1], highest))
         ticks = sorted({cost for points in methods.values() for cost in points})
         if len(ticks) <= MOST_TICKS:
             axis.set_xticks(ticks, labels=[f"{cost:.3g}" for cost in ticks])

@@ -71,6 +71,12 @@ def test_what_comes_with_the_package_is_whole_and_says_where_it_is_from(
     assert json.loads(RESOURCES[name].read_text(encoding="utf-8"))["sha256"] == sha256
 
 
+def test_a_file_may_leave_out_where_its_words_are_from(write):
+    content = {name: value for name, value in FRENCH.items() if name != "source"}
+    assert load_prompts(write(content)).source == "prompts.json"
+    assert load_prompts(write(FRENCH)).source == "a test"
+
+
 def test_a_file_in_any_language_gives_every_template_with_every_name(write):
     prompts = load_prompts(write(FRENCH))
     assert prompts.language == "fr"
@@ -114,8 +120,8 @@ def test_files_that_hold_no_prompts_are_named(write, tmp_path):
         load_prompts(write("{"))
     with pytest.raises(PromptsError, match=r"expected an object with .*, got \[1\]"):
         load_prompts(write([1]))
-    with pytest.raises(PromptsError, match="source: missing"):
-        load_prompts(write({key: value for key, value in FRENCH.items() if key != "source"}))
+    with pytest.raises(PromptsError, match="language: missing"):
+        load_prompts(write({key: value for key, value in FRENCH.items() if key != "language"}))
 
 
 def test_integers_are_matched_by_number_and_texts_by_key(write):

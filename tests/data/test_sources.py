@@ -198,6 +198,18 @@ def test_ambiguous_or_absent_image_column_names_the_columns(tmp_path):
         open_stream(tmp_path / "text", image_column="photo")
 
 
+def test_a_column_without_images_is_refused(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [1], caption=["a"])
+    table = pq.read_table(tmp_path / "a.parquet")
+    table = table.append_column("label", pa.array([1])).append_column("box", pa.array([{"x": 1}]))
+    pq.write_table(table.replace_schema_metadata(), tmp_path / "a.parquet")
+    for column, kind in (("caption", "string"), ("label", "int64"), ("box", "dict")):
+        sentence = f"--image_column_name {column}: it holds {kind}, not images or their bytes; columns that do: image$"
+        with pytest.raises(DataSourceError, match=sentence):
+            open_stream(tmp_path, image_column=column)
+    assert stored(open_stream(tmp_path, image_column="image")) == [picture(1)]
+
+
 def test_nothing_there_says_what_was_looked_for(tmp_path):
     with pytest.raises(DataSourceError, match="does not exist: give a folder"):
         open_stream(tmp_path / "absent")

@@ -1,5 +1,6 @@
 """Starting, killing and comparing runs of the example scripts."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -7,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -17,6 +20,15 @@ ROOT = Path(__file__).parents[2]
 def script(name: str, **options: object) -> list[str]:
     """The command of `examples/<name>`."""
     return [sys.executable, f"examples/{name}", *(f"--{option}={value}" for option, value in options.items())]
+
+
+def load_script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`examples/<name>`, to call what is in it."""
+    specification = importlib.util.spec_from_file_location(Path(name).stem, ROOT / "examples" / name)
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, Path(name).stem, module)  # where its dataclasses look their annotations up
+    specification.loader.exec_module(module)
+    return module
 
 
 def start(arguments: list[str], **options) -> subprocess.Popen:

@@ -220,6 +220,11 @@ def test_a_folder_that_is_missing_is_told_before_the_first_encoder_runs(two_size
         run_here(arguments(corpus, tmp_path, models), monkeypatch)
 
 
+def test_an_impossible_output_folder_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    with pytest.raises(pytest.fail.Exception, match=f"--output_dir {__file__}/run cannot be written to"):
+        run_here(arguments(tmp_path / "no data", Path(__file__, "run"), [tmp_path / "no encoder"]), monkeypatch)
+
+
 @pytest.mark.parametrize("other", ["WSP={}", "{}"])
 def test_an_encoder_comes_once(other, two_sizes, corpus, tmp_path, monkeypatch, capsys):
     models = [two_sizes / "mae-16", other.format(two_sizes / "mae-16")]
@@ -251,6 +256,32 @@ def test_of_two_image_columns_the_named_one_is_read(corpus, encoders, tmp_path, 
     assert result["linear"]["top1"] == 1.0
 
 
+def test_a_first_look_at_some_images_is_another_result(first_run, corpus, encoders, tmp_path, monkeypatch):
+    some = {"max_train_samples": 60, "max_eval_samples": 12, "feature_cache": first_run[0] / "features", "k": 1}
+    for seed in (0, 1):
+        run_here(arguments(corpus, tmp_path, encoders[:1], **some, seed=seed), monkeypatch)
+        content = json.loads((tmp_path / "results.json").read_text())
+        assert (content["options"]["max_train_samples"], content["options"]["max_eval_samples"]) == (60, 12)
+        (result,) = content["results"]
+        assert result["images"]["train"] + len(result["skipped"]["train"]) == 60
+        assert result["images"]["test"] == 12
+    assert len(list(tmp_path.glob("encoders/*.json"))) == 2
+
+
+def test_a_class_that_no_training_image_shows_is_named(encoders, tmp_path, monkeypatch, capsys):
+    for split, classes in (("train", "ab"), ("test", "abc")):
+        for number, name in enumerate(classes):
+            (folder := tmp_path / "photos" / split / name).mkdir(parents=True)
+            for picture in range(4):
+                (folder / f"{picture}.png").write_bytes(draw_image(number))
+    for seen in ("ab", "abc"):
+        run_here(arguments(tmp_path / "photos", tmp_path / "run", encoders[:1], k=1), monkeypatch)
+        sentence = "no training image in train shows 1 of the 3 classes in test (c): their images count as wrong"
+        assert (sentence in capsys.readouterr().out) == (seen == "ab")
+        (folder := tmp_path / "photos" / "train" / "c").mkdir(exist_ok=True)
+        (folder / "0.png").write_bytes(draw_image(2))
+
+
 def test_weights_that_a_checkpoint_lacks_are_no_encoder(corpus: Path, encoders: list[Path], tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
@@ -268,6 +299,8 @@ def test_weights_that_a_checkpoint_lacks_are_no_encoder(corpus: Path, encoders: 
     [
         ({"protocol": "adam"}, "--protocol adam is not possible: it must be one of mae, sgd"),
         ({"eval_split": "train"}, "--eval_split train is not possible"),
+        ({"max_train_samples": 0}, "--max_train_samples 0 is not possible: it must be at least 1"),
+        ({"max_eval_samples": 0}, "--max_eval_samples 0 is not possible: it must be at least 1"),
         ({"k": 0}, "--k [0] is not possible"),
         ({"k": 90}, "--k 90 is more than the 89 training images in train"),
         ({"resize_size": 31}, "--resize_size 31 is less than the 32 pixels of "),

@@ -42,6 +42,11 @@ def test_the_grid_is_scored_and_goes_on_where_it_was_stopped(prepare, corpus, en
     rows = {line.split()[0]: line for line in output.splitlines() if " ± " in line}
     assert {"linear", "lora", "adaptformer", "vpt"} <= set(rows)
     results = json.loads((tmp_path / "results.json").read_text())
+    assert {split: [record["key"] for record in records] for split, records in results["skipped"].items()} == {
+        "train": [],
+        "test": ["test-8.png"],
+    }
+    assert "test: 1 bad images skipped: test-8.png (" in output
     assert len(results["cells"]) == 4 * 2 * 2
     by_shots = {cell["shots"]: cell["images"] for cell in results["cells"]}
     assert by_shots == {1: 3, 2: 5}  # the third class has one image
@@ -62,6 +67,46 @@ def test_the_grid_is_scored_and_goes_on_where_it_was_stopped(prepare, corpus, en
     assert all(file.stat().st_mtime_ns == time for file, time in features.items())
 
 
+def damaged_copy(corpus: Path, folder: Path, rows: set[int]) -> Path:
+    """With these training images damaged."""
+    folder.mkdir()
+    shutil.copy(corpus / "test-0.parquet", folder)
+    train = Dataset.from_parquet(str(corpus / "train-0.parquet"), cache_dir=str(folder / ".arrow"))
+    images = [
+        {"bytes": b"no image" if row in rows else draw_image(abs(label)), "path": f"train-{row}.png"}
+        for row, label in enumerate(train["label"])
+    ]
+    columns = {"image": images, "label": train["label"]}
+    Dataset.from_dict(columns, features=train.features).to_parquet(folder / "train-0.parquet")
+    return folder
+
+
+def test_images_of_the_same_class_stand_in_for_damaged_ones(prepare, corpus, encoder, tmp_path):
+    folder = damaged_copy(corpus, tmp_path / "damaged", {0, 2, 4, 1})  # three of four of class 0, one of class 1
+    output = finish(prepare([*command(folder, encoder, tmp_path / "run"), "--methods", "linear"]))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {cell["shots"]: cell["images"] for cell in results["cells"]} == {1: 3, 2: 4}
+    assert {cell["top1"] for cell in results["cells"]} == {1.0}
+    skipped = [record["key"] for record in results["skipped"]["train"]]
+    assert {"train-0.png", "train-2.png", "train-4.png"} <= set(skipped)  # with two shots all of class 0 are tried
+    assert f"train: {len(skipped)} bad images skipped: train-0.png (" in output
+    assert "2 of 3 classes have fewer than 2 images" in output
+
+
+def test_a_first_look_at_some_images(prepare, corpus, encoder, tmp_path):
+    some = ["--max_train_samples", "9", "--max_eval_samples", "5", "--methods", "linear", "--seed", "2"]
+    output = finish(prepare([*command(corpus, encoder, tmp_path), *some]))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["options"]["max_train_samples"] == 9
+    assert f"{5 - len(results['skipped']['test'])} test images" in output
+
+
+def test_a_class_without_an_image_is_named(prepare, corpus, encoder, tmp_path):
+    folder = damaged_copy(corpus, tmp_path / "damaged", {1, 3, 5, 7})
+    said = finish(prepare(command(folder, encoder, tmp_path / "run")), expected=1).splitlines()[-1]
+    assert "error: no image of the class 'b' in the split train can be decoded (train-" in said
+
+
 def test_wrong_options_are_one_sentence(prepare, corpus, encoder, tmp_path):
     wrong = [*command(corpus, encoder, tmp_path), "--methods", "linear", "prefix"]
     assert "--methods" in finish(prepare(wrong), expected=2).splitlines()[-1]
@@ -69,6 +114,8 @@ def test_wrong_options_are_one_sentence(prepare, corpus, encoder, tmp_path):
     assert "each once" in finish(prepare(twice), expected=2).splitlines()[-1]
     same = [*command(corpus, encoder, tmp_path), "--eval_split=train"]
     assert "another split than --train_split" in finish(prepare(same), expected=2).splitlines()[-1]
+    nowhere = [*command(corpus, tmp_path / "no encoder", tmp_path), f"--output_dir={__file__}/run"]
+    assert f"--output_dir {__file__}/run cannot be written" in finish(prepare(nowhere), expected=1).splitlines()[-1]
     negative = [*command(corpus, encoder, tmp_path), "--seed=-1"]
     assert "--seed -1 is not possible" in finish(prepare(negative), expected=2).splitlines()[-1]
 

@@ -187,4 +187,12 @@ def test_wrong_options_are_one_sentence(run, model, sets, tmp_path):
     wrong = ["--imagenet_val", sets / "val", "--real_labels_file", sets / "v2" / "none.json"]
     run(*base, *wrong, expected="--real_labels_file timm")
     run(*base, "--imagenet_sketch", sets / "objectnet", expected="is no class of ImageNet")
+    (tmp_path / "file").touch()
+    nowhere = [
+        "--imagenet_r",
+        sets / "none",
+        "--output_dir",
+        tmp_path / "file" / "run",
+    ]  # told before anything is read
+    run(*base, *nowhere, expected=f"--output_dir {tmp_path / 'file' / 'run'} cannot be written to")
     run(*base, "--imagenet_r", tmp_path, expected=f"--output_dir {tmp_path} lies in {tmp_path}, the data set")

@@ -4,12 +4,14 @@ import json
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from runs import assert_same_run, finish, kill_after, script, start, steps_logged
+from PIL import Image as PILImage
+from runs import assert_same_run, finish, kill_after, load_script, script, start, steps_logged
 from safetensors.torch import load_file
 from tiny import draw_image
 from transformers import AutoImageProcessor
@@ -95,6 +97,23 @@ def test_a_run_leaves_a_classifier_with_names_pictures_and_its_cost(straight_run
     assert (stage["name"], stage["images"]) == ("wsp", STEPS * 8)
     last = json.loads((straight_run / "metrics.jsonl").read_text().splitlines()[-1])
     assert stage["flops"] == last["training_flops"] > 0
+
+
+def test_pictures_name_classes_in_letters_that_their_font_has(monkeypatch, tmp_path):
+    drawn = {}
+
+    def grid(pixels, captions, font=None):
+        drawn.update(captions=captions, font=font)
+        return PILImage.new("RGB", (1, 1))
+
+    run = load_script("run_wsp.py", monkeypatch)
+    monkeypatch.setattr(run, "prediction_grid", grid)
+    labels = SimpleNamespace(names=("Käse", "青い", "🌿"))
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    scores = SimpleNamespace(predictions=torch.tensor([[0, 1, 2]]))
+    run.draw_predictions(tmp_path / "predictions.png", labels, images, torch.tensor([[1, -100]]), scores)
+    assert drawn["captions"] == [[("Käse", False), ("class 1", True), ("class 2", False)]]
+    assert drawn["font"].getname()[0] == "DejaVu Sans"
 
 
 def test_the_saved_model_is_the_average_and_the_checkpoint_is_not(straight_run: Path):

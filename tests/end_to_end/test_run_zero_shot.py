@@ -45,6 +45,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "image": ImageFeature(),
             "label": ClassLabel(names=NAMES),
             "concept": Value("string"),
+            "name": Value("string"),
+            "number": Value("int64"),
             "tags": List(Value("string")),
             "captions": List(caption),
         }
@@ -54,6 +56,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "image": [{"bytes": draw_image(label), "path": f"test-{i}.png"} for i, label in enumerate(labels)],
         "label": labels,
         "concept": [CONCEPTS[label] for label in labels],
+        "name": [NAMES[label] for label in labels],
+        "number": labels,
         "tags": [[NAMES[label]] for label in labels],
         "captions": [
             [
@@ -180,6 +184,23 @@ def test_captions_in_several_languages_and_files_of_prompts(corpus: Path, model_
         assert (tmp_path / "run" / result["bars"]).is_file()
 
 
+def test_labels_that_are_texts_are_names(first_run, corpus, model_folder, tmp_path, monkeypatch):
+    usual = ["--model_name_or_path", model_folder, "--dataset_name", corpus, "--output_dir", tmp_path]
+    assert run_here(monkeypatch, *usual, "--label_column_name", "name", "--dataloader_num_workers", 0) == 0
+    (result,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["results"]
+    (expected,) = first_run[2]["results"]
+    assert result["top1"] == 1.0
+    assert (result["classes"], result["per_class"]) == (3, expected["per_class"])
+
+
+def test_a_first_look_at_some_images(corpus, model_folder, tmp_path, monkeypatch):
+    usual = ["--model_name_or_path", model_folder, "--dataset_name", corpus, "--output_dir", tmp_path]
+    assert run_here(monkeypatch, *usual, "--max_eval_samples", 12, "--dataloader_num_workers", 0) == 0
+    (result,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["results"]
+    assert result["images"] + len(result["skipped"]) == 12
+    assert (result["top1"], result["classes"]) == (1.0, 3)
+
+
 def test_what_is_no_two_tower_model_is_one_line(corpus: Path, tmp_path: Path):
     MawsViTModel(tiny_config()).save_pretrained(tmp_path / "vit")
     output = run(corpus, tmp_path / "run", [tmp_path / "vit"], expected=1)
@@ -191,7 +212,7 @@ def test_what_is_no_two_tower_model_is_one_line(corpus: Path, tmp_path: Path):
     [
         (["--prompts", "imagenet"], 1, "--prompts imagenet does not fit label in test: classes: 1000, but the label"),
         (["--prompts", "nowhere.json"], 1, "nowhere.json: prompts cannot be read"),
-        (["--label_column_name", "concept"], 1, "the labels in concept have no names: give --prompts"),
+        (["--label_column_name", "number"], 1, "the labels in number have no names: give --prompts"),
         (["--label_column_name", "tags"], 1, "tags holds lists of labels: zero-shot needs one label an image"),
         (
             ["--languages", "fr"],
@@ -204,6 +225,11 @@ def test_what_is_no_two_tower_model_is_one_line(corpus: Path, tmp_path: Path):
             "no caption is in the language 'fr': there are en, ja, ru",
         ),
         (["--prompts", "captions", "--caption_column_name", "texts"], 1, "no caption column 'texts'"),
+        (
+            ["--output_dir", f"{__file__}/run", "--dataset_name", "no"],
+            1,
+            f"--output_dir {__file__}/run cannot be written",
+        ),
         (["--eval_split", "validation"], 1, "no split 'validation'"),
     ],
 )

@@ -245,8 +245,10 @@ def test_the_label_column_is_found_or_asked_for(shards: Path):
     }.items():
         with pytest.raises(DataSourceError, match=message):
             find_label_column(dataset, name)
-    with pytest.raises(DataSourceError, match="--label_column_name"):
+    with pytest.raises(DataSourceError, match=r"--label_column_name$"):
         find_label_column(dataset.remove_columns(["label"]))
+    with pytest.raises(DataSourceError, match=r"if there are two or more class folders$"):
+        find_label_column(dataset.select_columns(["image"]))
 
 
 # ---------------------------------------------------------------- encoders

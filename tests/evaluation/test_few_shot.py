@@ -42,6 +42,16 @@ def test_another_class_does_not_change_a_class_s_choice():
     assert few_shot_split(labels, 2, 0).tolist() == few_shot_split(more, 2, 0).tolist()[:4]
 
 
+def test_for_rows_that_cannot_be_had_the_next_of_their_class_stand_in():
+    labels = torch.tensor([0, 1] * 5)
+    order = [row for shots in range(1, 6) for row in few_shot_split(labels, shots, 7).tolist()]
+    order = [row for row in dict.fromkeys(order) if labels[row] == 0]  # as the seed draws them
+    of_the_other = [row for row in few_shot_split(labels, 2, 7).tolist() if labels[row] == 1]
+    assert few_shot_split(labels, 2, 7, without=order[:1]).tolist() == sorted([*order[1:3], *of_the_other])
+    assert few_shot_split(labels, 2, 7, without=order[1:4]).tolist() == sorted([order[0], order[4], *of_the_other])
+    assert few_shot_split(labels, 2, 7, without=order).tolist() == of_the_other
+
+
 @pytest.mark.parametrize(("shots", "labels"), [(0, [0, 1]), (1, [])])
 def test_impossible_splits_are_errors(shots, labels):
     with pytest.raises(ValueError, match=r"shots is 0|no images"):

@@ -47,7 +47,10 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path):
         (["--output_dir", "x", "--learning_rate", "-1"], "--learning_rate -1.0"),
         (["--output_dir", "x", "--weight_decay", "inf"], "--weight_decay inf"),
         (["--output_dir", "x", "--base_learning_rate", "nan"], "--base_learning_rate nan"),
-        (["--config", "nowhere.yaml", "--output_dir", "x"], "nowhere.yaml"),
+        (
+            ["--config", "nowhere.yaml", "--output_dir", "x"],
+            "--config nowhere.yaml cannot be read: No such file or directory",
+        ),
     ],
 )
 def test_a_bad_command_exits_with_its_name(argv: list[str], message: str, capsys: pytest.CaptureFixture):
@@ -73,6 +76,18 @@ def test_a_bad_file_exits_with_its_name(text: str, message: str, tmp_path: Path,
         parse("--config", str(file), "--output_dir", "x")
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny.yaml", "recipe/tiny.yaml"])
+def test_a_recipe_of_the_examples_is_found_by_its_name(name: str, tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "tiny.yaml").touch()
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "run_mae.py")])
+    with pytest.raises(SystemExit):
+        parse("--config", name, "--output_dir", "x")
+    there = tmp_path / "recipes" / "tiny.yaml"
+    message = f"--config {name} cannot be read: No such file or directory; did you mean {there}?"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(message)
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture):

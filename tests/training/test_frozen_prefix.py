@@ -29,6 +29,11 @@ def encoder() -> MawsViTModel:
     return MawsViTModel(tiny_config(num_hidden_layers=4)).eval().double()
 
 
+def test_what_peft_asks_of_transformers_is_not_the_users_concern(recwarn):
+    with adapted_tail(encoder(), CONFIGS["lora, last layer"][0]()):
+        assert not recwarn.list
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_tail_of_the_tokens_is_the_whole_encoder(name):
     make_config, first = CONFIGS[name]

@@ -112,8 +112,10 @@ def test_a_data_set_is_opened_and_decoded(tmp_path: Path):
 
 
 def test_a_column_of_numbers_is_told_and_no_traceback(tmp_path: Path):
-    pq.write_table(pa.table({"number": [1, 2]}), tmp_path / "train-00000-of-00001.parquet")
-    (finding,) = check_dataset(str(tmp_path), "train", "number")
+    pq.write_table(pa.table({"image": [1, 2]}), tmp_path / "train-00000-of-00001.parquet")
+    (finding,) = check_dataset(str(tmp_path), "train", "image")
+    assert (finding.status, "image: it holds int64, not images" in finding.found) == ("fails", True)
+    (finding,) = check_dataset(str(tmp_path), "train", None)
     assert (finding.status, "row 0: data is int" in finding.found) == ("fails", True)
 
 

@@ -7,7 +7,8 @@ A file of prompts is JSON, in any language:
      "classes": [["tanche"], ["poisson rouge", "cyprin dore"]]}
 
 `classes` is a list, one entry for each class in the order of the data set's integers, or an object from label to
-names: `{"n01440764": ["tanche"]}`. `sha256`, if it is there, is checked, and `about` is read by people.
+names: `{"n01440764": ["tanche"]}`. `source` (the file's name if it is left out) and `licence` may be there, `sha256`
+is then checked, and `about` is read by people.
 """
 
 import hashlib
@@ -41,8 +42,8 @@ DEFAULT_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image that sh
 Label = int | str
 Captions = dict[Label, dict[str, list[str]]]  # of each label and language the texts
 
-_REQUIRED = ("language", "source", "templates", "classes")
-_OPTIONAL = ("licence", "about", "sha256")
+_REQUIRED = ("language", "templates", "classes")
+_OPTIONAL = ("source", "licence", "about", "sha256")
 
 
 class PromptsError(ValueError):
@@ -185,13 +186,13 @@ def load_prompts(name_or_file: str | Path) -> Prompts:
     except ValueError as error:
         raise PromptsError(f"{path} is not JSON in UTF-8: {error}") from error
     try:
-        return _parse(content)
+        return _parse(content, path.name)
     except PromptsError as error:
         raise PromptsError(f"{path}: {error}") from error
 
 
 def prompts_from_names(names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Prompts:
-    """Prompts of a ClassLabel column's own names, underscores read as spaces; taken for English."""
+    """Prompts of a label column's own names, underscores read as spaces; taken for English."""
     classes = tuple((name.replace("_", " "),) for name in names)
     return Prompts(tuple(templates), classes, "en", "class names of the data set")
 
@@ -241,7 +242,7 @@ def prompts_from_captions(captions: Captions, language: str, templates: Sequence
     return Prompts(tuple(templates), tuple(named.values()), language, "captions of the data set", labels=tuple(named))
 
 
-def _parse(content: Any) -> Prompts:
+def _parse(content: Any, file_name: str) -> Prompts:
     if not isinstance(content, dict):
         raise PromptsError(f"expected an object with {', '.join(_REQUIRED)}, got {_short(content)}")
     for key in _REQUIRED:
@@ -263,7 +264,7 @@ def _parse(content: Any) -> Prompts:
         templates=_texts(templates, "templates"),
         classes=tuple(_texts(names, f"classes[{label!r}]") for label, names in entries),
         language=content["language"],
-        source=content["source"],
+        source=content.get("source", file_name),
         licence=content.get("licence", ""),
         labels=tuple(classes) if isinstance(classes, dict) else None,
     )

@@ -14,9 +14,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Features, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
 
+from maws_hf.data.image_metadata import METADATA_FILES, read_image_metadata
 from maws_hf.data.layouts import DataSourceError, find_classes, find_splits, split_called
 from maws_hf.data.tar_images import take_any_image
 from maws_hf.data.tolerance import tolerate
@@ -41,6 +43,8 @@ SHARD_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 # What Image(decode=False) yields, declared as plain data: encoding a row of an Image feature drops the bytes of an
 # image whose path happens to exist on this computer, as the names inside a tar may.
 _STORED_IMAGE = {"bytes": Value("binary"), "path": Value("string")}
+
+_Row = tuple[str, dict[str, Any]]  # an image file, and what is known of it
 
 _LOOKED_FOR = f"*.parquet, *.tar or images ({' '.join('*' + extension for extension in IMAGE_EXTENSIONS)})"
 
@@ -77,7 +81,8 @@ def open_stream(
         A stream whose image column holds `{"bytes": ..., "path": ...}` (or bare bytes, if stored so). Shards are the
         files; in an image folder every image is a shard, so that shuffling shards shuffles images (beyond 8192 images,
         shards of several, dealt over all folders), and class folders become the column `label`: the one level of
-        folders, besides that of the splits, in which the images differ.
+        folders, besides that of the splits, in which the images differ. Where there is a `metadata.csv`, `.jsonl` or
+        `.parquet` with a column `file_name`, its other columns are the labels, and folders are none.
 
     Raises:
         DataSourceError: nothing there, nothing readable there, no such split, files that belong to no split beside
@@ -116,16 +121,23 @@ def find_image_column(dataset: IterableDataset, image_column: str | None = None)
     Works before and after `open_stream` has turned decoding off.
 
     Raises:
-        DataSourceError: the given column is absent, or none or several columns qualify.
+        DataSourceError: the given column is absent or holds no images, or none or several columns qualify.
     """
     features = dataset.features
     if features is None:
         raise DataSourceError("the data set declares no columns: save it as Parquet with an Image feature")
     columns = ", ".join(features)
     if image_column is not None:
-        if image_column in features:
-            return image_column
-        raise DataSourceError(f"--image_column_name {image_column}: no such column, there are {columns}")
+        if image_column not in features:
+            raise DataSourceError(f"--image_column_name {image_column}: no such column, there are {columns}")
+        if not _may_be_images(features[image_column]):
+            possible = ", ".join(column for column, kind in features.items() if _may_be_images(kind))
+            kind = getattr(features[image_column], "dtype", type(features[image_column]).__name__)
+            raise DataSourceError(
+                f"--image_column_name {image_column}: it holds {kind}, not images or their bytes; columns that do: "
+                f"{possible or 'none'}"
+            )
+        return image_column
     candidates = [column for column, kind in features.items() if isinstance(kind, Image) or kind == _STORED_IMAGE]
     if not candidates:
         candidates = [column for column in features if column.lower() in IMAGE_COLUMN_NAMES]
@@ -133,6 +145,11 @@ def find_image_column(dataset: IterableDataset, image_column: str | None = None)
         return candidates[0]
     found = f"several image columns ({', '.join(candidates)})" if candidates else "no image column"
     raise DataSourceError(f"{found} among the columns {columns}: name it with --image_column_name")
+
+
+def _may_be_images(kind: Any) -> bool:
+    kind = kind.get("bytes") if isinstance(kind, dict) else kind
+    return isinstance(kind, Image) or (isinstance(kind, Value) and "binary" in kind.dtype)
 
 
 def digest_of_files(dataset: IterableDataset) -> str | None:
@@ -223,7 +240,7 @@ def _open_local(
 
     for extension, builder in SHARD_BUILDERS.items():
         shards = [
-            file for file in files if file.lower().endswith(extension) and os.path.basename(file) != "metadata.parquet"
+            file for file in files if file.lower().endswith(extension) and os.path.basename(file) not in METADATA_FILES
         ]
         if shards:
             splits = find_splits(shards, root, names_are_words=False).splits
@@ -234,17 +251,20 @@ def _open_local(
             options = {"batch_size": 256} if builder == "parquet" else {}
             hint = f" (columns are learnt from {chosen[0]}, which must be whole: repair it or move it away)"
             options |= {"data_files": {split: paths}, "columns": columns, "hint": hint}
-            return _with_digest(_load(builder, name_or_path=source, split=split, **options), root, chosen, sizes=True)
+            return _with_digest(_load(builder, name_or_path=source, split=split, **options), root, sized=chosen)
     images = [file for file in files if file.lower().endswith(IMAGE_EXTENSIONS)]
     if not images:
         raise DataSourceError(f"{source} holds none of {_LOOKED_FOR}")
     layout = find_splits(images, root, names_are_words=True)
     chosen = _select_split(images, layout.splits, split, root)
-    folders = find_classes(images, layout, are_picked=not root)
-    with_bytes = columns is None or "image" in columns
-    dataset = _open_images(root, chosen, images, folders, with_bytes=with_bytes)
+    metadata = read_image_metadata(root, files, images, chosen)
+    if metadata is None:
+        rows, features = _rows_of_folders(chosen, images, find_classes(images, layout, are_picked=not root))
+    else:
+        rows, features = metadata.rows, metadata.columns
+    dataset = _open_images(root, rows, features, with_bytes=columns is None or "image" in columns)
     # Their sizes are left out: to ask for those of a million takes minutes, in every process of every start.
-    return _with_digest(dataset, root, chosen, sizes=False)
+    return _with_digest(dataset, root, chosen, sized=[] if metadata is None else metadata.files)
 
 
 def list_files(folder: str) -> list[str]:
@@ -261,11 +281,13 @@ def list_files(folder: str) -> list[str]:
     return sorted(files)
 
 
-def _with_digest(dataset: IterableDataset, root: str, files: list[str], *, sizes: bool) -> IterableDataset:
-    digest = hashlib.sha256()
-    for file in files:
+def _with_digest(
+    dataset: IterableDataset, root: str, files: Sequence[str] = (), *, sized: Sequence[str]
+) -> IterableDataset:
+    digest, sizes = hashlib.sha256(), {file: os.path.getsize(os.path.join(root, file)) for file in sized}
+    for file in (*files, *sized):
         name = file if root else os.path.basename(file)  # a glob may be written in several ways
-        size = os.path.getsize(os.path.join(root, file)) if sizes else ""
+        size = sizes.get(file, "")
         digest.update(os.fsencode(f"{name}/{size}\n"))
     # Whatever is made of the data set takes its info along.
     dataset.info.download_checksums = {_FILES: {"checksum": digest.hexdigest()[:16]}}
@@ -281,10 +303,8 @@ def _select_split(files: list[str], splits: list[str], split: str, root: str) ->
     return chosen
 
 
-def _open_images(
-    root: str, images: list[str], of_all_splits: list[str], folders: list[str], *, with_bytes: bool
-) -> IterableDataset:
-    """A stream over image files; a label where all images lie in class folders, of which there are two or more.
+def _rows_of_folders(images: list[str], of_all_splits: list[str], folders: list[str]) -> tuple[list[_Row], Features]:
+    """Images with a label where all lie in class folders, of which there are two or more.
 
     The classes are those of all splits: a class that one of them lacks must not renumber the others.
 
@@ -293,17 +313,25 @@ def _open_images(
     """
     folder_of, classes = dict(zip(of_all_splits, folders, strict=True)), sorted(set(folders) - {""})
     labelled = len(classes) > 1 and all(folder_of[image] for image in images)
-    numbers = {name: number for number, name in enumerate(classes)}
-    files = [(os.path.join(root, image), numbers[folder_of[image]] if labelled else None) for image in images]
+    if not labelled:
+        return [(image, {}) for image in images], Features()
+    # One a class, for of images there may be a million.
+    row_of = {name: {"label": number} for number, name in enumerate(classes)}
+    return [(image, row_of[folder_of[image]]) for image in images], Features(label=ClassLabel(names=classes))
+
+
+def _open_images(root: str, rows: list[_Row], features: Features, *, with_bytes: bool) -> IterableDataset:
+    """A stream over image files and what is known of each."""
+    files = [(os.path.join(root, image), row) for image, row in rows]
     # Every shard costs time and memory at each start of an epoch. Dealt out like cards, each holds all classes.
     shards = min(len(files), MOST_IMAGE_SHARDS)
-    features = Features({"image": _STORED_IMAGE, **({"label": ClassLabel(names=classes)} if labelled else {})})
+    features = Features({"image": _STORED_IMAGE, **features})
     dealt = [files[shard::shards] for shard in range(shards)]
     read = _read_images if with_bytes else _name_images
     return IterableDataset.from_generator(read, features=features, gen_kwargs={"shards": dealt})
 
 
-def _read_images(shards: list[list[tuple[str, int | None]]]) -> Iterator[dict]:
+def _read_images(shards: list[list[_Row]]) -> Iterator[dict]:
     for row in _name_images(shards):
         try:
             with open(row["image"]["path"], "rb") as file:
@@ -314,7 +342,6 @@ def _read_images(shards: list[list[tuple[str, int | None]]]) -> Iterator[dict]:
         yield row
 
 
-def _name_images(shards: list[list[tuple[str, int | None]]]) -> Iterator[dict]:
-    for path, label in (file for shard in shards for file in shard):
-        row = {"image": {"bytes": None, "path": path}}
-        yield row if label is None else {**row, "label": label}
+def _name_images(shards: list[list[_Row]]) -> Iterator[dict]:
+    for path, row in (file for shard in shards for file in shard):
+        yield {"image": {"bytes": None, "path": path}, **row}

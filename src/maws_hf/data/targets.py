@@ -17,6 +17,7 @@ from .streaming import KEY, Sample
 from .vocabulary import Vocabulary
 
 NO_LABEL = -100  # transformers' padding of labels; the loss passes over it
+LABELS_OF_FOLDERS = "images in folders have labels if there are two or more class folders"
 UNLABELLED = (None, -1, NO_LABEL)  # what columns of labels hold for an image without one
 
 
@@ -111,8 +112,7 @@ def _find_reader(
     if column is None or column not in features:
         raise DataSourceError(
             f"no column {column or 'synsets, labels or label'} among {', '.join(features)}: name the labels with "
-            "--label_column_name, or make them from tags with scripts/build_wsp_labels.py; images in folders have "
-            "labels if there are two or more class folders"
+            f"--label_column_name, or make them from tags with scripts/build_wsp_labels.py; {LABELS_OF_FOLDERS}"
         )
     kind: Any = features[column]
     kind = kind.feature if isinstance(kind, List | LargeList) else kind

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 
 from ..data.sources import DataSourceError, find_image_column
 from ..data.streaming import KEY_COLUMNS
-from ..data.targets import NO_LABEL, UNLABELLED
+from ..data.targets import LABELS_OF_FOLDERS, NO_LABEL, UNLABELLED
 from ..models.inference import prepared_for_inference
 from ..models.modeling_maws_vit import MawsViTModel
 from ..processing.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, normalize
@@ -145,7 +145,10 @@ def find_label_column(dataset: IterableDataset, name: str | None = None) -> str:
         declared = [column for column, kind in kinds.items() if isinstance(_element(kind), ClassLabel)]
         name = declared[0] if len(declared) == 1 else "label"
     if name not in kinds:
-        raise DataSourceError(f"no label column {name!r} among {', '.join(kinds)}: name it with --label_column_name")
+        only_images = f"; {LABELS_OF_FOLDERS}" if list(kinds) == ["image"] else ""
+        raise DataSourceError(
+            f"no label column {name!r} among {', '.join(kinds)}: name it with --label_column_name{only_images}"
+        )
     kind = _element(kinds[name])
     usable = isinstance(kind, Value) and (kind.dtype in ("string", "large_string") or "int" in kind.dtype)
     if not (usable or isinstance(kind, ClassLabel)):

@@ -8,7 +8,7 @@ each class; with one image a class there is nothing to hold out, and the decay i
 Legend: N labelled images, D features, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ MOST_STEPS = 200
 TOLERANCE = 1e-7  # of the gradient, at the end
 
 
-def few_shot_split(labels: Tensor, shots: int, seed: int) -> Tensor:
+def few_shot_split(labels: Tensor, shots: int, seed: int, without: Collection[int] = ()) -> Tensor:
     """Rows of the labelled images: `shots` of each class, or all of a class that has fewer.
 
     Splits of one seed are nested, so that a curve over `shots` adds images and swaps none; a class's choice depends on
@@ -36,6 +36,7 @@ def few_shot_split(labels: Tensor, shots: int, seed: int) -> Tensor:
         labels: `(N,)`, class of each image.
         shots: K, at least 1.
         seed: of the split.
+        without: rows that cannot be had; the next ones that the seed draws stand in for them.
 
     Returns:
         Rows in ascending order.
@@ -50,7 +51,8 @@ def few_shot_split(labels: Tensor, shots: int, seed: int) -> Tensor:
     chosen = []
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero().flatten().numpy()
-        chosen.append(np.random.default_rng([seed, label]).permutation(rows)[:shots])
+        drawn = np.random.default_rng([seed, label]).permutation(rows)
+        chosen.append(drawn[~np.isin(drawn, list(without))][:shots])
     return torch.from_numpy(np.sort(np.concatenate(chosen)))
 
 

@@ -20,17 +20,20 @@ class Pixels:
         pixels: uint8 `(N, 3, H, W)`, in the order of the files; images that cannot be decoded are left out.
         labels: as they were read.
         places: of each image among those that were asked for.
+        skipped: `{"key", "reason"}` of each image that was left out.
     """
 
     pixels: Tensor
     labels: list[Label]
     places: list[int]
+    skipped: list[dict[str, str]]
 
 
 def read_pixels(
     dataset: IterableDataset,
     transform: EvalTransform,
     *,
+    split: str,
     label_column: str,
     image_column: str | None = None,
     batch_size: int = 64,
@@ -41,11 +44,12 @@ def read_pixels(
     """Decodes a split once; `H x W x 3` bytes an image stay in memory.
 
     Args:
+        split: its name, for messages.
         only: numbers of the rows that are wanted, ascending, in the order of the files; all if None.
         may_lack_labels: rows without a label are let through.
 
     Raises:
-        ValueError: no image can be decoded, or a row has no label.
+        ValueError: no image of the whole split can be decoded, or a row has no label.
     """
     image_column = find_image_column(dataset, image_column)
     names = [name for name in KEY_COLUMNS if name in dataset.features]
@@ -66,14 +70,22 @@ def read_pixels(
     for found, pixels in batches:
         rows += found
         pictures += [] if pixels is None else [pixels]
-    in_order = sorted(row.place for row in rows)
-    place_of = {place: number for number, place in enumerate(in_order)}
-    rows = [row for row in rows if row.reason is None]
-    if not rows:
-        raise ValueError("no image of the split can be decoded")
-    order = sorted(range(len(rows)), key=lambda index: rows[index].place)
-    labels, places = zip(*((rows[index].label, place_of[rows[index].place]) for index in order), strict=True)
-    return Pixels(torch.cat(pictures)[order], list(labels), list(places))
+    decoded = [row for row in rows if row.reason is None]
+    if not decoded and only is None:
+        reasons = sorted({row.reason for row in rows})
+        raise ValueError(
+            f"none of {len(rows)} images of the split {split} can be decoded: "
+            f"{'; '.join(reasons[:3]) or 'there is none'}"
+        )
+    order = sorted(range(len(decoded)), key=lambda index: decoded[index].place)
+    labels, places, skipped = [], [], []
+    for number, row in enumerate(sorted(rows, key=lambda row: row.place)):
+        if row.reason is None:
+            labels.append(row.label)
+            places.append(number)
+        else:
+            skipped.append({"key": row.key or f"row {number if only is None else only[number]}", "reason": row.reason})
+    return Pixels(torch.cat(pictures)[order] if pictures else torch.empty(0), labels, places, skipped)
 
 
 def read_labels(dataset: IterableDataset, *, label_column: str, image_column: str | None = None) -> list[Label]:

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -143,11 +144,15 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def _values_from_yaml(recipe_class: type[Recipe], path: str) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as file:
-        try:
-            values = yaml.safe_load(file) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        name = f"{Path(path).name.removesuffix('.yaml')}.yaml"
+        recipe = Path(sys.argv[0]).parent / "recipes" / name  # of the script that runs
+        hint = f"; did you mean {recipe}?" if recipe.is_file() else ""
+        raise ValueError(f"--config {path} cannot be read: {error.strerror}{hint}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `option: value` lines, got a {type(values).__name__}")
     known = {item.name for item in fields(recipe_class)}

@@ -7,6 +7,7 @@ only the patch embedding comes before it.
 Legend: N images, T tokens, D width.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -55,7 +56,9 @@ def adapted_tail(encoder: MawsViTModel, config: PeftConfig) -> Iterator[AdaptedT
     """Puts an adapter into the encoder, and takes it out at the end: the encoder is then as it was."""
     was_training = encoder.training
     learning = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    model = get_peft_model(encoder, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT reads it
+        model = get_peft_model(encoder, config)
     try:
         yield AdaptedTail(encoder.eval())
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,22 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..data.corpus import write_atomically
+
+
+def make_output_dir(folder: str) -> Path:
+    """Made before anything is computed, for it may be impossible.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return Path(folder)
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir {folder} cannot be written to ({error.strerror}): choose another folder"
+        ) from error
 
 
 def write_json(content: Any, file: Path) -> None:
