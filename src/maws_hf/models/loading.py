@@ -140,7 +140,8 @@ class CheckedLoading:
             ModelLoadingError: the weights are not the model's: one is missing, unknown, of another shape, or the file
                 is damaged. Only a whole head may be missing, as before fine-tuning, with `ignore_mismatched_sizes` a
                 part of it, too, or have another shape; and what a class derived from ours adds. Who asks for
-                `output_loading_info` gets the list of missing and unknown weights instead.
+                `output_loading_info` gets the list of missing and unknown weights instead, with both also that of
+                other shapes.
             ForeignModelError: a model of another library that is no MAWS model.
         """
         wants_info = kwargs.pop("output_loading_info", False)
@@ -251,7 +252,8 @@ class CheckedLoading:
             weights = {name for name in self.state_dict() if name.startswith(head)}
             new |= weights if tolerant or weights <= absent else set()
         missing = [name for name in info["missing_keys"] if name not in new and name not in other_shapes]
-        shapes = {name: shape for name, shape in other_shapes.items() if not tolerant or name not in new}
+        told = other_shapes if tolerant and informed else new if tolerant else ()
+        shapes = {name: shape for name, shape in other_shapes.items() if name not in told}
         faults = [_fault("has another shape of", shapes.values())]
         if not informed:
             faults += [_fault("lacks", missing), _fault("has unknown", info["unexpected_keys"])]
