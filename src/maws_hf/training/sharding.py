@@ -131,9 +131,13 @@ def shard_model(
     mesh = _mesh(device, copies)
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     halved = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in [module for module in model.modules() if isinstance(module, _BLOCKS)]:
-        if bf16:  # autocast would round the weights of linear layers as well, but leaves those of norms as they are
-            fully_shard([block.layernorm_before, block.layernorm_after], mesh=mesh, mp_policy=whole)
+    blocks = [module for module in model.modules() if isinstance(module, _BLOCKS)]
+    if bf16:  # autocast would round the weights of linear layers as well, but leaves those of norms as they are
+        # So small that they are gathered at once, and stay from the first block to the last: a group for each block
+        # would double the number of messages. Not kept for the backward pass, for the reason that the root is not.
+        norms = [norm for block in blocks for norm in (block.layernorm_before, block.layernorm_after)]
+        fully_shard(norms, mesh=mesh, reshard_after_forward=True, mp_policy=whole)
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=halved if bf16 else whole)
     # The root too gives its weights back after a forward pass without a backward one: a picture drawn between two
     # updates must not leave plain tensors behind where the optimizer and the checkpoint expect their own rows.
