@@ -7,6 +7,9 @@ new model is built without memory, and each process draws or reads its own rows 
 Every weight is split along its first axis. While a block computes, its weights are gathered; they are gone again
 before the next block's. Outside of a forward or backward pass no process holds a whole block.
 
+A gather takes as many rows of a weight from each process, padded where there are fewer: a table whose first axis is 1
+comes as often as there are processes. An autoencoder's positions, which nobody trains, are therefore left whole.
+
 Over many machines, gathering takes as long as the slow links between them need for a message to go round. Hybrid
 sharding keeps it inside a machine: each holds a copy of the model, sharded over its own processes, and only gradients
 are summed across (`parallelism_config_dp_replicate_size` of Accelerate's config, as in examples/accelerate/hsdp.yaml).
@@ -141,7 +144,11 @@ def shard_model(
         fully_shard(block, mesh=mesh, mp_policy=halved if bf16 else whole)
     # The root too gives its weights back after a forward pass without a backward one: a picture drawn between two
     # updates must not leave plain tensors behind where the optimizer and the checkpoint expect their own rows.
-    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=whole)
+    positions = model.base_model.embeddings.position_embeddings
+    constant = set() if positions.requires_grad else {positions}
+    if given is None:
+        positions.data = positions.data.to(device)  # as is done with all that is not ignored
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=whole, ignored_params=constant)
     # Of the predictions, which nobody changes in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     if given is not None:
