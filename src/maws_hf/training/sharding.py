@@ -142,12 +142,12 @@ def shard_model(
         fully_shard(norms, mesh=mesh, reshard_after_forward=True, mp_policy=whole)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=halved if bf16 else whole)
-    # The root too gives its weights back after a forward pass without a backward one: a picture drawn between two
-    # updates must not leave plain tensors behind where the optimizer and the checkpoint expect their own rows.
     positions = model.base_model.embeddings.position_embeddings
     constant = set() if positions.requires_grad else {positions}
     if given is None:
         positions.data = positions.data.to(device)  # as is done with all that is not ignored
+    # The root too gives its weights back after a forward pass without a backward one: a picture drawn between two
+    # updates must not leave plain tensors behind where the optimizer and the checkpoint expect their own rows.
     fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=whole, ignored_params=constant)
     # Of the predictions, which nobody changes in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
