@@ -24,7 +24,9 @@ Ways to share the work, as `maws_hf.training` does it:
 
     DDP    gradients (float32, 4 B a parameter) are summed in buckets of `--bucket_mb` as the backward pass fills them.
     FSDP2  weights of a block (bfloat16, 2 B; float32 of what is in no block) are gathered before its forward and again
-           before its backward pass, while the block before computes; gradients (4 B) are scattered after it.
+           before its backward pass, while the block before computes; gradients (4 B) are scattered after it. The norms
+           of all blocks (float32) are one more message each time. Of every tensor as many rows pass from each GPU:
+           ceil(rows / n) n in all.
     HSDP   the same inside a node only; then each GPU sums its part of the gradients with its peers in other nodes,
            over its own card and at the same time as the next messages inside the node; how to ask for it is in
            `examples/accelerate/hsdp.yaml`.

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig, MawsViTForImageClassification
 from maws_hf.evaluation.flops import block_flops, embedding_flops
+from maws_hf.evaluation.memory_plan import gathered_size
 from maws_hf.masking import num_kept_patches
 from maws_hf.models.configuration_maws_vit import as_pair
 
@@ -61,12 +63,22 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the model: operations an image, and the parameters whose gradients it leaves."""
+    """A part of the model: operations an image, and the parameters whose gradients it leaves.
 
-    parameters: int
+    Args:
+        tensors: parameters, on any device; of a block without its norms.
+        norms: those of the norms, which are gathered with those of all blocks.
+    """
+
+    tensors: Sequence[Tensor]
     forward: float
     backward: float
     in_block: bool
+    norms: Sequence[Tensor] = ()
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in (*self.tensors, *self.norms))
 
 
 def stages_of(task: str, config: MawsViTConfig, labels: int = 28_000) -> list[Stage]:
@@ -95,22 +107,25 @@ def stages_of(task: str, config: MawsViTConfig, labels: int = 28_000) -> list[St
         narrow, narrow_mlp = config.decoder_hidden_size, config.decoder_intermediate_size
         masked = patches - kept
         bridge = 2.0 * (kept + 1) * width * narrow
-        stages.append(Stage(width * narrow + narrow, bridge, 2 * bridge, in_block=False))
+        stages.append(Stage(_trained(model.decoder.embed), bridge, 2 * bridge, in_block=False))
         for index, layer in enumerate(model.decoder.layers):
             last = index == len(model.decoder.layers) - 1
             forward = block_flops(patches + 1, narrow, narrow_mlp, queries=masked if last else None)
             stages.append(_block(layer, forward))
         head = 2.0 * masked * narrow * config.num_channels * torch.Size(as_pair(config.patch_size)).numel()
-    rest = _trained(model) - sum(stage.parameters for stage in stages)
+    before = {tensor for stage in stages for tensor in (*stage.tensors, *stage.norms)}
+    rest = [tensor for tensor in _trained(model) if tensor not in before]
     return [*stages, Stage(rest, head, 2 * head, in_block=False)]
 
 
 def _block(layer: torch.nn.Module, forward: float) -> Stage:
-    return Stage(_trained(layer), forward, 2 * forward, in_block=True)
+    norms = [*layer.layernorm_before.parameters(), *layer.layernorm_after.parameters()]
+    others = [tensor for tensor in _trained(layer) if all(tensor is not norm for norm in norms)]
+    return Stage(others, forward, 2 * forward, in_block=True, norms=norms)
 
 
-def _trained(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+def _trained(module: torch.nn.Module) -> list[Tensor]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 @dataclass
@@ -197,24 +212,28 @@ def _replicated(
 def _sharded(
     stages: Sequence[Stage], forward: list[float], backward: list[float], way: str, gpus: int, cluster: Cluster
 ) -> Step:
-    """All stages that are no block are one group: gathered first, scattered last."""
+    """All stages that are no block are one group: gathered first, scattered last. So are the norms of all blocks,
+    which come after the first block and go before the last, as `shard_model` has it for bfloat16."""
     group = min(gpus, cluster.per_node) if way == "HSDP" else gpus
     nodes = gpus // group
     gpu, link, network = Lane(), Lane(), Lane()
-    rest = sum(stage.parameters for stage in stages if not stage.in_block)
+    rest = gathered_size((tensor for stage in stages if not stage.in_block for tensor in stage.tensors), group)
+    norms = gathered_size((norm for stage in stages for norm in stage.norms), group)
 
-    def scatter(parameters: int, ready: float) -> None:
-        done = link.run(ready, cluster.one_way(4.0 * parameters, group))
+    def scatter(numbers: int, ready: float) -> None:
+        done = link.run(ready, cluster.one_way(4.0 * numbers, group))
         if nodes > 1:
-            network.run(done, cluster.all_reduce_of_peers(4.0 * parameters / group, nodes))
+            network.run(done, cluster.all_reduce_of_peers(4.0 * numbers / group, nodes))
 
     def gather_block(stage: Stage, ready: float) -> float:
-        return link.run(ready, cluster.one_way(2.0 * stage.parameters, group))
+        return link.run(ready, cluster.one_way(2.0 * gathered_size(stage.tensors, group), group))
 
     for is_backward, order, times in ((False, [*stages], forward), (True, [*reversed(stages)], backward[::-1])):
         root = link.run(gpu.free, cluster.one_way(4.0 * rest, group))
         blocks = [stage for stage in order if stage.in_block]
         gathered = [gather_block(blocks[0], gpu.free)] if blocks else []
+        if norms:
+            gathered[0] = link.run(gpu.free, cluster.one_way(4.0 * norms, group))
         for stage, seconds in zip(order, times, strict=True):
             if not stage.in_block:
                 gpu.run(root, seconds)
@@ -225,7 +244,9 @@ def _sharded(
             if blocks:  # on its way while this one computes
                 gathered.append(gather_block(blocks[0], start))
             done = gpu.run(start, seconds)
+            if is_backward and norms and not blocks:
+                scatter(norms, done)
             if is_backward:
-                scatter(stage.parameters, done)
+                scatter(gathered_size(stage.tensors, group), done)
     scatter(rest, gpu.free)
     return Step(max(gpu.free, link.free, network.free), gpu.busy, link.busy + network.busy)

@@ -53,7 +53,7 @@ def take_steps(folder: Path, task: str) -> dict:
     model = meta_model(MODELS[task], CONFIGS[task])
     groups = parameter_groups(model, 0.05)  # as a script may make them before the model is sharded
     shard_model(model, CPU, SEED, copies=copies_wanted(dist.get_world_size()))
-    all_sharded = all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    whole = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
     write_to(folder / f"{task}-new", lambda path: write_weights(model, path))
     optimizer, average = make_optimizer(model, rebind_groups(groups, model)), WeightAverage(model, 0.9)
     first = update(model, optimizer, average, batch(task, 1, own), 1)
@@ -68,7 +68,7 @@ def take_steps(folder: Path, task: str) -> dict:
     update(model, fresh, average, batch(task, 3, own), 3)
     write_to(folder / f"{task}-resumed", lambda path: save_training(model, fresh, average, path))
     own = digest(training_tensors(model, fresh, average))
-    return {"all_sharded": all_sharded, "updates": [first, second], "digest": own}
+    return {"whole": whole, "updates": [first, second], "digest": own}
 
 
 def start_elsewhere(folder: Path) -> dict[str, int]:

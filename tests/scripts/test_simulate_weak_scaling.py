@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from simulate_weak_scaling import main, parse_arguments, rates_of
 from simulated_step import Cluster, Stage, simulate, stages_of
 from tiny import tiny_config
@@ -15,8 +16,15 @@ from maws_hf.evaluation.flops import mae_training_flops, wsp_training_flops
 WAYS = ["DDP", "FSDP2", "HSDP"]
 SLOW = Cluster(nvlink=1e9, network=1e8, inside=1e-4, between=1e-3)
 FREE = Cluster(nvlink=math.inf, network=math.inf, inside=0.0, between=0.0)
-BLOCK = Stage(parameters=1_000_000, forward=1e9, backward=2e9, in_block=True)
-STAGES = [Stage(200_000, 1e8, 1e8, in_block=False), BLOCK, BLOCK, BLOCK, Stage(300_000, 1e8, 2e8, in_block=False)]
+
+
+def tensors(numbers: int) -> list[torch.Tensor]:
+    return [torch.empty(32, numbers // 32, device="meta")]
+
+
+BLOCK = Stage(tensors(1_000_000), forward=1e9, backward=2e9, in_block=True)
+ENDS = Stage(tensors(200_000), 1e8, 1e8, in_block=False), Stage(tensors(300_000), 1e8, 2e8, in_block=False)
+STAGES = [ENDS[0], BLOCK, BLOCK, BLOCK, ENDS[1]]
 OPERATIONS = sum(stage.forward + stage.backward for stage in STAGES)
 LOAD = {"images": 4, "rate": 1e11}
 COMPUTE = 4 * OPERATIONS / 1e11
@@ -56,6 +64,32 @@ def test_without_overlap_hsdp_adds_the_shards_between_nodes_to_fsdp_of_a_node():
     tree = 2 * shard / 1e8 + 4 * 2 * 2 * 1e-3
     assert step.seconds - node.seconds == pytest.approx(min(ring, tree), rel=0.05)
     assert step.seconds - node.seconds <= min(ring, tree)
+
+
+@pytest.mark.parametrize("task", ["mae", "wsp"])
+def test_sharded_steps_send_as_many_messages_as_are_really_sent(task: str):
+    """tests/distributed/test_messages.py counts those."""
+    second_a_message = replace(FREE, inside=1 / 7)  # of 8 GPUs on a node, however long it is
+    stages = stages_of(task, tiny_config(), labels=50)
+    groups = (4 if task == "mae" else 2) + 2
+    assert simulate(stages, "FSDP2", 8, second_a_message, **LOAD).messages == pytest.approx(2 * groups + groups)
+
+
+def test_norms_pass_in_float32_and_once_for_all_blocks():
+    with_norms = replace(BLOCK, norms=tensors(64_000))
+    cluster = Cluster(nvlink=1e9, inside=0.0)
+    more, less = (
+        simulate([ENDS[0], *blocks, ENDS[1]], "FSDP2", 8, cluster, **LOAD)
+        for blocks in ([with_norms, with_norms], [BLOCK, BLOCK])
+    )
+    assert more.messages - less.messages == pytest.approx(7 / 8 * 128_000 * (4 + 4 + 4) / 1e9)
+
+
+def test_rows_that_do_not_go_round_are_padded():
+    one_row = Stage([torch.empty(1, 8_000, device="meta")], 0.0, 0.0, in_block=False)
+    cluster = Cluster(nvlink=1e9, inside=0.0)
+    more, less = (simulate(stages, "FSDP2", 8, cluster, **LOAD).messages for stages in ([one_row, *STAGES], STAGES))
+    assert more - less == pytest.approx(7 / 8 * 8 * 8_000 * (4 + 4 + 4) / 1e9)
 
 
 def test_all_reduce_of_much_is_a_ring_and_of_little_between_many_nodes_a_tree():

@@ -7,14 +7,18 @@ way: early it is activations, late it is gradients, rarely both.
 Counted are tensors. The CUDA context, the workspaces of libraries and what an allocator loses to fragmentation are
 not; `RESERVED` of a device's memory is left for them, which is an assumption and no measurement.
 
+Of sharded states it is the first device that counts: where the rows of a tensor do not go round it has the most, and
+what is gathered has as many of each (`gathered_size`).
+
 Legend: B images, T tokens, D width, F width of the MLP, P parameters.
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..masking import num_kept_patches, num_predicted_patches
 from ..models.configuration_limits import MOST_LABELS
@@ -67,7 +71,8 @@ class Stage:
         saved: kept from the forward pass until this stage's backward pass.
         again: kept from then on if the stage is computed again (checkpointing), while its backward pass runs.
         work: needed besides, for gradients of activations.
-        parameters: that the stage trains; with `fsdp` gathered while it computes.
+        parameters: that the stage trains.
+        gathered: of a block with `fsdp`: what is gathered of it while it computes.
     """
 
     name: str
@@ -75,6 +80,7 @@ class Stage:
     again: float
     work: float
     parameters: int
+    gathered: int = 0
     in_block: bool = True
 
 
@@ -131,14 +137,35 @@ def largest_batch(config: MawsViTConfig, setting: Setting, memory: float) -> int
     return low
 
 
+def gathered_size(parameters: Iterable[Tensor], shards: int) -> int:
+    """Numbers that so many devices gather: of each tensor as many rows from all, padded where it has fewer."""
+    size = 0
+    for parameter in parameters:
+        rows = (*parameter.shape, 1)[0]
+        size += -(-rows // shards) * shards * (parameter.numel() // rows)
+    return size
+
+
 @dataclass(frozen=True)
 class _Model:
-    """Trained and fixed parameters, those of each encoder and decoder block, and the bytes of constants."""
+    """Sizes of a model, in numbers.
 
-    trained: int
-    fixed: int
-    block: int
-    decoder_block: int
+    Args:
+        parameters: all there are.
+        own, own_trained: that are on the first device.
+        block, decoder_block: trained in each, and gathered of each.
+        outside: trained ones in no block.
+        gathered_outside: what is gathered besides the blocks.
+        constants: bytes that every device has whole.
+    """
+
+    parameters: int
+    own: int
+    own_trained: int
+    block: tuple[int, int]
+    decoder_block: tuple[int, int]
+    outside: int
+    gathered_outside: int
     constants: int
 
 
@@ -147,13 +174,24 @@ def _measure_model(config: MawsViTConfig, setting: Setting) -> _Model:
     config = copy.deepcopy(config)
     config.num_labels = setting.labels
     model = _without_memory(config, setting)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    shards = setting.gpus if setting.fsdp else 1
+    encoder = model.text_model.encoder.layer if setting.task == "lit" else model.vit.layers
+    blocks = [encoder, *([model.decoder.layers] if setting.task == "mae" else [])]
+    in_blocks = {parameter for layers in blocks for parameter in layers.parameters()}
+    whole = set()
+    if setting.fsdp and setting.task == "mae":
+        whole = {model.vit.embeddings.position_embeddings}  # see `shard_model`
+    sharded = [parameter for parameter in model.parameters() if parameter not in whole]
+    trained = [parameter for parameter in sharded if parameter.requires_grad]
     return _Model(
-        trained=trained,
-        fixed=sum(p.numel() for p in model.parameters()) - trained,
-        block=_size(model.text_model.encoder.layer if setting.task == "lit" else model.vit.layers),
-        decoder_block=_size(model.decoder.layers) if setting.task == "mae" else 0,
-        constants=sum(buffer.nbytes for buffer in model.buffers()),
+        parameters=sum(p.numel() for p in model.parameters()),
+        own=gathered_size(sharded, shards) // shards,
+        own_trained=gathered_size(trained, shards) // shards,
+        block=_block_size(encoder, shards),
+        decoder_block=_block_size(model.decoder.layers, shards) if setting.task == "mae" else (0, 0),
+        outside=sum(p.numel() for p in trained if p not in in_blocks),
+        gathered_outside=gathered_size((p for p in sharded if p not in in_blocks), shards),
+        constants=sum(tensor.nbytes for tensor in (*model.buffers(), *whole)),
     )
 
 
@@ -177,28 +215,29 @@ def _without_memory(config: MawsViTConfig, setting: Setting) -> nn.Module:
         return MawsMAEForPreTraining(config) if setting.task == "mae" else MawsViTForImageClassification(config)
 
 
-def _size(layers: nn.ModuleList) -> int:
-    return sum(p.numel() for p in layers[0].parameters()) if len(layers) else 0
+def _block_size(layers: nn.ModuleList, shards: int) -> tuple[int, int]:
+    parameters = list(layers[0].parameters()) if len(layers) else []
+    return gathered_size(parameters, 1), gathered_size(parameters, shards)
 
 
 def _plan(model: _Model, config: MawsViTConfig, setting: Setting) -> MemoryPlan:
     stages = _STAGES[setting.task](model, config, setting)
     shards = setting.gpus if setting.fsdp else 1
-    total = model.trained + model.fixed
-    weights = 4 * total / shards + model.constants
-    moments = 8 * model.trained / shards
-    average = 4 * model.trained / shards if setting.average else 0.0
-    in_blocks = sum(stage.parameters for stage in stages if stage.in_block)
+    weights = 4 * model.own + model.constants
+    moments = 8 * model.own_trained
+    average = 4 * model.own_trained if setting.average else 0.0
     always_whole = setting.accumulation > 1 or (setting.gpus > 1 and not setting.fsdp)  # all gradients, in buckets
-    copies, late_copies = _copies(stages, in_blocks, setting)
-    gathered = _gathered(stages, in_blocks, setting) if setting.fsdp else [(late_copies, late_copies)] * len(stages)
+    copies, late_copies = _copies(stages, model, setting)
+    gathered = _gathered(stages, model, setting) if setting.fsdp else [(late_copies, late_copies)] * len(stages)
     batches = setting.accumulation * (2 if setting.reads_ahead else 1)
     inputs = batches * setting.batch * _sample_bytes(config, setting)
     if setting.task == "mae":
         inputs += _loss_bytes(config, setting.batch)
-    gradients = 4 * model.trained / shards
+    gradients = 4 * model.own_trained
     held, left = sum(stage.saved for stage in stages), 0.0
     peak = copies + held + (gradients if always_whole else 0)
+    if setting.fsdp:
+        peak = max(peak, _first_gathered(stages, model, setting) + (gradients if always_whole else 0))
     if setting.task == "lit":
         peak = max(peak, copies + setting.batch * image_work_bytes(config, setting.bf16))
     for stage, (computing, reducing) in zip(reversed(stages), reversed(gathered), strict=True):
@@ -208,7 +247,7 @@ def _plan(model: _Model, config: MawsViTConfig, setting: Setting) -> MemoryPlan:
         peak = max(peak, reducing + held + (gradients if always_whole else left))
     logits = setting.batch * setting.labels * 4.0 if setting.task in ("wsp", "finetune") else 0.0
     return MemoryPlan(
-        parameters=total,
+        parameters=model.parameters,
         weights=weights,
         moments=moments,
         average=average,
@@ -239,41 +278,57 @@ def _kept_and_predicted(config: MawsViTConfig) -> tuple[int, int]:
     return kept, num_predicted_patches(patches - kept, config.prediction_ratio)
 
 
-def _copies(stages: list[Stage], in_blocks: int, setting: Setting) -> tuple[float, float]:
+def _copies(stages: list[Stage], model: _Model, setting: Setting) -> tuple[float, float]:
     """Weights that exist twice, at the end of the forward pass and during the backward pass.
 
     Autocast keeps what it has rounded to bfloat16 while it is active, and autograd what linear layers need again; a
     block that is computed again rounds its weights again. Sharded weights are gathered (`_gathered`, going back).
     """
-    rest = sum(stage.parameters for stage in stages) - in_blocks
-    block = max((stage.parameters for stage in stages if stage.in_block), default=0)
-    if setting.fsdp:  # a block and, on its way, the next one; what is in no block
-        return (4 if setting.bf16 else 8) * block + (6 if setting.bf16 else 4) * rest, 0.0
+    if setting.fsdp:
+        # What is in no block, and besides it the message in which it has just come, or a block and the next one.
+        rest, block = model.gathered_outside, _largest_gathered(stages)
+        rounded = 2 * model.outside if setting.bf16 else 0
+        return 4 * rest + max(4 * rest, (4 if setting.bf16 else 8) * block) + rounded, 0.0
     if not setting.bf16:
         return 0.0, 0.0
-    everything = 2.0 * (in_blocks + rest)
-    return everything, 2.0 * (block + rest) if setting.checkpointing else everything
+    blocks = [stage.parameters for stage in stages if stage.in_block]
+    everything = 2.0 * (sum(blocks) + model.outside)
+    late = 2.0 * (max(blocks, default=0) + model.outside)
+    return everything, late if setting.checkpointing else everything
 
 
-def _gathered(stages: list[Stage], in_blocks: int, setting: Setting) -> list[tuple[float, float]]:
+def _first_gathered(stages: list[Stage], model: _Model, setting: Setting) -> float:
+    """At the start of a forward pass: what is in no block and the message in which it came, which PyTorch lets go of
+    only when the first block has been copied out of its own."""
+    return 8 * model.gathered_outside + (4 if setting.bf16 else 8) * _largest_gathered(stages)
+
+
+def _largest_gathered(stages: list[Stage]) -> int:
+    return max((stage.gathered for stage in stages), default=0)
+
+
+def _gathered(stages: list[Stage], model: _Model, setting: Setting) -> list[tuple[float, float]]:
     """Of sharded weights and gradients what is whole on each device, while a stage's backward pass computes and while
     its gradients are divided among the devices.
 
     The weights of a block and of the next one, already on its way; its gradients; those of the block before, in
     float32, until they are summed; and what is in no block, with its gradients, from the first stage to the last.
+    Gradients are as many as are trained until they are put into the message that divides them.
     """
     size = 2 if setting.bf16 else 4
-    rest = sum(stage.parameters for stage in stages) - in_blocks
-    always = (10 if setting.bf16 else 8) * rest
-    blocks = [0, *(stage.parameters if stage.in_block else 0 for stage in stages), 0]
-    return [
-        (always + 2 * size * block + size * following + 4 * before, always + 8 * block + size * following)
-        for following, block, before in zip(blocks, blocks[1:], blocks[2:], strict=False)
-    ]
+    always = 4 * model.gathered_outside + (6 if setting.bf16 else 4) * model.outside
+    nothing = Stage("", 0, 0, 0, 0, in_block=False)
+    found = []
+    for following, stage, before in zip([nothing, *stages], stages, [*stages[1:], nothing], strict=False):
+        trained = stage.parameters if stage.in_block else 0
+        computing = size * (stage.gathered + trained + following.gathered) + 4 * before.gathered
+        reducing = 4 * (stage.gathered + trained) + size * following.gathered
+        found.append((always + computing, always + reducing))
+    return found
 
 
 def _block(
-    setting: Setting, name: str, tokens: int, queries: int, width: int, mlp: int, heads: int, parameters: int
+    setting: Setting, name: str, tokens: int, queries: int, width: int, mlp: int, heads: int, sizes: tuple[int, int]
 ) -> Stage:
     """A pre-norm block of which `queries` tokens are computed (`MawsViTLayer`).
 
@@ -292,8 +347,8 @@ def _block(
     only_input = 4 * tokens * width
     batch = setting.batch
     if setting.checkpointing:
-        return Stage(name, batch * only_input, batch * (saved - only_input), batch * work, parameters)
-    return Stage(name, batch * saved, 0.0, batch * work, parameters)
+        return Stage(name, batch * only_input, batch * (saved - only_input), batch * work, *sizes)
+    return Stage(name, batch * saved, 0.0, batch * work, *sizes)
 
 
 def _label_stages(model: _Model, config: MawsViTConfig, setting: Setting) -> list[Stage]:
@@ -302,10 +357,17 @@ def _label_stages(model: _Model, config: MawsViTConfig, setting: Setting) -> lis
     tokens, width, depth = rows * columns + 1, config.hidden_size, config.num_hidden_layers
     pixels = config.num_channels * torch.Size(as_pair(config.image_size)).numel()
     head = width * setting.labels + setting.labels
-    embedding = model.trained - depth * model.block - head - 2 * width
+    embedding = model.outside - head - 2 * width
     half = 2 if setting.bf16 else 4
     stages = [
-        Stage("embedding", setting.batch * half * pixels, 0, 4 * setting.batch * tokens * width, embedding, False)
+        Stage(
+            "embedding",
+            setting.batch * half * pixels,
+            0,
+            4 * setting.batch * tokens * width,
+            embedding,
+            in_block=False,
+        )
     ]
     for index in range(depth):
         queries = 1 if index == depth - 1 else tokens
@@ -323,7 +385,9 @@ def _label_stages(model: _Model, config: MawsViTConfig, setting: Setting) -> lis
         )
     logits = setting.batch * setting.labels
     saved = setting.batch * width * 2 * half + 4 * logits
-    stages.append(Stage("head", saved, 0, 4 * logits if setting.task == "finetune" else 0, head + 2 * width, False))
+    stages.append(
+        Stage("head", saved, 0, 4 * logits if setting.task == "finetune" else 0, head + 2 * width, in_block=False)
+    )
     return stages
 
 
@@ -334,21 +398,20 @@ def _mae_stages(model: _Model, config: MawsViTConfig, setting: Setting) -> list[
     values = config.num_channels * torch.Size(as_pair(config.patch_size)).numel()
     half = 2 if setting.bf16 else 4
     embedding = values * width + 2 * width
-    stages = [Stage("embedding", batch * kept * values * half, 0, 4 * batch * kept * width, embedding, False)]
+    stages = [Stage("embedding", batch * kept * values * half, 0, 4 * batch * kept * width, embedding, in_block=False)]
     heads = config.num_attention_heads
     for index in range(config.num_hidden_layers):
         block = (kept + 1, kept + 1, width, config.intermediate_size, heads, model.block)
         stage = _block(setting, f"block {index}", *block)
         stages.append(replace(stage, work=stage.work + batch * hidden_state_gradient_bytes(config, kept + 1)))
-    depth = config.decoder_num_hidden_layers
-    rest = model.trained - embedding - config.num_hidden_layers * model.block - depth * model.decoder_block
+    rest = model.outside - embedding
     head = narrow * values + values + 2 * narrow
     decoder = _cross_decoder_stages if config.decoder_attention == "cross" else _decoder_stages
     stages += decoder(model, config, setting, rest - head)
     predictions = batch * predicted * values
     # Predictions and normalised targets; `_loss_bytes` has what is there besides while these are made.
     saved = batch * predicted * narrow * (4 + half) + predictions * (8 + (half if setting.bf16 else 0))
-    stages.append(Stage("head", saved, 0, 4 * predictions, head, False))
+    stages.append(Stage("head", saved, 0, 4 * predictions, head, in_block=False))
     return stages
 
 
@@ -357,7 +420,7 @@ def _decoder_stages(model: _Model, config: MawsViTConfig, setting: Setting, para
     kept, predicted = _kept_and_predicted(config)
     tokens, narrow, depth = kept + 1 + predicted, config.decoder_hidden_size, config.decoder_num_hidden_layers
     bridge = setting.batch * (kept + 1) * config.hidden_size * (6 if setting.bf16 else 8)
-    stages = [Stage("bridge", bridge, 0, setting.batch * tokens * narrow * 4, parameters, False)]
+    stages = [Stage("bridge", bridge, 0, setting.batch * tokens * narrow * 4, parameters, in_block=False)]
     heads = config.decoder_num_attention_heads
     for index in range(depth):
         queries = predicted if index == depth - 1 else tokens
@@ -370,12 +433,12 @@ def _cross_decoder_stages(model: _Model, config: MawsViTConfig, setting: Setting
     kept, predicted = _kept_and_predicted(config)
     batch = setting.batch
     saved, work = cross_bridge_bytes(config, kept + 1, setting.bf16, setting.checkpointing)
-    stages = [Stage("bridge", batch * saved, 0, batch * work, parameters, False)]
+    stages = [Stage("bridge", batch * saved, 0, batch * work, parameters, in_block=False)]
     first, rest, work = cross_block_bytes(config, kept + 1, predicted, setting.bf16)
     again = rest if setting.checkpointing else 0
     for index in range(config.decoder_num_hidden_layers):
         sizes = (batch * (first + rest - again), batch * again, batch * work)
-        stages.append(Stage(f"decoder block {index}", *sizes, model.decoder_block))
+        stages.append(Stage(f"decoder block {index}", *sizes, *model.decoder_block))
     return stages
 
 
@@ -385,15 +448,14 @@ def _text_stages(model: _Model, config: MawsViTConfig, setting: Setting) -> list
     batch, tokens, width = setting.batch, setting.text_tokens, text.hidden_size
     kept, work = text_block_bytes(tokens, text, setting.bf16)
     only_input = 4 * tokens * width
-    stages = [Stage("embedding", batch * tokens * 5 * width, 0, batch * only_input, 0, False)]
+    stages = [Stage("embedding", batch * tokens * 5 * width, 0, batch * only_input, 0, in_block=False)]
     for index in range(text.num_hidden_layers):
         again = batch * (kept - only_input) if setting.checkpointing else 0
-        stages.append(Stage(f"block {index}", batch * kept - again, again, batch * work, model.block))
-    rest = model.trained - text.num_hidden_layers * model.block
-    stages[0] = replace(stages[0], parameters=rest)
-    return [*stages, Stage("loss", 4 * batch * (2 * batch + 8 * width), 0, 8 * batch * batch, 0, False)]
+        stages.append(Stage(f"block {index}", batch * kept - again, again, batch * work, *model.block))
+    stages[0] = replace(stages[0], parameters=model.outside)
+    return [*stages, Stage("loss", 4 * batch * (2 * batch + 8 * width), 0, 8 * batch * batch, 0, in_block=False)]
 
 
 _STAGES = {"mae": _mae_stages, "wsp": _label_stages, "finetune": _label_stages, "lit": _text_stages}
 
-__all__ = ["GIB", "RESERVED", "TASKS", "MemoryPlan", "Setting", "largest_batch", "plan_memory"]
+__all__ = ["GIB", "RESERVED", "TASKS", "MemoryPlan", "Setting", "gathered_size", "largest_batch", "plan_memory"]

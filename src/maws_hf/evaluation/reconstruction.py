@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ..losses import normalize_patches
 from ..models.modeling_maws_mae import MawsMAEForPreTraining
@@ -50,8 +49,6 @@ def reconstruction_losses(model: MawsMAEForPreTraining, pixel_values: Tensor, no
 @contextmanager
 def _shuffled_positions(model: MawsMAEForPreTraining) -> Iterator[None]:
     tables = (model.vit.embeddings.position_embeddings, model.decoder.position_embeddings)
-    # Of a sharded model one process has the whole table (it is split along its first axis, of length 1).
-    tables = [table.to_local() if isinstance(table, DTensor) else table for table in tables]
     originals = [table.detach().clone() for table in tables]
     generator = torch.Generator().manual_seed(0)
     try:

@@ -7,6 +7,9 @@ new model is built without memory, and each process draws or reads its own rows 
 Every weight is split along its first axis. While a block computes, its weights are gathered; they are gone again
 before the next block's. Outside of a forward or backward pass no process holds a whole block.
 
+A gather takes as many rows of a weight from each process, padded where there are fewer: a table whose first axis is 1
+comes as often as there are processes. An autoencoder's positions, which nobody trains, are therefore left whole.
+
 Over many machines, gathering takes as long as the slow links between them need for a message to go round. Hybrid
 sharding keeps it inside a machine: each holds a copy of the model, sharded over its own processes, and only gradients
 are summed across (`parallelism_config_dp_replicate_size` of Accelerate's config, as in examples/accelerate/hsdp.yaml).
@@ -131,13 +134,21 @@ def shard_model(
     mesh = _mesh(device, copies)
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     halved = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in [module for module in model.modules() if isinstance(module, _BLOCKS)]:
-        if bf16:  # autocast would round the weights of linear layers as well, but leaves those of norms as they are
-            fully_shard([block.layernorm_before, block.layernorm_after], mesh=mesh, mp_policy=whole)
+    blocks = [module for module in model.modules() if isinstance(module, _BLOCKS)]
+    if bf16:  # autocast would round the weights of linear layers as well, but leaves those of norms as they are
+        # So small that they are gathered at once, and stay from the first block to the last: a group for each block
+        # would double the number of messages. Not kept for the backward pass, for the reason that the root is not.
+        norms = [norm for block in blocks for norm in (block.layernorm_before, block.layernorm_after)]
+        fully_shard(norms, mesh=mesh, reshard_after_forward=True, mp_policy=whole)
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=halved if bf16 else whole)
+    positions = model.base_model.embeddings.position_embeddings
+    constant = set() if positions.requires_grad else {positions}
+    if given is None:
+        positions.data = positions.data.to(device)  # as is done with all that is not ignored
     # The root too gives its weights back after a forward pass without a backward one: a picture drawn between two
     # updates must not leave plain tensors behind where the optimizer and the checkpoint expect their own rows.
-    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=whole)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=whole, ignored_params=constant)
     # Of the predictions, which nobody changes in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     if given is not None:
