@@ -64,9 +64,6 @@ class ProbeOptions(LabelledImageOptions):
     )
     train_split: str = option("train", "Split to learn from; the learning rate is chosen on a part of it.")
     eval_split: str = option("test", "Split to score on.")
-    max_train_samples: int | None = option(
-        None, "For a first look: a random choice of so many images to learn from, held in memory; all if unset."
-    )
     protocol: str = option("sgd", f"How the linear heads are trained: {', '.join(PROTOCOLS)}.")
     objective: str = option("softmax", "softmax, or binary: a sigmoid for each class, for several labels an image.")
     learning_rates: list[float] | None = field(
@@ -78,10 +75,7 @@ class ProbeOptions(LabelledImageOptions):
     k: list[int] = field(
         default_factory=lambda: [20], metadata={"help": "Numbers of neighbours; a column of the table for each."}
     )
-    seed: int = option(
-        0,
-        "Decides the validation images, the heads' first weights, their order of images, and random choices of these.",
-    )
+    seed: int = option(0, "Decides the validation images, the heads' first weights and their order of images.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,8 +89,6 @@ class ProbeOptions(LabelledImageOptions):
         epochs = self.num_train_epochs
         self._require(epochs is None or epochs >= 1, "num_train_epochs", "at least 1")
         self._require(self.seed >= 0, "seed", "0 or more")
-        most = self.max_train_samples
-        self._require(most is None or most >= 1, "max_train_samples", "at least 1")
         names = [encoder for _, encoder in map(split_name, self.model_name_or_path)]
         different = len(set(names)) == len(names) and all(names)
         self._require(different, "model_name_or_path", "a list of different encoders, each as ENCODER or NAME=ENCODER")
@@ -149,16 +141,14 @@ def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[st
 
     The classes are those of the training split.
     """
-    train_features = read_features(
-        options, name, encoder, options.train_split, options.max_train_samples, options.seed
-    )
+    train_features = read_features(options, name, encoder, options.train_split)
     classes = train_features.classes()
     train = train_features.with_classes(classes)
     if max(options.k) > len(train.features):
         raise ValueError(
             f"--k {max(options.k)} is more than the {len(train.features)} training images in {options.train_split}"
         )
-    test_features = read_features(options, name, encoder, options.eval_split, options.max_eval_samples, options.seed)
+    test_features = read_features(options, name, encoder, options.eval_split)
     test = test_features.with_classes(classes, train_features.class_names)
     warn_of_unseen_classes(options, train, test, train_features.class_names or classes)
     protocol = build_protocol(options)

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from maws_hf import MawsViTModel
+from maws_hf.data.sources import open_stream
 from maws_hf.data.targets import UNLABELLED
 from maws_hf.evaluation.feature_cache import CacheError, digest_of, load_entry, save_entry
 from maws_hf.evaluation.features import encode_images, find_label_column, model_digest
@@ -38,7 +39,7 @@ from maws_hf.training.entry_point import run_script
 from maws_hf.training.few_shot_adapters import RECIPES, long_enough, predict
 from maws_hf.training.few_shot_selection import FOLDS, Adapted, Choice, adapt, choices_at_once
 from maws_hf.training.frozen_prefix import AdaptedTail, TokensBefore, adapted_tail, first_weights
-from maws_hf.training.labelled_images import LabelledImageOptions, build_transform, open_labelled
+from maws_hf.training.labelled_images import LabelledImageOptions, build_transform
 from maws_hf.training.records import make_output_dir, write_json
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_scaling
@@ -55,11 +56,6 @@ class LowShotOptions(LabelledImageOptions):
     model_name_or_path: str = field(metadata={"help": "Encoder: a run, a conversion, an export, or a Hub id."})
     train_split: str = option("train", "Split to take the labelled images from.")
     eval_split: str = option("test", "Split to score on.")
-    max_train_samples: int | None = option(
-        None,
-        "For a first look: a random choice of so many images, held in memory, to take the labelled ones from; all if "
-        "unset.",
-    )
     shots: list[int] = field(
         default_factory=lambda: [1, 5, 10], metadata={"help": "Labelled images a class; of one with fewer all."}
     )
@@ -67,9 +63,7 @@ class LowShotOptions(LabelledImageOptions):
     methods: list[str] = field(
         default_factory=lambda: list(METHODS), metadata={"help": f"Of {', '.join(METHODS)}; all by default."}
     )
-    seed: int = option(
-        0, "Seed of the first choice, and of --max_train_samples; the other choices have the following ones."
-    )
+    seed: int = option(0, "Seed of the first choice; the others have the following ones.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,8 +75,6 @@ class LowShotOptions(LabelledImageOptions):
         self._require(known and different, "methods", f"some of {', '.join(METHODS)}, each once")
         self._require(self.eval_split != self.train_split, "eval_split", "another split than --train_split")
         self._require(self.seed >= 0, "seed", "0 or more")
-        most = self.max_train_samples
-        self._require(most is None or most >= 1, "max_train_samples", "at least 1")
 
 
 # ---------------------------------------------------------------- data
@@ -105,8 +97,12 @@ class Task:
 
 def read_task(options: LowShotOptions, model: MawsViTModel) -> Task:
     """Reads all labels, but decodes and encodes only the images that are needed."""
-    train = open_labelled(options, options.train_split, options.max_train_samples, options.seed)
-    test = open_labelled(options, options.eval_split, options.max_eval_samples, options.seed)
+    train, test = (
+        open_stream(
+            options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
+        )
+        for split in (options.train_split, options.eval_split)
+    )
     column = find_label_column(train, options.label_column_name)
     names, test_names = (
         named(read_labels(split, label_column=column, image_column=options.image_column_name), split, column)

@@ -77,7 +77,7 @@ class ZeroShotOptions(LabelledImageOptions):
     )
     caption_column_name: str = option("captions", "Column of the captions, lists of {language, text}.")
     per_device_text_batch_size: int = option(256, "Prompts a forward pass.")
-    seed: int = option(0, "Decides which images are shown as examples and which --max_eval_samples are scored.")
+    seed: int = option(0, "Decides which images are shown as examples.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,7 +135,7 @@ def open_split(options: ZeroShotOptions, split: str) -> Split:
 
 
 def read_labelled(options: ZeroShotOptions, name: str, model: PreTrainedModel, split: Split) -> Features:
-    features = read_features(options, name, model, split.name, options.max_eval_samples, options.seed)
+    features = read_features(options, name, model, split.name)
     classes = set(features.classes())
     for key, label in zip(features.keys, features.labels, strict=True):
         if label not in classes:

@@ -256,18 +256,6 @@ def test_of_two_image_columns_the_named_one_is_read(corpus, encoders, tmp_path, 
     assert result["linear"]["top1"] == 1.0
 
 
-def test_a_first_look_at_some_images_is_another_result(first_run, corpus, encoders, tmp_path, monkeypatch):
-    some = {"max_train_samples": 60, "max_eval_samples": 12, "feature_cache": first_run[0] / "features", "k": 1}
-    for seed in (0, 1):
-        run_here(arguments(corpus, tmp_path, encoders[:1], **some, seed=seed), monkeypatch)
-        content = json.loads((tmp_path / "results.json").read_text())
-        assert (content["options"]["max_train_samples"], content["options"]["max_eval_samples"]) == (60, 12)
-        (result,) = content["results"]
-        assert result["images"]["train"] + len(result["skipped"]["train"]) == 60
-        assert result["images"]["test"] == 12
-    assert len(list(tmp_path.glob("encoders/*.json"))) == 2
-
-
 def test_a_class_that_no_training_image_shows_is_named(encoders, tmp_path, monkeypatch, capsys):
     for split, classes in (("train", "ab"), ("test", "abc")):
         for number, name in enumerate(classes):
@@ -299,8 +287,6 @@ def test_weights_that_a_checkpoint_lacks_are_no_encoder(corpus: Path, encoders: 
     [
         ({"protocol": "adam"}, "--protocol adam is not possible: it must be one of mae, sgd"),
         ({"eval_split": "train"}, "--eval_split train is not possible"),
-        ({"max_train_samples": 0}, "--max_train_samples 0 is not possible: it must be at least 1"),
-        ({"max_eval_samples": 0}, "--max_eval_samples 0 is not possible: it must be at least 1"),
         ({"k": 0}, "--k [0] is not possible"),
         ({"k": 90}, "--k 90 is more than the 89 training images in train"),
         ({"resize_size": 31}, "--resize_size 31 is less than the 32 pixels of "),

@@ -93,14 +93,6 @@ def test_images_of_the_same_class_stand_in_for_damaged_ones(prepare, corpus, enc
     assert "2 of 3 classes have fewer than 2 images" in output
 
 
-def test_a_first_look_at_some_images(prepare, corpus, encoder, tmp_path):
-    some = ["--max_train_samples", "9", "--max_eval_samples", "5", "--methods", "linear", "--seed", "2"]
-    output = finish(prepare([*command(corpus, encoder, tmp_path), *some]))
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["options"]["max_train_samples"] == 9
-    assert f"{5 - len(results['skipped']['test'])} test images" in output
-
-
 def test_a_class_without_an_image_is_named(prepare, corpus, encoder, tmp_path):
     folder = damaged_copy(corpus, tmp_path / "damaged", {1, 3, 5, 7})
     said = finish(prepare(command(folder, encoder, tmp_path / "run")), expected=1).splitlines()[-1]

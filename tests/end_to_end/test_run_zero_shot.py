@@ -193,14 +193,6 @@ def test_labels_that_are_texts_are_names(first_run, corpus, model_folder, tmp_pa
     assert (result["classes"], result["per_class"]) == (3, expected["per_class"])
 
 
-def test_a_first_look_at_some_images(corpus, model_folder, tmp_path, monkeypatch):
-    usual = ["--model_name_or_path", model_folder, "--dataset_name", corpus, "--output_dir", tmp_path]
-    assert run_here(monkeypatch, *usual, "--max_eval_samples", 12, "--dataloader_num_workers", 0) == 0
-    (result,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["results"]
-    assert result["images"] + len(result["skipped"]) == 12
-    assert (result["top1"], result["classes"]) == (1.0, 3)
-
-
 def test_what_is_no_two_tower_model_is_one_line(corpus: Path, tmp_path: Path):
     MawsViTModel(tiny_config()).save_pretrained(tmp_path / "vit")
     output = run(corpus, tmp_path / "run", [tmp_path / "vit"], expected=1)

@@ -1,22 +1,16 @@
 """Labelled images to score encoders on: what an evaluation script can be told about them, and their features."""
 
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset, Value
-from datasets import Features as Columns
 from transformers import PreTrainedModel
 
-from ..data.samples import KEY, KEY_COLUMNS, random_rows
-from ..data.sources import find_image_column, open_stream, refuse_output_within
+from ..data.sources import open_stream, refuse_output_within
 from ..evaluation.features import Features, extract_features, find_label_column
 from ..evaluation.two_towers import pixel_statistics
 from ..processing.transforms import EvalTransform
 from .arguments import Options, option
-
-MOST_SHARDS = 64  # of images in memory, for as many processes to share
 
 
 @dataclass(kw_only=True)
@@ -40,13 +34,10 @@ class LabelledImageOptions(Options):
     bf16: bool = option(False, "bfloat16 autocast of the model; scores are float32.")
     dataloader_num_workers: int = option(2, "Processes that read and decode images; 0 does it in the main one.")
     feature_cache: str | None = option(None, "Folder of computed features; output_dir/features if unset.")
-    max_eval_samples: int | None = option(
-        None, "For a first look: a random choice of so many images to score on, held in memory; all if unset."
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("image_size", "resize_size", "per_device_eval_batch_size", "max_eval_samples"):
+        for name in ("image_size", "resize_size", "per_device_eval_batch_size"):
             value = getattr(self, name)
             self._require(value is None or value >= 1, name, "at least 1")
         self._require(self.dataloader_num_workers >= 0, "dataloader_num_workers", "0 or more")
@@ -73,41 +64,15 @@ def build_transform(options: LabelledImageOptions, model: PreTrainedModel) -> Ev
     return EvalTransform(size, options.resize_size)
 
 
-def open_labelled(
-    options: LabelledImageOptions, split: str, most: int | None = None, seed: int = 0
-) -> IterableDataset:
-    """A split, or a random choice of `most` of its rows, with their images, labels and names alone."""
-    dataset = open_stream(
-        options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
-    )
-    if most is None:
-        return dataset
-    names = [
-        find_image_column(dataset, options.image_column_name),
-        find_label_column(dataset, options.label_column_name),
-    ]
-    names += [name for name in KEY_COLUMNS if name in dataset.features]
-    # Of all rows: a data set may be sorted by class.
-    rows = random_rows(dataset.select_columns(list(dict.fromkeys(names))), most, seed=seed, among=sys.maxsize)
-    columns = Columns({**{name: dataset.features[name] for name in names}, KEY: Value("string")})
-    return Dataset.from_list(rows, features=columns).to_iterable_dataset(num_shards=min(len(rows), MOST_SHARDS))
-
-
-def read_features(
-    options: LabelledImageOptions,
-    name: str,
-    model: PreTrainedModel,
-    split: str,
-    most: int | None = None,
-    seed: int = 0,
-) -> Features:
-    """Features of a split, or of a random choice of it, computed or from the cache; says which, and how long it took.
+def read_features(options: LabelledImageOptions, name: str, model: PreTrainedModel, split: str) -> Features:
+    """Features of a split, computed or from the cache; says which, and how long it took.
 
     Args:
         name: of the model, as it was loaded.
-        most, seed: see `open_labelled`.
     """
-    dataset = open_labelled(options, split, most, seed)
+    dataset = open_stream(
+        options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
+    )
     start = time.perf_counter()
     features = extract_features(
         model,
@@ -127,4 +92,4 @@ def read_features(
     return features
 
 
-__all__ = ["LabelledImageOptions", "build_transform", "open_labelled", "read_features"]
+__all__ = ["LabelledImageOptions", "build_transform", "read_features"]
