@@ -16,7 +16,7 @@ ADAPTERS = ["peft>=0.21"]
 EVAL = [*TRAIN, *ADAPTERS, "evaluate>=0.4.6"]
 HUB = [*TRAIN, "jinja2>=3.1"]
 DEMO = [*EVAL, "resvg-py>=0.5", "jinja2>=3.1"]
-SPACE = ["gradio>=6"]
+SPACE = ["gradio>=6", *TRAIN]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",

@@ -53,10 +53,11 @@ def run_with(extra: str, code: str, folder: Path) -> str:
     return process.stdout
 
 
-@pytest.mark.parametrize(("extra", "scripts"), [("train", TRAIN), ("eval", EVAL)])
+@pytest.mark.parametrize(("extra", "scripts"), [("train", TRAIN), ("eval", EVAL), ("space", ["space/app.py"])])
 def test_scripts_import_with_their_extra_alone(extra: str, scripts: list[str], tmp_path: Path):
     code = f"""
-        import runpy
+        import runpy, sys
+        sys.path.insert(0, "{ROOT / "examples" / "space"}")
         for name in {scripts}:
             runpy.run_path(f"{ROOT / "examples"}/{{name}}", run_name="imported")
             print(name)

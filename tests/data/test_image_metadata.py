@@ -115,10 +115,32 @@ def test_files_of_one_split_must_agree_and_say_something(tmp_path: Path):
         DataSourceError, match=r"y.metadata\.jsonl and x.metadata\.jsonl disagree on the columns label:"
     ):
         open_stream(tmp_path)
-    write(tmp_path / "split" / "train", ROWS, "jsonl")
-    (tmp_path / "split" / "test").mkdir()
-    (tmp_path / "split" / "test" / "a.png").write_bytes(draw_image(0))
-    with pytest.raises(
-        DataSourceError, match=r"train.metadata\.jsonl in .*split has no row of an image in this split"
-    ):
+    write(tmp_path / "split", [{"file_name": "train/a.png", "label": 1}], "jsonl", ("train/a.png", "test/b.png"))
+    with pytest.raises(DataSourceError, match=r"metadata\.jsonl in .*split has no row of an image in this split"):
         open_stream(tmp_path / "split", split="test")
+
+
+def test_a_split_without_a_file_of_its_own_is_read_by_its_folders(tmp_path: Path):
+    write(tmp_path / "train", ROWS, "jsonl")
+    write(tmp_path / "test", ROWS[:1], "csv", ("a.png", "b.png"))
+    (tmp_path / "test" / "metadata.csv").unlink()
+    assert open_stream(tmp_path, split="train").features["label"] == Value("string")
+    assert list(open_stream(tmp_path, split="test").features) == ["image"]
+
+
+def test_two_files_in_one_folder_are_refused(tmp_path: Path):
+    write(tmp_path, ROWS, "csv")
+    write(tmp_path, ROWS, "jsonl")
+    with pytest.raises(DataSourceError, match=r"has more than one of metadata\.csv, metadata\.jsonl"):
+        open_stream(tmp_path)
+
+
+def test_an_image_without_a_label_leaves_the_others_theirs(tmp_path: Path):
+    write(
+        tmp_path, [{"file_name": "a.png", "label": 1}, {"file_name": "b.png", "label": 2}], "csv", ("a.png", "b.png")
+    )
+    file = tmp_path / "metadata.csv"
+    file.write_text(file.read_text().replace(",2", ","))
+    dataset = open_stream(tmp_path)
+    assert dataset.features["label"] == Value("int64")
+    assert [row["label"] for _, row in read(dataset, tmp_path)] == [1, None]

@@ -8,11 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from runs import assert_same_run, finish, kill_after, script, start, steps_logged
+from runs import assert_same_run, finish, kill_after, load_script, script, start, steps_logged
 from safetensors.torch import load_file
 from tiny import draw_image, tiny_config
 from tiny_two_towers import BEGIN, END, PAD, tiny_tokenizer
@@ -238,6 +239,18 @@ def test_a_batch_in_parts_is_the_same_batch(straight_run: Path, pairs: Path, tow
     finish(prepare(command(pairs, towers, tmp_path / "compiled", **compiled)))
     losses += logged(tmp_path / "compiled", "loss")
     assert losses == pytest.approx(3 * losses[:1], abs=1e-5)
+
+
+def test_the_towers_are_compiled_each_by_itself(towers: Path, tmp_path: Path, monkeypatch):
+    run = load_script("run_lit.py", monkeypatch)
+    recipe = SimpleNamespace(
+        seed=0, attn_implementation="sdpa", model_name_or_path=None, projection_dim=None, gradient_checkpointing=False
+    )
+    recipe.vision_model_name_or_path, recipe.text_model_name_or_path = towers / "vision", towers / "text"
+    for recipe.torch_compile in (False, True):
+        model, _ = run.build_model(recipe)
+        compiled = [part._compiled_call_impl is not None for part in (model, model.vision_model, model.text_model)]
+        assert compiled == [False, recipe.torch_compile, recipe.torch_compile]
 
 
 def test_a_batch_of_more_pairs_than_there_are_is_told(

@@ -3,11 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
-from runs import finish, script, start
+from runs import finish, load_script, script, start
 from tiny import draw_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -91,6 +93,24 @@ def test_images_of_the_same_class_stand_in_for_damaged_ones(prepare, corpus, enc
     assert {"train-0.png", "train-2.png", "train-4.png"} <= set(skipped)  # with two shots all of class 0 are tried
     assert f"train: {len(skipped)} bad images skipped: train-0.png (" in output
     assert "2 of 3 classes have fewer than 2 images" in output
+
+
+def test_a_class_of_damaged_images_ends_after_few_readings(monkeypatch):
+    run = load_script("run_low_shot.py", monkeypatch)
+    readings = []
+
+    def read(rows: list[int]) -> SimpleNamespace:
+        readings.append(rows)
+        skipped = [{"key": str(row), "reason": "damaged"} for row in rows if row != 99]
+        return SimpleNamespace(
+            places=[rows.index(99)] if 99 in rows else [], pixels=[99] * (99 in rows), skipped=skipped
+        )
+
+    options = SimpleNamespace(shots=[1], num_splits=1, seed=0)
+    chosen, images, damaged = run.draw_images(options, torch.zeros(100, dtype=torch.int64), read)
+    assert chosen[1, 0].tolist() == list(images) == [99]
+    assert 99 not in damaged
+    assert len(readings) <= 8  # each goes through all files
 
 
 def test_a_class_without_an_image_is_named(prepare, corpus, encoder, tmp_path):

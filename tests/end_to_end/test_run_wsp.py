@@ -150,7 +150,7 @@ def test_another_order_of_classes_cannot_continue_a_run(prepare, straight_run: P
     other.write_text(json.dumps(content))
     options = {"vocabulary_file": other, "max_steps": STEPS + 1}
     output = finish(prepare(command(labelled, straight_run, **options)), expected=1)
-    assert "belongs to a stream with repeats" in output.splitlines()[-1]
+    assert "the classes, or their order, or the column of labels, are not those that" in output.splitlines()[-1]
 
 
 def test_another_resampling_cannot_continue_a_run(prepare, straight_run: Path, labelled: Path):

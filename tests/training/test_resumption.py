@@ -6,8 +6,10 @@ import re
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,6 +23,7 @@ from maws_hf.data.sources import open_stream
 from maws_hf.data.streaming import ImageStream, StreamStateError, prepare_image
 from maws_hf.data.targets import LabelReader
 from maws_hf.processing.transforms import TrainTransform
+from maws_hf.training.resumption import restore_position
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*shards cannot be dealt evenly")
 IMAGES = 96
@@ -165,6 +168,35 @@ def test_files_may_change_but_not_the_classes(image_shards: Path, tmp_path: Path
     assert begin_next_epoch(loader_with(tmp_path / "more", "cat", "dog"), [earlier]) == 1
     with pytest.raises(StreamStateError, match="the classes, or their order"):
         begin_next_epoch(loader_with(tmp_path / "more", "dog", "cat"), [earlier])
+
+
+def positions_of(*loaders) -> SimpleNamespace:
+    """A checkpoint, as far as positions go, of processes that have these loaders."""
+    files = {f"rank-{rank:05d}.json": {"state": {}, "stream": loader_state(each)} for rank, each in enumerate(loaders)}
+    manifest = {"world_size": len(loaders), "recipe": {"dataloader_num_workers": 0}}
+    return SimpleNamespace(manifest=manifest, read_json=lambda name: json.loads(json.dumps(files[name])))
+
+
+def test_with_other_processes_the_epoch_after_all_of_theirs_begins(image_shards: Path):
+    old = [loader_of(image_shards, rank, 2) for rank in range(2)]
+    read(old[1], IMAGES // 4)  # the second is an epoch ahead
+    new, said = loader_of(image_shards), []
+    restore_position(new, positions_of(*old), SimpleNamespace(dataloader_num_workers=0), 0, 1, said.append)
+    assert new.dataset.first_epoch == 2
+    assert "reading goes on with epoch 2" in said[0]
+
+
+def test_a_run_from_before_whole_shards_were_dealt_begins_the_next_epoch(tmp_path: Path):
+    rows = pa.table({"image": [draw_image(0)]})
+    for number in range(9):
+        pq.write_table(rows, tmp_path / f"{number}.parquet")
+    old = positions_of(*(loader_of(tmp_path, rank, 2) for rank in range(2)))
+    read_json = old.read_json
+    old.read_json = lambda name: json.loads(re.sub(r'"strategy": "shards", ', "", json.dumps(read_json(name))))
+    new, said = loader_of(tmp_path, 0, 2), []
+    restore_position(new, old, SimpleNamespace(dataloader_num_workers=0), 0, 2, said.append)
+    assert new.dataset.first_epoch == 1
+    assert "an earlier version had each reader read all the data" in said[0]
 
 
 def test_a_position_saved_without_the_files_is_continued_exactly(image_shards: Path):

@@ -46,7 +46,13 @@ def read_image_metadata(
     for file in [file for file, table in metadata.items() if "file_name" not in table.column_names]:
         warnings.warn(f"{os.path.join(root, file)} has no column file_name and is not read", stacklevel=2)
         del metadata[file]
-    if not metadata:
+    folders = [os.path.normpath(os.path.dirname(file)) for file in metadata]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise DataSourceError(
+            f"{os.path.join(root, twice)} has more than one of {', '.join(METADATA_FILES)}: keep one of them"
+        )
+    if not any(_is_above(folder, image) for folder in folders for image in wanted):
         return None
     for file, table in metadata.items():
         found: dict[str, list[dict[str, Any]]] = {}
@@ -87,12 +93,17 @@ def read_image_metadata(
     return ImageMetadata(told, rows, columns)
 
 
+def _is_above(folder: str, image: str) -> bool:
+    return folder == "." or image.startswith(folder + os.sep)
+
+
 def _read(path: str) -> pa.Table:
     try:
         if path.endswith(".csv"):
             import pandas as pd
 
-            return pa.Table.from_pandas(pd.read_csv(path), preserve_index=False)
+            # Its own types, of which integers may be missing somewhere.
+            return pa.Table.from_pandas(pd.read_csv(path).convert_dtypes(), preserve_index=False)
         if path.endswith(".jsonl"):
             from pyarrow.json import read_json
 

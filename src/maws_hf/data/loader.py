@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -204,9 +204,18 @@ def reads_other_files(loader: StatefulDataLoader, state: Mapping[str, Any]) -> b
     Raises:
         StreamStateError: the state is of another format.
     """
+    return _differs(loader, state, DATA)
+
+
+def is_dealt_otherwise(loader: StatefulDataLoader, state: Mapping[str, Any]) -> bool:
+    """Whether the data were shared out in another way, or among others, at `loader_state`; else as above."""
+    return _differs(loader, state, PARTITION)
+
+
+def _differs(loader: StatefulDataLoader, state: Mapping[str, Any], names: Collection[str]) -> bool:
     _check_format(state)
     stream: ImageStream = loader.dataset
-    return any(name in DATA for name in stream.differences(state["stream"]))
+    return any(name in names for name in stream.differences(state["stream"]))
 
 
 def begin_next_epoch(loader: StatefulDataLoader, states: Sequence[Mapping[str, Any]]) -> int:

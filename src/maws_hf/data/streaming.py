@@ -348,11 +348,14 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     def differences(self, saved: dict[str, Any], but: Collection[str] = ()) -> list[str]:
         """Names in `identity()` whose values are not those of `saved`, leaving out `but`."""
-        now = self.identity()
+        now, saved = self.identity(), self._completed(saved)
+        return [name for name in now if name not in but and saved.get(name) != now[name]]
+
+    def _completed(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """With what a position did not hold when it was saved by an earlier version."""
         strategy = _strategy_for(self.dataset.num_shards, self.consumers, _ONCE)
         labels = (saved.get("repeats") or "").partition("-")[2] or None
-        saved = {"files": now["files"], "strategy": strategy, "labels": labels, **saved}  # all came later
-        return [name for name in now if name not in but and saved.get(name) != now[name]]
+        return {"files": self.identity()["files"], "strategy": strategy, "labels": labels, **saved}
 
     def check_identity(self, saved: dict[str, Any], but: Collection[str] = ()) -> None:
         """Raises StreamStateError listing every difference between `saved` and this stream's `identity()`.
@@ -360,7 +363,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         Args:
             but: names that may differ.
         """
-        now, names = self.identity(), self.differences(saved, but)
+        now, names, saved = self.identity(), self.differences(saved, but), self._completed(saved)
         if "labels" in names:
             raise StreamStateError(
                 "the classes, or their order, or the column of labels, are not those that this run learns: the head "

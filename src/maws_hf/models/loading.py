@@ -126,6 +126,7 @@ class CheckedLoading:
     """
 
     _may_be_new: tuple[str, ...] = ()
+    _other_image_size = "it takes images of any size as it is"
 
     @classmethod
     def from_pretrained(
@@ -259,7 +260,7 @@ class CheckedLoading:
             faults += [_fault("lacks", missing), _fault("has unknown", info["unexpected_keys"])]
         if any(faults):
             table = any(name.endswith("embeddings.position_embeddings") for name in shapes)
-            hint = "; for another image size load it as it is, then call set_image_size" if table else ""
+            hint = f"; {self._other_image_size}" if table else ""
             raise ModelLoadingError(
                 f"{where} is not a whole {type(self).__name__}: it {'; it '.join(filter(None, faults))}{hint}"
             )

@@ -33,6 +33,7 @@ from ..masking import (
     split_by_noise,
 )
 from .configuration_maws_vit import MawsViTConfig, as_pair
+from .loading import CheckedLoading
 from .maws_mae_cross_decoder import MawsMAECrossDecoder, MawsMAECrossLayer, encode_all_layers
 from .modeling_maws_vit import (
     MawsViTLayer,
@@ -139,6 +140,7 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
     """Encoder, decoder and pixel loss. `.vit` is a plain [`MawsViTModel`]; its position table is fixed here."""
 
     _may_be_new = ("decoder.",)
+    _other_image_size = CheckedLoading._other_image_size
     _no_split_modules = [*MawsViTPreTrainedModel._no_split_modules, MawsMAECrossLayer.__name__]
 
     def __init__(self, config: MawsViTConfig):
@@ -156,7 +158,7 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
         return loaded
 
     def set_image_size(self, image_size: int | tuple[int, int]) -> None:
-        raise ValueError("an autoencoder takes images of any size as it is; to store a size, load its encoder")
+        raise ValueError("an autoencoder takes images of any size as it is; its encoder alone can store another")
 
     def _fix_constants(self) -> None:
         self.vit.embeddings.position_embeddings.requires_grad_(False)

@@ -368,6 +368,7 @@ class MawsViTPreTrainedModel(RefusesWhenPrepared, CheckedLoading, PreTrainedMode
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["MawsViTEmbeddings", "MawsViTLayer"]
+    _other_image_size = "for another image size load it as it is, then call set_image_size"
     accepts_loss_kwargs = False  # losses are means over images, which transformers' Trainer then averages itself
     _supports_sdpa = True
     _supports_flash_attn = True

@@ -5,6 +5,7 @@ import signal
 from types import FrameType, TracebackType
 
 import psutil
+from torch.distributed.launcher import LaunchConfig
 
 PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # of torchrun after a SIGTERM, in seconds
 
@@ -55,6 +56,8 @@ class GracefulStop:
 def _patience_of_torchrun() -> str:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
+    if "shutdown_timeout" not in LaunchConfig.__dataclass_fields__:  # earlier versions of torch do not ask for it
+        return "; the launcher kills what has not ended in 30 s"
     seconds = os.environ.get(PATIENCE, "30")
     return f"; the launcher kills what has not ended in {seconds} s ({PATIENCE}=600 before its command: in 600)"
 

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..data.loader import begin_next_epoch, reads_other_files, restore_loader
+from ..data.loader import begin_next_epoch, is_dealt_otherwise, reads_other_files, restore_loader
 from ..data.streaming import StreamStateError
 from ..optim.schedules import scaled_learning_rate
 from . import checkpoint as ckpt
@@ -147,6 +147,8 @@ def _restore_position(
         shards = position["stream"]["stream"]["num_shards"], loader.dataset.dataset.num_shards
         counts = f"{shards[0]} shards, now {shards[1]}" if shards[0] != shards[1] else "other names or sizes"
         reason, same = f"files of the data set were added, removed or exchanged ({counts})", "files"
+    elif any(gather_object([before == now and is_dealt_otherwise(loader, position["stream"])])):
+        reason, same = "an earlier version had each reader read all the data, now whole shards are dealt", "version"
     elif before != now:
         reason = f"the data were shared by {before[0]} processes x {before[1]} data workers, now {now[0]} x {now[1]}"
         same = "numbers"
