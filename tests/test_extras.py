@@ -1,5 +1,6 @@
 """Each extra of `setup.py` installs all that its commands import: they run here without any other package."""
 
+import os
 import re
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def run_with(extra: str, code: str, folder: Path) -> str:
                 link.symlink_to(Path(distribution.locate_file(top)).resolve())
     process = subprocess.run(
         [sys.executable, "-S", "-c", textwrap.dedent(code)],
-        env={"PYTHONPATH": f"{ROOT / 'src'}:{site}", "OMP_NUM_THREADS": "1", "HOME": str(folder)},
+        env={"PYTHONPATH": f"{ROOT / 'src'}:{site}", "OMP_NUM_THREADS": "1", "HOME": str(folder), "PATH": os.defpath},
         cwd=folder,
         capture_output=True,
         text=True,
