@@ -208,7 +208,11 @@ def reads_other_files(loader: StatefulDataLoader, state: Mapping[str, Any]) -> b
 
 
 def is_dealt_otherwise(loader: StatefulDataLoader, state: Mapping[str, Any]) -> bool:
-    """Whether the data were shared out in another way, or among others, at `loader_state`; else as above."""
+    """Whether the data were shared out in another way, or among others, at `loader_state`.
+
+    Raises:
+        StreamStateError: the state is of another format.
+    """
     return _differs(loader, state, PARTITION)
 
 
