@@ -59,6 +59,8 @@ def kill_after(process: subprocess.Popen, output_dir: Path, step: int) -> None:
             break
         time.sleep(0.002)
     assert process.poll() is None, process.communicate()[0]
+    while os.getpgid(process.pid) != process.pid:  # it has just begun, and is to make a group of its own
+        time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 

@@ -190,7 +190,8 @@ def save_training(
 
     Of several copies of the model, the processes of the first write.
     """
-    place = own_place(next(weight for weight in model.parameters() if isinstance(weight, DTensor)))
+    # Of a tensor that is shared out: fixed positions are whole on each process.
+    place = own_place(max(model.parameters(), key=lambda weight: isinstance(weight, DTensor)))
     if place.copy > 0:
         return
     vouch_for(write_shard(training_tensors(model, optimizer, average), directory, place.part, place.parts))
