@@ -10,7 +10,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List
 from datasets import Image as ImageFeature
 from PIL import Image
-from runs import assert_same_run, finish, kill_after, load_script, script, start, steps_logged
+from runs import assert_same_run, finish, kill_after, load_script, note_grid, script, start, steps_logged
 from safetensors.torch import load_file
 from tiny import draw_image
 from transformers import pipeline
@@ -98,14 +98,8 @@ def test_the_pipeline_sees_pictures_as_the_evaluation_did(straight_run, tmp_path
 
 
 def test_pictures_name_classes_in_letters_that_their_font_has(monkeypatch, tmp_path):
-    drawn = {}
-
-    def grid(pixels, captions, font=None):
-        drawn.update(captions=captions, font=font)
-        return Image.new("RGB", (1, 1))
-
     run = load_script("run_finetune.py", monkeypatch)
-    monkeypatch.setattr(run, "prediction_grid", grid)
+    drawn = note_grid(run, monkeypatch)
     labels = SimpleNamespace(names=("Käse", "青い", "🌿"))
     logits, images = torch.tensor([[3.0, 2.0, 1.0]]), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     watch = SimpleNamespace(images=images, targets=torch.eye(3)[:1], logits=lambda model: logits)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as PILImage
-from runs import assert_same_run, finish, kill_after, load_script, script, start, steps_logged
+from runs import assert_same_run, finish, kill_after, load_script, note_grid, script, start, steps_logged
 from safetensors.torch import load_file
 from tiny import draw_image
 from transformers import AutoImageProcessor
@@ -100,14 +99,8 @@ def test_a_run_leaves_a_classifier_with_names_pictures_and_its_cost(straight_run
 
 
 def test_pictures_name_classes_in_letters_that_their_font_has(monkeypatch, tmp_path):
-    drawn = {}
-
-    def grid(pixels, captions, font=None):
-        drawn.update(captions=captions, font=font)
-        return PILImage.new("RGB", (1, 1))
-
     run = load_script("run_wsp.py", monkeypatch)
-    monkeypatch.setattr(run, "prediction_grid", grid)
+    drawn = note_grid(run, monkeypatch)
     labels = SimpleNamespace(names=("Käse", "青い", "🌿"))
     images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     scores = SimpleNamespace(predictions=torch.tensor([[0, 1, 2]]))
