@@ -18,9 +18,8 @@ from .interruption import PATIENCE
 from .sharding import copies_wanted
 
 # How long a process waits for the others. The 10 minutes of NCCL would end runs in which all is well: one process
-# writes 100 GB to a slow disk, reads all labels of a split, or scores one that lies in a single shard, which takes the
-# largest models an hour. One that dies is
-# noticed at once all the same (seen with gloo); only one that hangs is given up so late.
+# writes a large checkpoint to a slow disk, reads all labels of a split, or scores one that lies in a single shard. One
+# that dies is noticed at once all the same (seen with gloo); only one that hangs is given up so late. Two hours: ours.
 LONGEST_WAIT = timedelta(hours=2)
 
 

@@ -5,7 +5,6 @@ import signal
 from types import FrameType, TracebackType
 
 import psutil
-from torch.distributed.launcher import LaunchConfig
 
 PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # of torchrun after a SIGTERM, in seconds
 
@@ -56,6 +55,8 @@ class GracefulStop:
 def _patience_of_torchrun() -> str:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
+    from torch.distributed.launcher import LaunchConfig  # there where torchrun is, and not needed without
+
     if "shutdown_timeout" not in LaunchConfig.__dataclass_fields__:  # earlier versions of torch do not ask for it
         return "; the launcher kills what has not ended in 30 s"
     seconds = os.environ.get(PATIENCE, "30")
