@@ -16,12 +16,8 @@ from maws_hf import (
     MawsViTForImageClassification,
     MawsViTModel,
 )
-from maws_hf.models.modeling_maws_vit import (
-    eager_attention_forward,
-    gather_patches,
-    resample_position_table,
-    sincos_position_table,
-)
+from maws_hf.models.modeling_maws_vit import eager_attention_forward
+from maws_hf.models.patch_grid import gather_patches, resample_position_table, sincos_position_table
 
 HEADS = (MawsViTModel, MawsViTForImageClassification, MawsViTBackbone, MawsMAEForPreTraining)
 

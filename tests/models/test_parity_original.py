@@ -14,7 +14,7 @@ from maws_hf import (
     MawsViTForImageClassification,
     MawsViTModel,
 )
-from maws_hf.models.modeling_maws_vit import resample_position_table, sincos_position_table
+from maws_hf.models.patch_grid import resample_position_table, sincos_position_table
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = {

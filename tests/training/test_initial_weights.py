@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_config
 
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig, MawsViTForImageClassification
-from maws_hf.models.modeling_maws_vit import sincos_position_table
+from maws_hf.models.patch_grid import sincos_position_table
 from maws_hf.training.initial_weights import meta_model, new_model
 
 

@@ -19,13 +19,8 @@ from transformers.utils import TransformersKwargs
 
 from ..kernels.linear import Linear, cast_for_autocast
 from .configuration_maws_vit import MawsViTConfig, as_pair
-from .modeling_maws_vit import (
-    MawsViTAttention,
-    MawsViTMLP,
-    MawsViTModel,
-    resample_position_table,
-    sincos_position_table,
-)
+from .modeling_maws_vit import MawsViTAttention, MawsViTMLP, MawsViTModel
+from .patch_grid import resample_position_table, sincos_position_table
 
 
 class MawsMAECrossAttention(MawsViTAttention):

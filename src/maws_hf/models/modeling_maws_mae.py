@@ -35,14 +35,8 @@ from ..masking import (
 from .configuration_maws_vit import MawsViTConfig, as_pair
 from .loading import CheckedLoading
 from .maws_mae_cross_decoder import MawsMAECrossDecoder, MawsMAECrossLayer, encode_all_layers
-from .modeling_maws_vit import (
-    MawsViTLayer,
-    MawsViTModel,
-    MawsViTPreTrainedModel,
-    gather_patches,
-    resample_position_table,
-    sincos_position_table,
-)
+from .modeling_maws_vit import MawsViTLayer, MawsViTModel, MawsViTPreTrainedModel
+from .patch_grid import gather_patches, resample_position_table, sincos_position_table
 
 
 @dataclass
