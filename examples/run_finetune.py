@@ -294,7 +294,7 @@ def main() -> int:
     if sharding_wanted():
         raise ValueError("fine-tuning does not shard parameters (FSDP): use examples/accelerate/multi_gpu.yaml")
 
-    labels, columns = read_labels(recipe)
+    labels, columns = read_labels(recipe, texts_are_classes=True)
     multi_label = isinstance(columns[labels.column], List | LargeList)
     earlier = read_ledger(recipe.model_name_or_path)
     model = build_classifier(recipe, labels, multi_label)

@@ -1,15 +1,17 @@
 """What a run reads of the labels of a split, without its images."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from tiny import draw_image
 
+from maws_hf.data.sources import DataSourceError
 from maws_hf.training.image_labels import LabelRecipe, read_all_labels, read_labels
 
 
-def write_parquet(folder: Path, kind, labels: list[int], **columns: list) -> LabelRecipe:
+def write_parquet(folder: Path, kind, labels: list, **columns: list) -> LabelRecipe:
     features = {"image": Image(), "label": kind, **{name: Value("string") for name in columns}}
     images = [{"bytes": draw_image(number), "path": f"{number}.png"} for number in range(len(labels))]
     rows = Dataset.from_dict({"image": images, "label": labels, **columns}, features=Features(features))
@@ -54,6 +56,26 @@ def refuse_images(really_open):
         return really_open(path, *arguments, **options)
 
     return guarded
+
+
+def test_texts_are_classes_by_alphabet_where_a_script_wants_that(tmp_path):
+    recipe = write_parquet(tmp_path, Value("string"), ["owl", None, "ape", "owl"])
+    reader, _ = read_labels(recipe, texts_are_classes=True)
+    assert reader.names == ("ape", "owl")
+    assert list(read_all_labels(recipe, "train", reader, "checking")) == [[1], [], [0], [1]]
+    with pytest.raises(ValueError, match="newt in label is none of the 2 of the training split"):
+        reader({"label": "newt"})
+    with pytest.raises(DataSourceError, match="names of classes must be stored as a ClassLabel"):
+        read_labels(recipe)
+    absent = replace(recipe, vocabulary_file=str(tmp_path / "absent.json"))
+    with pytest.raises(DataSourceError, match=r"absent\.json is not there"):
+        read_labels(absent, texts_are_classes=True)
+
+
+def test_several_texts_an_image_are_several_classes(tmp_path):
+    recipe = write_parquet(tmp_path, List(Value("string")), [["owl", "ape"], [], ["newt"], ["owl", None]])
+    reader, _ = read_labels(recipe, texts_are_classes=True)
+    assert list(read_all_labels(recipe, "train", reader, "checking")) == [[0, 2], [], [1], [2]]
 
 
 def test_a_damaged_shard_costs_its_labels_and_no_others(tmp_path):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,19 +23,21 @@ UNLABELLED = (None, -1, NO_LABEL)  # what columns of labels hold for an image wi
 
 @dataclass(frozen=True)
 class LabelReader:
-    """Class indices of a row, from synset ids and a vocabulary or from indices as they are.
+    """Class indices of a row, from synset ids and a vocabulary, from names of classes, or from indices as they are.
 
     Args:
         column: of the labels.
         names: of the classes, in the order of their indices; each occurs once.
         vocabulary: for columns of synset ids.
         told: names that the integers of this split stand for, where they are not `names` in that order.
+        texts: the column has `names` themselves.
     """
 
     column: str
     names: tuple[str, ...]
     vocabulary: Vocabulary | None = None
     told: tuple[str, ...] | None = None
+    texts: bool = False
 
     def multi_hot(self, sample: Sample) -> np.ndarray:
         """bool `(C,)`: the classes of a row; all False for an image without labels. Raises as calling does."""
@@ -61,6 +63,8 @@ class LabelReader:
         values = value if isinstance(value, list | tuple | np.ndarray) else [value]
         if self.vocabulary is not None:
             return self.vocabulary.encode([synset for synset in values if synset is not None])
+        if self.texts:
+            return sorted({self._number(name, sample) for name in values if name is not None})
         indices = sorted({int(label) for label in values if label not in UNLABELLED})
         known = len(self.names if self.told is None else self.told)
         if indices and not 0 <= indices[0] <= indices[-1] < known:
@@ -69,12 +73,16 @@ class LabelReader:
         return indices if self.told is None else sorted(self._number(self.told[index], sample) for index in indices)
 
     def _number(self, name: str, sample: Sample) -> int:
-        if name not in self.names:
+        if name not in self._numbers:
             raise ValueError(
                 f"{sample.get(KEY)}: its class {name} in {self.column} is none of the {len(self.names)} of the "
                 "training split"
             )
-        return self.names.index(name)
+        return self._numbers[name]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
 
     def of_split(self, features: Features) -> "LabelReader":
         """The same classes, for a split whose integers may stand for them in another order."""
@@ -85,7 +93,12 @@ class LabelReader:
 
 
 def find_labels(
-    features: Features, column: str | None, *, vocabulary_file: Path | None = None, num_labels: int | None = None
+    features: Features,
+    column: str | None,
+    *,
+    vocabulary_file: Path | None = None,
+    num_labels: int | None = None,
+    texts_in: Callable[[str], Iterable[str]] | None = None,
 ) -> LabelReader:
     """How to read the labels of a data set.
 
@@ -94,18 +107,24 @@ def find_labels(
         column: of the labels; `synsets`, `labels` or `label`, whichever is there first, when None.
         vocabulary_file: of `scripts/build_wsp_labels.py`, for a column of synset ids.
         num_labels: classes, where the column is of plain integers.
+        texts_in: gives all texts of a column, which then are classes, by alphabet, if it is of texts and
+            `vocabulary_file` is not there.
 
     Raises:
         DataSourceError: no such column, nothing says what its classes are, or there is only one.
     """
-    reader = _find_reader(features, column, vocabulary_file, num_labels)
+    reader = _find_reader(features, column, vocabulary_file, num_labels, texts_in)
     if len(reader.names) < 2:
         raise DataSourceError(f"the labels in {reader.column} are of {len(reader.names)} class: two are the least")
     return reader
 
 
 def _find_reader(
-    features: Features, column: str | None, vocabulary_file: Path | None, num_labels: int | None
+    features: Features,
+    column: str | None,
+    vocabulary_file: Path | None,
+    num_labels: int | None,
+    texts_in: Callable[[str], Iterable[str]] | None,
 ) -> LabelReader:
     if column is None:
         column = next((name for name in ("synsets", "labels", "label") if name in features), None)
@@ -120,10 +139,12 @@ def _find_reader(
         return LabelReader(column, tuple(kind.names))
     if isinstance(kind, Value) and "string" in kind.dtype:
         if vocabulary_file is None or not vocabulary_file.is_file():
+            if texts_in is not None:
+                return LabelReader(column, tuple(sorted(set(texts_in(column)))), texts=True)
             raise DataSourceError(
                 f"the labels in {column} are strings: synset ids need their vocabulary, and {vocabulary_file} is not "
-                "there (--vocabulary_file; scripts/build_wsp_labels.py makes both from tags); class names must be "
-                "stored as a ClassLabel column"
+                "there (--vocabulary_file; scripts/build_wsp_labels.py makes both from tags); names of classes must "
+                "be stored as a ClassLabel column"
             )
         vocabulary = Vocabulary.load(vocabulary_file)
         return LabelReader(column, class_names(vocabulary), vocabulary)

@@ -7,7 +7,7 @@ import math
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
@@ -117,7 +117,7 @@ def parse_recipe(recipe_class: type[Recipe], description: str, argv: list[str] |
     argv = sys.argv[1:] if argv is None else argv
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", metavar="RECIPE.yaml", help="YAML file of the options below; flags win.")
-    parser = HfArgumentParser(
+    parser = _Parser(
         recipe_class,
         description=description,
         parents=[config_parser],
@@ -137,6 +137,19 @@ def parse_recipe(recipe_class: type[Recipe], description: str, argv: list[str] |
         return recipe_class(**values)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+class _Parser(HfArgumentParser):
+    """Says of a wrong command what is wrong, in one line, and not all its options before that."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+        guesses = [
+            guess for flag in flags for guess in difflib.get_close_matches(flag, self._option_string_actions, 1)
+        ]
+        hint = f"; did you mean {' '.join(guesses)}?" if guesses else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint} (--help explains the options)\n")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from datasets import Features
 from tqdm.auto import tqdm
@@ -20,7 +22,9 @@ class LabelRecipe(ImageRecipe):
     """What a script needs to be told to train on the labels of images."""
 
     label_column_name: str | None = option(
-        None, "Column of class indices or synset ids, or of lists of them; synsets, labels or label if unset."
+        None,
+        "Column of class indices or synset ids, in fine-tuning also of names of classes, or of lists of them; "
+        "synsets, labels or label if unset.",
     )
     vocabulary_file: str | None = option(
         None, "Vocabulary of a column of synset ids; vocabulary.json in the folder of the data if unset."
@@ -32,8 +36,11 @@ class LabelRecipe(ImageRecipe):
         self._require(self.num_labels is None or self.num_labels >= 1, "num_labels", "at least 1")
 
 
-def read_labels(recipe: LabelRecipe) -> tuple[LabelReader, Features]:
+def read_labels(recipe: LabelRecipe, texts_are_classes: bool = False) -> tuple[LabelReader, Features]:
     """How to read the labels of the training split, and the columns that it has.
+
+    Args:
+        texts_are_classes: of a column of texts without a vocabulary, which then is read once for what there is in it.
 
     Raises:
         DataSourceError: there are none, or nothing says what their classes are.
@@ -47,8 +54,15 @@ def read_labels(recipe: LabelRecipe) -> tuple[LabelReader, Features]:
         recipe.label_column_name,
         vocabulary_file=next((file for file in files if file.is_file()), files[0]),
         num_labels=recipe.num_labels,
+        texts_in=partial(_texts_in, recipe) if texts_are_classes and not recipe.vocabulary_file else None,
     )
     return reader, dataset.features
+
+
+def _texts_in(recipe: LabelRecipe, column: str) -> Iterator[str]:
+    for row in _rows_without_images(recipe, recipe.dataset_split, [column], "looking for classes"):
+        texts = row[column] if isinstance(row[column], list) else [row[column]]
+        yield from (text for text in texts if text is not None)
 
 
 def read_all_labels(recipe: LabelRecipe, split: str, labels: LabelReader, task: str) -> Iterator[list[int]]:
@@ -63,15 +77,16 @@ def read_all_labels(recipe: LabelRecipe, split: str, labels: LabelReader, task: 
     """
     features = open_images(recipe, split, [labels.column])[0].features
     labels = labels.of_split(features)
-    dataset = open_stream(
-        recipe.dataset_name,
-        split=split,
-        name=recipe.dataset_config_name,
-        require_image=False,
-        columns=[name for name in features if name in (labels.column, *KEY_COLUMNS)],
-    )
-    for number, row in enumerate(tqdm(read_on(dataset), desc=task, unit="image", mininterval=1, leave=False)):
+    columns = [name for name in features if name in (labels.column, *KEY_COLUMNS)]
+    for number, row in enumerate(_rows_without_images(recipe, split, columns, task)):
         yield labels({**row, KEY: sample_key(row) or f"row {number} of the split {split}"})
+
+
+def _rows_without_images(recipe: LabelRecipe, split: str, columns: list[str], task: str) -> Iterator[dict[str, Any]]:
+    dataset = open_stream(
+        recipe.dataset_name, split=split, name=recipe.dataset_config_name, require_image=False, columns=columns
+    )
+    yield from tqdm(read_on(dataset), desc=task, unit="image", mininterval=1, leave=False)
 
 
 __all__ = ["LabelRecipe", "read_all_labels", "read_labels"]
