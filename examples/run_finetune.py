@@ -28,7 +28,7 @@ from maws_hf.data.resampling import RepeatFactors, RepeatRows
 from maws_hf.data.streaming import Sample
 from maws_hf.data.targets import LabelReader
 from maws_hf.evaluation.classification import Classified, classify, score_targets
-from maws_hf.evaluation.flops import measure_matmul_peak, wsp_training_flops
+from maws_hf.evaluation.flops import wsp_training_flops
 from maws_hf.evaluation.metrics import label_ranks, score_ranks
 from maws_hf.optim.groups import parameter_groups
 from maws_hf.processing.image_processors import image_processor_of, square_image_processor_of
@@ -326,7 +326,6 @@ def main() -> int:
             model, recipe.weight_decay, layer_decay=recipe.layer_decay, depth=config.num_hidden_layers
         ),
         flops_per_image=flops_per_image,
-        matmul_peak=measure_matmul_peak(accelerator.device, torch.bfloat16 if recipe.bf16 else torch.float32),
         after_step=watch,
     )
     if outcome.exit_code:

@@ -12,7 +12,6 @@ than one size, `table.png`. Kinds are known for runs of this package and for con
 named with their encoder, `--model_name_or_path runs/mae DINOv2=facebook/dinov2-small`.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -27,6 +26,7 @@ from transformers.utils import logging
 from maws_hf.data.corpus import write_atomically
 from maws_hf.data.sources import open_stream
 from maws_hf.evaluation.encoders import load_encoder
+from maws_hf.evaluation.feature_cache import digest_of
 from maws_hf.evaluation.features import LabelledFeatures
 from maws_hf.evaluation.knn import knn_classify
 from maws_hf.evaluation.linear_heads import Protocol
@@ -154,8 +154,7 @@ def score(options: ProbeOptions, name: str, encoder: PreTrainedModel) -> dict[st
     protocol = build_protocol(options)
     same = [train_features.digest, test_features.digest, asdict(protocol)]
     same += [options.learning_rates, options.validation_share, options.seed, options.k]
-    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
-    file = Path(options.output_dir, "encoders", f"{digest[:16]}.json")
+    file = Path(options.output_dir, "encoders", f"{digest_of(same)[:16]}.json")
     if file.is_file():
         print(f"{name}: probed before, result in {file}")
         return json.loads(file.read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from maws_hf import MawsLiTModel, MawsLiTProcessor
 from maws_hf.data.corpus import write_atomically
-from maws_hf.evaluation.flops import image_tower_flops, lit_training_flops, measure_matmul_peak
+from maws_hf.evaluation.flops import image_tower_flops, lit_training_flops
 from maws_hf.evaluation.retrieval import caption_retrieval
 from maws_hf.models.configuration_maws_lit import MAX_LOGIT_SCALE
 from maws_hf.processing.image_processors import image_processor_of
@@ -219,7 +219,6 @@ def main() -> int:
         recipe,
         accelerator,
         flops_per_image=flops_per_image,
-        matmul_peak=measure_matmul_peak(accelerator.device, torch.bfloat16 if recipe.bf16 else torch.float32),
     )
     if outcome.exit_code:
         accelerator.print(f"stopped after step {outcome.step}; the same command continues")

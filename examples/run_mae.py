@@ -4,7 +4,7 @@ r"""MAE pre-pretraining (paper section 3): learn visual features from images alo
         --dataset_name FOLDER_OR_HUB_ID --output_dir runs/mae
 
 `--config_overrides prediction_ratio=0.5` and `decoder_attention=cross` are faster because they change the objective;
-the paper uses neither (README, "Cheaper objectives").
+the paper uses neither (scripts/README.md, "Cheaper objectives").
 
 Kill it at any time; the same command continues. `output_dir` ends up with the model (`from_pretrained` reads it),
 `loss.png`, `reconstruction.png`, `metrics.jsonl` and `checkpoints/`.
@@ -19,7 +19,7 @@ import torch
 from transformers.utils import logging
 
 from maws_hf import MawsMAEForPreTraining
-from maws_hf.evaluation.flops import mae_training_flops, measure_matmul_peak
+from maws_hf.evaluation.flops import mae_training_flops
 from maws_hf.evaluation.reconstruction import reconstruction_losses
 from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.arguments import option, parse_recipe
@@ -90,7 +90,6 @@ def main() -> int:
         recipe,
         accelerator,
         flops_per_image=flops_per_image,
-        matmul_peak=measure_matmul_peak(accelerator.device, torch.bfloat16 if recipe.bf16 else torch.float32),
         after_step=draw_when_due,
     )
     if outcome.exit_code:

@@ -18,7 +18,6 @@ A model has ImageNet's 1000 classes in their order, or WordNet ids in its config
 `results.png`.
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -33,6 +32,7 @@ from transformers.utils import logging
 from maws_hf.data.sources import refuse_output_within
 from maws_hf.evaluation.benchmark_images import BenchmarkImages, Outputs, classify_images, fingerprint, open_benchmark
 from maws_hf.evaluation.classifiers import RESIZES, Preprocessing, load_classifier, logits_of, preprocessing_of
+from maws_hf.evaluation.feature_cache import digest_of
 from maws_hf.evaluation.features import model_digest
 from maws_hf.evaluation.label_maps import LabelMapError, model_columns
 from maws_hf.evaluation.real_labels import REAL_SHA256, fetch_real_labels, load_real_labels, validation_number
@@ -224,7 +224,7 @@ def run_model(options: RobustnessOptions, name: str, tests: list[OpenSet]) -> li
             "real": REAL_SHA256 if test.real else None,
             "maws_hf": version("maws_hf"),
         }
-        same = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        same = digest_of(settings)[:16]
         file = Path(options.output_dir, "cells", f"{test.name.replace('/', '-')}-{same}.json")
         if not file.is_file():
             write_json(run_cell(options, model, preprocessing, test), file)

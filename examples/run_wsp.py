@@ -22,7 +22,7 @@ from maws_hf import MawsViTForImageClassification
 from maws_hf.data.resampling import RepeatFactors, RepeatRows, count_labels
 from maws_hf.data.streaming import Sample
 from maws_hf.data.targets import LabelReader, pad_labels
-from maws_hf.evaluation.flops import measure_matmul_peak, wsp_training_flops
+from maws_hf.evaluation.flops import wsp_training_flops
 from maws_hf.evaluation.weak_labels import WeakLabelScores, weak_label_scores
 from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.arguments import option, parse_recipe
@@ -151,7 +151,6 @@ def main() -> int:
         recipe,
         accelerator,
         flops_per_image=flops_per_image,
-        matmul_peak=measure_matmul_peak(accelerator.device, torch.bfloat16 if recipe.bf16 else torch.float32),
     )
     if outcome.exit_code:
         accelerator.print(f"stopped after step {outcome.step}; the same command continues")

@@ -1,5 +1,6 @@
 import json
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -46,6 +47,16 @@ def test_a_curve_is_drawn_from_the_metrics_file(tmp_path):
     file.write_text("")
     with pytest.raises(ValueError, match="no metrics yet"):
         plot_curve(file, tmp_path / "loss.png")
+
+
+def test_drawing_leaves_the_backend_of_a_notebook(tmp_path):
+    before = matplotlib.get_backend()
+    matplotlib.use("svg")
+    try:
+        plot_bars({"a": {"b": 1.0}}, tmp_path / "bars.png", xlabel="")
+        assert matplotlib.get_backend() == "svg"
+    finally:
+        matplotlib.use(before)
 
 
 def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path):

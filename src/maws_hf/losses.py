@@ -14,16 +14,15 @@ from torch import Tensor
 ROWS_IN_CACHE = 32
 
 
-def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
+def normalize_patches(patches: Tensor) -> Tensor:
     """Each patch by the mean and unbiased variance of its own values, channels together (MAE, section 3).
 
     Args:
         patches: `(..., values)`.
-        eps: added to the variance, as in the original MAE's `forward_loss`.
     """
     patches = patches.float()
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return (patches - mean) / (variance + eps).sqrt()
+    return (patches - mean) / (variance + 1e-6).sqrt()  # as in the original's `forward_loss`
 
 
 def masked_pixel_loss(predictions: Tensor, targets: Tensor, norm_pix: bool = True) -> Tensor:

@@ -1,4 +1,7 @@
-"""Pictures of a run: what was hidden and what the model made of it, and curves."""
+"""Pictures of a run: what was hidden and what the model made of it, and curves.
+
+Curves are figures of their own, without pyplot: its backend is the notebook's that calls these, or the screen's.
+"""
 
 import json
 import unicodedata
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from .models.modeling_maws_mae import MawsMAEReconstruction
 
 
+PICTURES_ACROSS = 6  # of predictions
 MOST_TICKS = 6  # values of an axis that are all named
 
 
@@ -60,7 +64,6 @@ def prediction_grid(
     captions: Sequence[Sequence[tuple[str, bool]]],
     *,
     tile: int = 112,
-    across: int = 6,
     font: ImageFont.FreeTypeFont | None = None,
 ) -> Image.Image:
     """Pictures with the names predicted for them below, right ones in green and wrong ones in grey.
@@ -69,7 +72,6 @@ def prediction_grid(
         pixel_values: uint8 `(B, 3, H, W)`.
         captions: of each picture: names, likeliest first, and whether they are right.
         tile: least side of a picture in pixels; small ones are enlarged by a whole number, without smoothing.
-        across: pictures in a row.
         font: for more than Latin letters, `dejavu()`; Pillow's own if None.
     """
     count, _, height, width = pixel_values.shape
@@ -77,11 +79,11 @@ def prediction_grid(
     gap, line = 8, 13
     lines = max(len(names) for names in captions)
     cell_width, cell_height = max(width * scale, tile) + gap, height * scale + lines * line + gap
-    columns = min(across, count)
-    picture = Image.new("RGB", (columns * cell_width + gap, -(-count // across) * cell_height + gap), "white")
+    columns = min(PICTURES_ACROSS, count)
+    picture = Image.new("RGB", (columns * cell_width + gap, -(-count // columns) * cell_height + gap), "white")
     drawing = ImageDraw.Draw(picture)
     for index, names in enumerate(captions):
-        left, top = gap + index % across * cell_width, gap + index // across * cell_height
+        left, top = gap + index % columns * cell_width, gap + index // columns * cell_height
         pixels = np.ascontiguousarray(pixel_values[index].permute(1, 2, 0).cpu().numpy())
         image = Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         picture.paste(image, (left, top))
@@ -95,9 +97,9 @@ def prediction_grid(
     return picture
 
 
-def dejavu(size: int = 10) -> ImageFont.FreeTypeFont:
+def dejavu() -> ImageFont.FreeTypeFont:
     """The font of matplotlib's pictures, for Pillow: Latin, Cyrillic, Greek, Armenian, Georgian and more."""
-    return ImageFont.truetype(_dejavu_file(), size)
+    return ImageFont.truetype(_dejavu_file(), 10)
 
 
 def drawable(*texts: str) -> str | None:
@@ -135,17 +137,15 @@ def plot_curve(metrics_file: Path, picture_file: Path, *, references: dict[str, 
     Raises:
         ValueError: if the file holds no metrics yet.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")  # a file is wanted, and there may be no screen
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line["loss"] is not None]
     if not lines:
         raise ValueError(f"{metrics_file} holds no metrics yet")
     images = [line["images_seen"] for line in lines]
-    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
     axis.plot(images, [line["loss"] for line in lines], marker="." if len(lines) < 60 else None)
     for name, value in (references or {}).items():
         axis.axhline(value, linestyle="--", linewidth=1, color="grey")
@@ -156,7 +156,6 @@ def plot_curve(metrics_file: Path, picture_file: Path, *, references: dict[str, 
     rate_axis.plot(images, [line["learning_rate"] for line in lines], color="tab:orange", alpha=0.4)
     rate_axis.set_ylabel("learning rate", color="tab:orange")
     save_picture(lambda path: figure.savefig(path, dpi=120, format="png"), picture_file)
-    pyplot.close(figure)
 
 
 def plot_scaling(
@@ -173,14 +172,10 @@ def plot_scaling(
         panels: title of each panel -> method -> cost -> scores of the seeds.
         highest: score that is possible; the axis goes no further.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")  # a file is wanted, and there may be no screen
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 3.8), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, methods) in zip(axes[0], panels.items(), strict=True):
         for number, (method, points) in enumerate(methods.items()):
             costs = sorted(points)
@@ -200,7 +195,6 @@ def plot_scaling(
         *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(methods), 2 * len(panels))
     )
     save_picture(lambda path: figure.savefig(path, dpi=120, format="png"), picture_file)
-    pyplot.close(figure)
 
 
 def plot_bars(scores: dict[str, dict[str, float]], picture_file: Path, *, xlabel: str) -> None:
@@ -214,14 +208,12 @@ def plot_bars(scores: dict[str, dict[str, float]], picture_file: Path, *, xlabel
     """
     if not scores:
         raise ValueError("there are no scores to draw")
-    import matplotlib
-
-    matplotlib.use("Agg")  # a file is wanted, and there may be no screen
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     bars = list(next(iter(scores.values())))
     height = 0.8 / len(bars)
-    figure, axis = pyplot.subplots(figsize=(7, 1 + 0.35 * len(bars) * len(scores)), layout="constrained")
+    figure = Figure(figsize=(7, 1 + 0.35 * len(bars) * len(scores)), layout="constrained")
+    axis = figure.subplots()
     for number, bar in enumerate(bars):
         places = [group + (number - (len(bars) - 1) / 2) * height for group in range(len(scores))]
         drawn = axis.barh(places, [values[bar] for values in scores.values()], height=0.9 * height, label=bar)
@@ -232,7 +224,6 @@ def plot_bars(scores: dict[str, dict[str, float]], picture_file: Path, *, xlabel
     axis.set_xlabel(xlabel)
     figure.legend(loc="outside upper right", ncols=len(bars))
     save_picture(lambda path: figure.savefig(path, dpi=120, format="png"), picture_file)
-    pyplot.close(figure)
 
 
 def plot_extremes(

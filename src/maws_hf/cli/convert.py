@@ -14,7 +14,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "folder with config, weights and image processor. The file is not trusted: it cannot run code, is checked "
         "before it is read, and is read in a process with limited memory; tensors that are missing, left over, of "
         "another shape or not finite are an error, and no folder is left behind.",
-        epilog="maws-hf convert vit_b16.pt --model maws-vit-b --output_dir models/maws-vit-b --sha256 HEX",
+        epilog="example: maws-hf convert vit_b16.pt --model maws-vit-b --output_dir models/maws-vit-b --sha256 HEX",
         allow_abbrev=False,
     )
     convert.add_argument("file", type=Path, help="the checkpoint")

@@ -13,7 +13,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         description="Looks at versions, devices, speed, attention backends, disks, the login of the Hub and, if it is "
         "named, the data set. Takes a few seconds and no network (but for the login, and a data set on the Hub). The "
         "exit status is 1 if something would fail.",
-        epilog="maws-hf doctor --output_dir runs/mae --dataset_name data/emoji",
+        epilog="example: maws-hf doctor --output_dir runs/mae --dataset_name data/emoji",
         allow_abbrev=False,
     )
     doctor.add_argument("--output_dir", type=Path, help="folder of the run that is to start, for room on its disk")

@@ -18,7 +18,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "loads it and its outputs are compared with ours. MawsViTModel.from_pretrained and its likes read the folder "
         "back, bit for bit. A checkpoint, sharded or not, or the newest one of a run that has not ended, is exported "
         "with the average of its weights if it has one.",
-        epilog="maws-hf export runs/mae --output_dir exports/mae-encoder --architecture pixio",
+        epilog="example: maws-hf export runs/mae --output_dir exports/mae-encoder --architecture pixio",
         allow_abbrev=False,
     )
     export.add_argument(

@@ -13,7 +13,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         description="Computes, without building anything, what one training step with AdamW keeps in the memory of "
         "each device: weights, gradients, moments, activations, logits. Tensors only: 8 % of the memory is left for "
         "the CUDA context, workspaces and fragmentation, which is an assumption. Exits with 1 if it does not fit.",
-        epilog="maws-hf plan --size vit_6.5b14 --task mae --gpus 8 --fsdp --batch 64 --memory 80",
+        epilog="example: maws-hf plan --size vit_6.5b14 --task mae --gpus 8 --fsdp --batch 64 --memory 80",
         allow_abbrev=False,
     )
     plan.add_argument("--size", required=True, help="vit_b16, vit_l16, vit_h14, vit_2b14 or vit_6.5b14")

@@ -16,7 +16,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "main holds these files and no others. "
         "Interrupted, the same command goes on; repeated, it changes nothing. The token is that of `hf auth login` or "
         "of HF_TOKEN.",
-        epilog="maws-hf push runs/mae --repo_id me/my-mae --license mit --tag v1.0 --dry_run",
+        epilog="example: maws-hf push runs/mae --repo_id me/my-mae --license mit --tag v1.0 --dry_run",
         allow_abbrev=False,
     )
     push.add_argument("model_dir", type=Path, help="folder of a run, or of a conversion")

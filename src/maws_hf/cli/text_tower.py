@@ -14,7 +14,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "tokenizer and the weights of multilingual-e5-small, 12 layers of width 384. All 250,002 pieces of the "
         "vocabulary make 479 MB. Cut to the pieces that the texts of --dataset_name or --text_file need, it is 100 MB "
         "or so, and those texts are split exactly as before. Repeated, the command only verifies.",
-        epilog="maws-hf text-tower --output_dir towers/e5-emoji --dataset_name data/emoji "
+        epilog="example: maws-hf text-tower --output_dir towers/e5-emoji --dataset_name data/emoji "
         "--dataset_split train test unseen --languages en fr de",
         allow_abbrev=False,
     )

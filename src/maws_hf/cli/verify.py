@@ -14,7 +14,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "release with what may be released, the shards of a corpus that was built with its manifest, shards of labels "
         "or features with their records. Nothing is changed and nothing is held in memory but one tensor. The exit "
         "status is 1 if something is not whole.",
-        epilog="maws-hf verify runs/mae",
+        epilog="example: maws-hf verify runs/mae",
         allow_abbrev=False,
     )
     verify.add_argument("folder", type=Path, metavar="DIR", help="what to verify")

@@ -174,12 +174,10 @@ class LabellingReport:
 
 def plot_frequencies(counts: Iterable[int], vocabulary: Vocabulary, picture_file: Path) -> None:
     """Images of every synset over its rank, both logarithmic, and where the vocabulary ends."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")  # a file is wanted, and there may be no screen
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
     falling = sorted(counts, reverse=True)
     axis.loglog(range(1, len(falling) + 1), falling, marker="." if len(falling) < 60 else None)
     axis.axhline(vocabulary.min_count, linestyle="--", linewidth=1, color="grey")
@@ -188,7 +186,6 @@ def plot_frequencies(counts: Iterable[int], vocabulary: Vocabulary, picture_file
     axis.annotate(f"{len(vocabulary)} classes ", (len(vocabulary), falling[0]), ha="right", va="top", color="grey")
     axis.set(xlabel="rank of the synset", ylabel="images")
     save_picture(lambda path: figure.savefig(path, dpi=120, format="png"), picture_file)
-    pyplot.close(figure)
 
 
 def dataset_card(name: str, report: LabellingReport, digests: Iterable[str]) -> str:

@@ -38,7 +38,6 @@ def build_loader(
     *,
     batch_size: int,
     num_workers: int | None = None,
-    prefetch_factor: int = 2,
     collate_fn: Callable[[Sequence[Sample]], dict[str, Any]] | None = None,
 ) -> StatefulDataLoader:
     """Endless batches of one rank. Do not pass it through `accelerator.prepare`.
@@ -47,7 +46,6 @@ def build_loader(
         stream: the rank's stream.
         batch_size: samples a batch.
         num_workers: as the stream was told, the default.
-        prefetch_factor: batches that each worker keeps ready.
         collate_fn: what makes a batch of samples, in the workers; [`collate`] by default.
 
     Raises:
@@ -72,7 +70,6 @@ def build_loader(
             batch_size=batch_size,
             num_workers=stream.num_workers,
             collate_fn=collate_fn or collate,
-            prefetch_factor=prefetch_factor if stream.num_workers else None,
             worker_init_fn=_live_and_die_with_the_main_process,
             snapshot_every_n_steps=1,
             # Each iterator draws a seed for its workers' global generators. We use none of those, but the draw would

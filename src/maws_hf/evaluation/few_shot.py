@@ -8,7 +8,7 @@ each class; with one image a class there is nothing to hold out, and the decay i
 Legend: N labelled images, D features, C classes.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,9 +70,7 @@ class FewShotProbe:
     validation: dict[float, float]
 
 
-def few_shot_probe(
-    features: Tensor, labels: Tensor, classes: int, *, decays: Sequence[float] = DECAYS
-) -> FewShotProbe:
+def few_shot_probe(features: Tensor, labels: Tensor, classes: int) -> FewShotProbe:
     """Logistic regression on the features' directions, with the decay chosen on the labelled images alone.
 
     Args:
@@ -84,7 +82,7 @@ def few_shot_probe(
     if folds is None:
         decay = ONE_SHOT_DECAY
     else:
-        for candidate in decays:
+        for candidate in DECAYS:
             right = 0
             for fold in range(int(folds.max()) + 1):
                 kept, held = folds != fold, folds == fold

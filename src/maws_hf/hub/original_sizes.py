@@ -59,7 +59,7 @@ def config_of(
     """
     try:
         if known is not None:
-            return _known_config(layout, known, shapes, sizes)
+            return _known_config(layout, known, sizes)
         if layout == "clip":
             return _lit_config(shapes, sizes)
         return MawsViTConfig(**_encoder_fields(shapes, "", layout, sizes, arguments))
@@ -69,7 +69,7 @@ def config_of(
         raise ConversionError(f"the file's sizes are no model's: {error}") from error
 
 
-def _known_config(layout: Layout, known: KnownFile, shapes: Shapes, sizes: Sizes) -> MawsViTConfig | MawsLiTConfig:
+def _known_config(layout: Layout, known: KnownFile, sizes: Sizes) -> MawsViTConfig | MawsLiTConfig:
     if layout != known.layout:
         raise ConversionError(
             f"the file is no {known.name}: its tensors are those of {_LAYOUTS[layout]}, not of "

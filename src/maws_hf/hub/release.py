@@ -63,7 +63,6 @@ def push_release(
     native: Path | None = None,
     api: "HfApi | None" = None,
     private: bool = False,
-    message: str | None = None,
 ) -> Release:
     """Makes `main` of a model repository exactly what a folder holds; the same call again continues or does nothing.
 
@@ -75,7 +74,6 @@ def push_release(
         native: the model in our own format, for the branch `native` and the tag `<tag>-native`.
         api: a client; the token is its own or that of the login, and is never written anywhere.
         private: of a repository that is created; one that exists must be private already.
-        message: of the commit; by default "Release" and the tag.
 
     Raises:
         ReleaseError: no network, no token, a tag that holds something else, a branch that moved meanwhile, files that
@@ -90,7 +88,7 @@ def push_release(
     native_wanted = read_staging(native) if native else None
     if native_wanted:
         check_release(native_wanted.folder, native=True)
-    title = _title(tag, message)
+    title = _title(tag)
     with _hub_errors(repo_id):
         repository = _Repository(api, repo_id)
         repository.create(private)
@@ -324,8 +322,8 @@ def _moved(repo_id: str, branch: str) -> ReleaseError:
     )
 
 
-def _title(tag: str | None, message: str | None) -> str:
-    return message or f"Release {tag or ''}".strip()
+def _title(tag: str | None) -> str:
+    return f"Release {tag or ''}".strip()
 
 
 def _first_line(error: Exception) -> str:
@@ -337,9 +335,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def describe_plan(
-    wanted: Staging, native: Staging | None, repo_id: str, *, tag: str | None, message: str | None = None
-) -> str:
+def describe_plan(wanted: Staging, native: Staging | None, repo_id: str, *, tag: str | None) -> str:
     """What `push_release` would do, as a table; asks nobody."""
     rows = [(name, file, MAIN) for name, file in wanted.everything.items()]
     if native:
@@ -347,7 +343,7 @@ def describe_plan(
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'file':<{width}}  {'bytes':>13}  {'sha256':<12}  revision"]
     lines += [f"{name:<{width}}  {file.bytes:>13,}  {file.sha256[:12]}  {revision}" for name, file, revision in rows]
-    title = _title(tag, message)
+    title = _title(tag)
     if native:
         lines.append(f"branch {NATIVE}: commit {f'{title}, native'!r}" + (f", tag {tag}-{NATIVE}" if tag else ""))
     lines.append(f"branch {MAIN}: pull request {f'{title} [maws-hf {wanted.digest}]'!r}, read back, merged, read back")

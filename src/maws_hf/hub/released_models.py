@@ -71,7 +71,6 @@ class ReleasedModel:
     """
     Args:
         name: of its repository here, e.g. "maws-vit-h-clip".
-        original_name: in the original's `build_model`, e.g. ("vit_h14_xlmr_l", "maws_clip").
         kind: "mae" (encoder of an autoencoder; no decoder was released), "maws" (MAE, then WSP; no head was released),
             "classifier" (that, fine-tuned on ImageNet-1k) or "clip" (that, with an aligned text tower).
         size: one of `SIZES`.
@@ -84,7 +83,6 @@ class ReleasedModel:
     """
 
     name: str
-    original_name: tuple[str, str]
     kind: Kind
     size: str
     url: str
@@ -123,7 +121,7 @@ def _mae() -> Iterator[ReleasedModel]:
         if size == "vit_2b14":
             figures += _detection(((53.6,), (59.8,)), "section 4.2", "section 4.2", setting="fine-tuned detector")
         url = f"{_URL}pretrain/mae/{size}.pt"
-        yield ReleasedModel(f"maws-vit-{short}-mae", (size, "mae"), "mae", size, url, "IG-3B", tuple(figures))
+        yield ReleasedModel(f"maws-vit-{short}-mae", "mae", size, url, "IG-3B", tuple(figures))
     for size, data, setting, value in (
         ("vit_2b14", "ImageNet-1k", "fine-tuned, 224 px", 87.4),
         ("vit_l16", "ImageNet-21k", "fine-tuned, 512 px", 86.9),
@@ -131,7 +129,7 @@ def _mae() -> Iterator[ReleasedModel]:
         kind = f"mae_{data.replace('ImageNet-', 'in')}"
         figure = Figure(IMAGENET, setting, value, README, "start")
         name = f"maws-vit-{_SHORT[size]}-{kind.replace('_', '-')}"
-        yield ReleasedModel(name, (size, kind), "mae", size, f"{_URL}pretrain/{kind}/{size}.pt", data, (figure,))
+        yield ReleasedModel(name, "mae", size, f"{_URL}pretrain/{kind}/{size}.pt", data, (figure,))
 
 
 def _maws() -> Iterator[ReleasedModel]:
@@ -158,7 +156,7 @@ def _maws() -> Iterator[ReleasedModel]:
                 setting = "fine-tuned on video, 224 px, relative positions added"
                 figures.append(Figure(dataset, setting, value, _paper("Table 4"), "start", task=VIDEO))
         url = f"{_URL}pretrain/maws/{size}.pt"
-        yield ReleasedModel(f"maws-vit-{short}", (size, "maws"), "maws", size, url, "IG-3B", tuple(figures))
+        yield ReleasedModel(f"maws-vit-{short}", "maws", size, url, "IG-3B", tuple(figures))
 
 
 def _classifiers() -> Iterator[ReleasedModel]:
@@ -175,7 +173,6 @@ def _classifiers() -> Iterator[ReleasedModel]:
             figures.append(Figure(dataset, f"{pixels} px", value, _paper("Table 3"), "paper"))
         yield ReleasedModel(
             name=f"maws-vit-{short}-ft-in1k",
-            original_name=(f"{size}_ft_in1k", "maws"),
             kind="classifier",
             size=size,
             url=f"{_URL}finetune/in1k/maws/{size}_{pixels}.pt",
@@ -201,7 +198,7 @@ def _clip() -> Iterator[ReleasedModel]:
         original = f"{size}_xlmr_{'b' if size == 'vit_b16' else 'l'}"
         url = f"{_URL}pretrain/clip/{original}.pt"
         name = f"maws-vit-{_SHORT[size]}-clip"
-        yield ReleasedModel(name, (original, "maws_clip"), "clip", size, url, "IG-3B", tuple(figures))
+        yield ReleasedModel(name, "clip", size, url, "IG-3B", tuple(figures))
 
 
 RELEASED_MODELS: dict[str, ReleasedModel] = {

@@ -119,6 +119,7 @@ def parse_recipe(recipe_class: type[Recipe], description: str, argv: list[str] |
     config_parser.add_argument("--config", metavar="RECIPE.yaml", help="YAML file of the options below; flags win.")
     parser = _Parser(
         recipe_class,
+        usage="%(prog)s [--config RECIPE.yaml] [--OPTION VALUE ...]",
         description=description,
         parents=[config_parser],
         allow_abbrev=False,

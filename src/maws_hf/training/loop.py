@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from ..evaluation.flops import measure_matmul_peak
 from ..optim.ema import WeightAverage
 from ..optim.groups import parameter_groups
 from ..optim.schedules import warmup_cosine
@@ -82,7 +83,6 @@ def train(
     *,
     groups: list[dict[str, Any]] | None = None,
     flops_per_image: int | None = None,
-    matmul_peak: float | None = None,
     after_step: Callable[[int, PreTrainedModel], None] | None = None,
 ) -> Outcome:
     """Trains `model` in place until `recipe.max_steps`, from the checkpoint in `recipe.output_dir` if there is one.
@@ -93,7 +93,7 @@ def train(
         batch_loss: the objective, a mean over the images of a batch.
         loader: infinite batches from `maws_hf.data.loader.build_loader`, of this rank.
         groups: of parameters for AdamW; see [`parameter_groups`], which makes two by default.
-        flops_per_image, matmul_peak: for the operations spent and the share of the useful ones in the bar.
+        flops_per_image: for the operations spent, and for the share of the device's peak in the bar.
         after_step: called on the main process after each update, with the unwrapped model; on all processes if its
             parameters are sharded, because a forward pass then needs all of them.
 
@@ -105,8 +105,9 @@ def train(
     with named_failures(*ranks, lambda: "at its start"):
         run = _Run(model, loader, recipe, accelerator, groups)
     run.flops_per_image = flops_per_image
-    if flops_per_image and matmul_peak:
-        run.utilization_of_image_rate = flops_per_image / (matmul_peak * accelerator.num_processes)
+    if flops_per_image:
+        peak = measure_matmul_peak(accelerator.device, torch.bfloat16 if recipe.bf16 else torch.float32)
+        run.utilization_of_image_rate = flops_per_image / (peak * accelerator.num_processes)
     exit_code = 0
     with (
         read_batches(loader, accelerator.device, recipe.gradient_accumulation_steps) as batches,
@@ -143,7 +144,7 @@ def train(
 
 
 def wait_for(numbers: Tensor) -> list[float]:
-    """Their values, once the device has computed them."""
+    """Their values, once the device has computed them; `scripts/timed_loop.py` puts a simulated device here."""
     return numbers.tolist()
 
 
