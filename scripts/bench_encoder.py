@@ -156,7 +156,7 @@ def config_of(arguments: argparse.Namespace, image_size: int) -> MawsViTConfig:
 def peer_of(name: str, ours: MawsViTForImageClassification) -> nn.Module:
     """The same model in another library, on the device and in the dtype of ours."""
     if name == "transformers":
-        theirs, _ = in_tree_model(ours, "vit")
+        theirs = in_tree_model(ours, "vit")
         theirs.set_attn_implementation("sdpa")
         return theirs
     config, weights = ours.config, ours.state_dict()

@@ -25,9 +25,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (B, 3, H, W) normalised float, (B, 
 
 def transformers_vit_mae(ours: MawsMAEForPreTraining, attention: str = "sdpa") -> tuple[nn.Module, Loss]:
     """transformers' `ViTMAEForPreTraining`."""
-    model = in_tree_model(ours, "vit_mae")[0]
+    model = in_tree_model(ours, "vit_mae")
     model = type(model)._from_config(model.config, attn_implementation=attention)
-    model.load_state_dict(in_tree_model(ours, "vit_mae")[0].state_dict())
+    model.load_state_dict(in_tree_model(ours, "vit_mae").state_dict())
     return model, lambda images, noise: model(images, noise=noise).loss
 
 

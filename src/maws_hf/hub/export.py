@@ -93,13 +93,11 @@ class Export:
         folder: where it lies.
         architecture: `model_type` of its config.
         model_class: name of the class in transformers.
-        largest_first_token: with a text tower, the largest absolute value of a first token that was seen.
     """
 
     folder: Path
     architecture: str
     model_class: str
-    largest_first_token: float | None = None
 
 
 def export_model(model_name_or_path: str | Path, output_dir: str | Path, architecture: str | None = None) -> Export:
@@ -126,7 +124,7 @@ def export_model(model_name_or_path: str | Path, output_dir: str | Path, archite
     if output_dir.is_symlink() or (output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir()))):
         raise ExportError(f"{output_dir} is there already and no empty folder; name a new one")
     ours = model_class.from_pretrained(model_name_or_path)
-    theirs, first_token = in_tree_model(ours, architecture)
+    theirs = in_tree_model(ours, architecture)
     partial = output_dir.with_name(f".{output_dir.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -141,7 +139,7 @@ def export_model(model_name_or_path: str | Path, output_dir: str | Path, archite
         partial.rename(output_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Export(output_dir, architecture, type(theirs).__name__, first_token)
+    return Export(output_dir, architecture, type(theirs).__name__)
 
 
 def native_class_of(model_name_or_path: str | Path) -> type[PreTrainedModel]:
@@ -163,27 +161,26 @@ def native_class_of(model_name_or_path: str | Path) -> type[PreTrainedModel]:
     return named[0]
 
 
-def in_tree_model(ours: PreTrainedModel, architecture: str) -> tuple[PreTrainedModel, float | None]:
-    """The same weights (shared, not copied) in a class of transformers; with a text tower, its largest first token.
+def in_tree_model(ours: PreTrainedModel, architecture: str) -> PreTrainedModel:
+    """The same weights (shared, not copied) in a class of transformers.
 
     Raises:
         ExportError: the architecture cannot hold the model.
     """
     if isinstance(ours, MawsLiTModel):
-        first_token = _largest_first_token(ours)
-        return _dual_encoder(ours, first_token), first_token
+        return _dual_encoder(ours)
     config = in_tree_config(ours.config, architecture)
     state_dict = {name.removeprefix("vit."): tensor for name, tensor in ours.state_dict().items()}
     encoder = {name: t for name, t in state_dict.items() if not name.startswith(("classifier.", "decoder."))}
     if architecture == "vit_mae":
         decoder = {_mae_name(name): t for name, t in state_dict.items() if name.startswith("decoder.")}
         weights = {**{f"vit.{name}": tensor for name, tensor in encoder.items()}, **decoder}
-        return _filled(ViTMAEForPreTraining, config, weights), None
+        return _filled(ViTMAEForPreTraining, config, weights)
     if architecture == "vit" and isinstance(ours, MawsViTForImageClassification):
         head = {name: tensor for name, tensor in state_dict.items() if name.startswith("classifier.")}
         weights = {**{f"vit.{name}": tensor for name, tensor in encoder.items()}, **head}
-        return _filled(ViTForImageClassification, config, weights), None
-    return _filled(_ENCODERS[architecture], config, _encoder_weights(encoder, architecture)), None
+        return _filled(ViTForImageClassification, config, weights)
+    return _filled(_ENCODERS[architecture], config, _encoder_weights(encoder, architecture))
 
 
 def in_tree_config(config: MawsViTConfig, architecture: str) -> PreTrainedConfig:
@@ -259,7 +256,7 @@ def _mae_name(name: str) -> str:
     return ".".join(["decoder", renamed[part], *rest])
 
 
-def _dual_encoder(ours: MawsLiTModel, first_token: float) -> VisionTextDualEncoderModel:
+def _dual_encoder(ours: MawsLiTModel) -> VisionTextDualEncoderModel:
     vision, text = in_tree_config(ours.config.vision_config, "pixio"), ours.config.text_config
     if text.model_type not in _POOLED_TEXT_TOWERS:
         raise ExportError(
@@ -270,7 +267,7 @@ def _dual_encoder(ours: MawsLiTModel, first_token: float) -> VisionTextDualEncod
         vision_config=vision.to_dict(), text_config=text.to_dict(), projection_dim=ours.config.projection_dim
     )
     _remember(config, ours.config, MawsLiTConfig(**lit_fields(config.to_dict())))
-    scale = POOLER_SCALE
+    scale, first_token = POOLER_SCALE, largest_first_token(ours)
     while first_token * scale > _LARGEST_FIRST_TOKEN * POOLER_SCALE:
         scale /= 2
     weights = dict(ours.state_dict())
@@ -288,8 +285,8 @@ def _dual_encoder(ours: MawsLiTModel, first_token: float) -> VisionTextDualEncod
 
 
 @torch.no_grad()
-def _largest_first_token(model: MawsLiTModel) -> float:
-    """Over random captions, doubled: real ones may go further."""
+def largest_first_token(model: MawsLiTModel) -> float:
+    """Twice the largest absolute value of a first token over random captions: real ones may go further."""
     config = model.config.text_config
     generator = torch.Generator().manual_seed(0)
     longest = min(32, model.config.max_text_length - 2, config.max_position_embeddings - 4)  # two begin, two end it
