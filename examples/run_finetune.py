@@ -30,6 +30,7 @@ from maws_hf.data.targets import LabelReader
 from maws_hf.evaluation.classification import Classified, classify, score_targets
 from maws_hf.evaluation.flops import wsp_training_flops
 from maws_hf.evaluation.metrics import label_ranks, score_ranks
+from maws_hf.models.configuration_maws_vit import as_pair
 from maws_hf.optim.groups import parameter_groups
 from maws_hf.processing.image_processors import image_processor_of, square_image_processor_of
 from maws_hf.processing.mixing import Mixing, erase
@@ -299,6 +300,11 @@ def main() -> int:
     earlier = read_ledger(recipe.model_name_or_path)
     model = build_classifier(recipe, labels, multi_label)
     config = model.config
+    if isinstance(recipe.resize, int) and recipe.resize < max(as_pair(config.image_size)):
+        raise ValueError(
+            f"--eval_resize {recipe.resize} is less than the {max(as_pair(config.image_size))} pixels of the model: "
+            "pictures would be framed in black"
+        )
     loader = build_training_loader(
         recipe,
         config.image_size,

@@ -28,6 +28,7 @@ from maws_hf.data.corpus import write_atomically
 from maws_hf.evaluation.flops import image_tower_flops, lit_training_flops
 from maws_hf.evaluation.retrieval import caption_retrieval
 from maws_hf.models.configuration_maws_lit import MAX_LOGIT_SCALE
+from maws_hf.models.loading import refuse_adapter
 from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
@@ -132,6 +133,7 @@ def build_model(recipe: LiTRecipe) -> tuple[MawsLiTModel, PreTrainedTokenizerBas
     torch.manual_seed(seed_for("weights", recipe.seed))
     options = {"attn_implementation": recipe.attn_implementation, "dtype": torch.float32}
     if recipe.model_name_or_path is not None:
+        refuse_adapter(recipe.model_name_or_path)
         model = MawsLiTModel.from_pretrained(recipe.model_name_or_path, **options)
     else:
         fields = {} if recipe.projection_dim is None else {"projection_dim": recipe.projection_dim}

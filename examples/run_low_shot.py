@@ -34,6 +34,7 @@ from maws_hf.evaluation.features import encode_images, find_label_column, model_
 from maws_hf.evaluation.few_shot import DECAYS, FewShotProbe, few_shot_probe, few_shot_split, scores
 from maws_hf.evaluation.metrics import top_k_accuracy
 from maws_hf.evaluation.pixels import Pixels, read_labels, read_pixels
+from maws_hf.models.loading import refuse_adapter
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.few_shot_adapters import RECIPES, long_enough, predict
@@ -364,6 +365,7 @@ def main() -> int:
     options = parse_recipe(LowShotOptions, __doc__)
     make_output_dir(options.output_dir)
     logging.disable_progress_bar()
+    refuse_adapter(options.model_name_or_path)
     model = MawsViTModel.from_pretrained(options.model_name_or_path, dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     task = read_task(options, model)
@@ -399,17 +401,17 @@ def report(options: LowShotOptions, task: Task, results: list[dict[str, Any]]) -
         more = [[a - b for a, b in zip(rows[k], table["linear"][k], strict=True)] for k in options.shots]
         if method != "linear":
             print("  ".join([method.ljust(12), *(mean_and_spread(values, sign="+").rjust(14) for values in more)]))
+    spread = f"mean ± standard deviation of {options.num_splits} choices" if options.num_splits > 1 else "one choice"
     print(
-        f"\nmean ± standard deviation of {options.num_splits} choices of the labelled images; "
-        f"{len(task.test_labels)} test images\n"
+        f"\n{spread} of the labelled images; {len(task.test_labels)} test images\n"
         f"  numbers  {output_dir / 'results.json'}\n"
         f"  curve    {output_dir / 'results.png'}"
     )
 
 
 def mean_and_spread(values: list[float], sign: str = "") -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{sign}.1f} ± {spread:.1f}"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.1f}{spread}"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
 
 from maws_hf import MawsViTModel
+from maws_hf.evaluation.two_towers import text_limit
 from maws_hf.processing.decode import DEFAULT_LIMITS, ImageDecodeError, decode_image
 
 FORMATS = (None, "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # of an opened picture, by Pillow's names
@@ -57,6 +58,7 @@ class EndpointHandler:
         self.model = model_class.from_pretrained(path).eval().to(self.device)
         self.image_processor = AutoImageProcessor.from_pretrained(path)
         self.tokenizer = AutoTokenizer.from_pretrained(path) if two_towers else None
+        self.most_tokens = text_limit(self.model, self.tokenizer) if two_towers else None
 
     def __call__(self, data: dict[str, Any]) -> Any:
         """
@@ -138,7 +140,9 @@ class EndpointHandler:
                 f"{LONGEST_LABEL} characters"
             )
         texts = [template.replace("{}", label.strip()) for label in labels]
-        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.device)
+        tokens = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.most_tokens, return_tensors="pt"
+        ).to(self.device)
         logits = self.model(**tokens, pixel_values=images).logits_per_image
         return [self._ranked(row, [label.strip() for label in labels], len(labels)) for row in logits]
 

@@ -10,7 +10,7 @@ from transformers import ViTMAEForPreTraining
 
 from maws_hf import MawsMAEForPreTraining
 from maws_hf.cli import main
-from maws_hf.models.loading import ModelLoadingError
+from maws_hf.models.weight_files import ModelLoadingError
 from maws_hf.optim.ema import WeightAverage
 from maws_hf.optim.groups import parameter_groups
 from maws_hf.training.checkpoint import CheckpointError, save_checkpoint

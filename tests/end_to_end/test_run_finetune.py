@@ -9,13 +9,14 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List
 from datasets import Image as ImageFeature
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from runs import assert_same_run, finish, kill_after, load_script, note_grid, script, start, steps_logged
 from safetensors.torch import load_file
 from tiny import draw_image
 from transformers import pipeline
 
-from maws_hf import MawsViTForImageClassification
+from maws_hf import MawsViTForImageClassification, MawsViTModel
 from maws_hf.processing import EvalTransform
 
 STEPS = 24
@@ -138,6 +139,22 @@ def test_a_head_is_kept_for_the_same_classes_only(prepare, straight_run, corpus,
     before, after = (load_file(folder / "model.safetensors") for folder in (straight_run[0], tmp_path))
     for name in before:
         assert torch.equal(before[name], after[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eval_resize": 20}, "--eval_resize 20 is less than the 32 pixels of the model"),
+        ({"model_name_or_path": "adapter"}, "is an adapter, and whole models are wanted here"),
+    ],
+)
+def test_a_start_or_size_that_would_waste_the_run_is_refused(prepare, corpus, encoder, tmp_path, options, message):
+    adapted = get_peft_model(MawsViTModel.from_pretrained(encoder), LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    if "model_name_or_path" in options:
+        options = {"model_name_or_path": tmp_path / "adapter"}
+    output = finish(prepare(command(corpus, encoder, tmp_path / "run", **options)), expected=1)
+    assert message in output.splitlines()[-1]
 
 
 def test_an_impossible_option_is_one_line(prepare, corpus, encoder, tmp_path):

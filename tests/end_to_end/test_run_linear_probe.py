@@ -295,7 +295,7 @@ def test_weights_that_a_checkpoint_lacks_are_no_encoder(corpus: Path, encoders: 
         ({"eval_split": "validation"}, "no split 'validation'"),
         ({"learning_rates": -1}, "--learning_rates [-1.0] is not possible"),
         ({"validation_share": 1}, "--validation_share 1.0 is not possible"),
-        ({"image_size": 30}, "multiples of patch_size"),
+        ({"image_size": 30}, "--image_size 30 is no multiple of 8, the side of a patch of "),
     ],
 )
 def test_a_bad_option_is_one_line_that_names_it(

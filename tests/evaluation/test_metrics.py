@@ -48,9 +48,13 @@ def test_average_precision_in_closed_form():
 
 def test_mean_average_precision_averages_over_classes_with_a_positive():
     scores = torch.tensor([[0.1, 0.0, 9.0], [0.4, 1.0, 9.0], [0.35, 2.0, 9.0], [0.8, 3.0, 9.0]])
-    labels = torch.tensor([[-100, -100], [-100, -100], [0, -100], [1, 0]])
-    assert mean_average_precision(scores, labels) == pytest.approx((5 / 6 + 1) / 2)
-    assert score_classification(scores, labels) == {"mAP": pytest.approx(11 / 12)}
+    labels = torch.tensor([[3, -100], [3, -100], [0, -100], [1, 0]])
+    scores = torch.cat([scores, torch.tensor([[9.0], [9.0], [1.0], [1.0]])], dim=1)
+    expected = pytest.approx((5 / 6 + 1 + 1) / 3)
+    assert mean_average_precision(scores, labels) == expected
+    assert score_classification(scores, labels) == {"mAP": expected}
+    best = torch.cat([scores, torch.full((1, 4), 99.0)])  # an image that nobody has labelled
+    assert mean_average_precision(best, torch.cat([labels, torch.full((1, 2), -100)])) == expected
     with pytest.raises(ValueError, match="none of 4 images has a label"):
         mean_average_precision(scores, torch.full((4, 2), -100))
     with pytest.raises(ValueError, match="NaN"):

@@ -219,7 +219,7 @@ def _safetensors() -> Target:
     from safetensors.torch import save
 
     from maws_hf import MawsViTConfig, MawsViTModel
-    from maws_hf.models.loading import ModelLoadingError
+    from maws_hf.models.weight_files import ModelLoadingError
 
     config = MawsViTConfig(**TINY)
     whole = [save(MawsViTModel(config).state_dict(), metadata={"format": "pt"})]

@@ -9,7 +9,7 @@ from tiny import tiny_config
 from maws_hf import MawsLiTConfig, MawsViTConfig
 from maws_hf.models.configuration_limits import MOST, MOST_LABELS
 from maws_hf.models.configuration_maws_vit import SIZES
-from maws_hf.models.loading import ModelLoadingError
+from maws_hf.models.weight_files import ModelLoadingError
 
 
 @pytest.mark.parametrize("size", SIZES)

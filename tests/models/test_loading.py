@@ -15,7 +15,8 @@ from maws_hf import MawsLiTModel, MawsMAEForPreTraining, MawsViTConfig, MawsViTF
 from maws_hf.hub.export import export_model
 from maws_hf.models import loading
 from maws_hf.models.foreign import ForeignModelError, lit_fields, translate_dual_encoder, translate_encoder
-from maws_hf.models.loading import ModelLoadingError
+from maws_hf.models.loading import refuse_adapter
+from maws_hf.models.weight_files import ModelLoadingError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -109,6 +110,17 @@ def test_a_config_that_is_no_json_is_an_error(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(OSError, match=r"config\.json"):
         MawsViTModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '"vit"'])
+def test_a_config_that_is_no_object_is_named(folder, content):
+    (folder / "config.json").write_text(content)
+    assert "config.json" in message_of(folder)
+
+
+def test_a_folder_without_a_config_is_no_model_of_the_default_size(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        MawsViTConfig.from_pretrained(tmp_path)
 
 
 def test_another_kind_of_model_is_refused_by_name(tmp_path):
@@ -252,6 +264,51 @@ def test_what_is_saved_is_what_was_there(wrap, tmp_path):
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    torch.manual_seed(2)
+    MawsViTModel(tiny_config()).save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(MawsViTModel.from_pretrained(tmp_path / "base"), LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("adapter_config.json", "[]", r"adapter_config\.json holds a list"),
+        ("adapter_config.json", "", r"adapter_config\.json is not JSON"),
+        ("adapter_config.json", "[" * 5000, r"adapter_config\.json is not JSON"),
+        ("adapter_config.json", '{"peft_type": "FOO"}', "peft_type 'FOO' is no method"),
+        ("adapter_config.json", '{"peft_type": "LORA"}', "names no base of the adapter: load the base, and"),
+        ("base_record.json", "{", r"base_record\.json is not JSON"),
+        ("base_record.json", '{"modules": {"head": 3}}', r"base_record\.json is not what `write_base_record` writes"),
+        ("adapter_model.safetensors", "short", "its safetensors file is damaged"),
+    ],
+)
+def test_a_damaged_file_of_an_adapter_is_named(adapter, file, content, message):
+    (adapter / file).write_text(content)
+    with pytest.raises(ModelLoadingError, match=f"^{adapter}.*{message}"):
+        MawsViTModel.from_pretrained(adapter)
+
+
+def test_an_adapter_of_a_model_made_in_memory_names_no_base(tmp_path):
+    made = MawsViTModel(tiny_config())
+    copied = MawsViTModel.from_pretrained(None, config=made.config, state_dict=made.state_dict())
+    for name, model in (("made", made), ("copied", copied)):
+        get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / name)
+        with pytest.raises(ModelLoadingError, match="names no base of the adapter"):
+            MawsViTModel.from_pretrained(tmp_path / name)
+
+
+def test_an_adapter_is_no_start_where_whole_models_are_wanted(adapter):
+    for refused in (refuse_adapter, MawsViTConfig.from_pretrained):
+        with pytest.raises((ModelLoadingError, FileNotFoundError), match=f"^{adapter} "):
+            refused(adapter)
+    with pytest.raises(ModelLoadingError, match="is an adapter, and whole models are wanted here: merge it"):
+        MawsLiTModel.from_vision_text_pretrained(str(adapter), "anything")
+
+
 @pytest.mark.parametrize("base_format", ["ours", "exported"])
 def test_an_adapter_comes_back_on_its_base_whatever_format_that_has(base_format, tmp_path):
     torch.manual_seed(2)
@@ -324,6 +381,14 @@ def test_a_variant_is_what_is_loaded(exported):
     assert torch.equal(ema.layernorm.bias, plain.layernorm.bias + 1)
     with pytest.raises(ForeignModelError, match=r"model\.fp8\.safetensors"):
         MawsViTModel.from_pretrained(exported, variant="fp8")
+
+
+def test_a_variant_of_another_library_may_be_in_shards(exported, tmp_path):
+    theirs = AutoModel.from_pretrained(exported)
+    theirs.save_pretrained(tmp_path / "shards", variant="fp16", max_shard_size="20KB")
+    assert (tmp_path / "shards" / "model.safetensors.index.fp16.json").is_file()
+    ours = MawsViTModel.from_pretrained(tmp_path / "shards", variant="fp16")
+    assert torch.equal(ours.layernorm.bias, theirs.layernorm.bias)
 
 
 def test_shards_lie_beside_their_index(exported):

@@ -10,7 +10,7 @@ from tiny import tiny_config
 
 from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification, MawsViTModel
 from maws_hf.hub.export import export_model
-from maws_hf.models.loading import ModelLoadingError
+from maws_hf.models.weight_files import ModelLoadingError
 from maws_hf.training.initial_weights import meta_model, new_model
 from maws_hf.training.model import ModelRecipe, build_model
 from maws_hf.training.native_start import NativeStart

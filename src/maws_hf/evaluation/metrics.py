@@ -87,16 +87,16 @@ def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
 
     Args:
         scores: `(N, C)`.
-        labels: `(N, K)` index lists padded with negatives.
+        labels: `(N, K)` index lists padded with negatives. An image without a label does not count.
 
     Raises:
         ValueError: no image has a label, or a score is NaN.
     """
-    values = average_precision(scores, multi_hot(labels, scores.shape[1]))
-    values = values[~values.isnan()]
-    if not len(values):
+    labelled = (labels >= 0).any(dim=1)
+    if not labelled.any():
         raise ValueError(f"none of {len(labels)} images has a label: mean average precision needs one")
-    return float(values.mean())
+    values = average_precision(scores[labelled], multi_hot(labels[labelled], scores.shape[1]))
+    return float(values[~values.isnan()].mean())
 
 
 def multi_hot(labels: Tensor, classes: int) -> Tensor:

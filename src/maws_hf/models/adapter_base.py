@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from .prepared import refuse_if_prepared
+from .weight_files import read_json_object
 
 RECORD_NAME = "base_record.json"
 # An image encoder, alone or in a model; not a decoder or a text tower.
@@ -135,7 +136,7 @@ def read_base_record(folder: Any, hub_options: dict[str, Any]) -> dict[str, Any]
     """The record beside an adapter in a folder or Hub id; None if there is none."""
     options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     file = cached_file(folder, RECORD_NAME, **hub_options, **options)
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    return None if file is None else read_json_object(file)
 
 
 @contextmanager

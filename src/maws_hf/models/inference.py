@@ -33,7 +33,8 @@ def prepare_for_inference(model: Model) -> Model:
     Every linear layer in the blocks of an encoder (in MAE also of its own decoder, in LiT of the image tower) gives
     its weights to a [`PackedLinear`], in float32 or bfloat16, whichever they have; nothing is held twice. Inputs and
     outputs stay what they were, for every image size and batch, and so do hidden states and attentions. Layers that
-    PEFT has wrapped stay as they are, so merge what can be merged (`merge_and_unload`) first.
+    PEFT has wrapped stay as they are, so merge what can be merged (`merge_and_unload`) first; and ask under
+    `torch.no_grad()`, because PEFT's `disable_adapter` turns the adapter's gradients on when it ends.
 
     On other devices, in other dtypes, on other processors than x86 and where PyTorch has no oneDNN, it changes nothing
     but evaluation mode and gradients. Autocast is not for packed weights: `model.to(torch.bfloat16)` comes first.

@@ -1,7 +1,6 @@
 """`from_pretrained` of all MAWS models: our own folders, exports of them, and nothing that is only half there."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Self
 import torch
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import (
@@ -23,7 +22,6 @@ from transformers.utils import (
     find_adapter_config_file,
     is_peft_available,
 )
-from transformers.utils.hub import get_checkpoint_shard_files
 
 from .adapter_base import RECORD_NAME, AdapterBaseError, check_base, read_base_record, unchanged_if_it_fails
 from .configuration_fields import without_unknown_fields
@@ -38,10 +36,18 @@ from .foreign import (
     translate_timm,
     vision_tower,
 )
+from .weight_files import (
+    ModelLoadingError,
+    check_index,
+    hub_options_of,
+    read_json_object,
+    read_weights,
+    refuse_other_than_safetensors,
+    without_hub_options,
+)
 
 # Names in messages; a broken file may lack thousands.
 _LISTED = 8
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _LIT = "maws_lit"
 _SECONDS_TO_ASK = 10.0  # the Hub, whether it has a model
 _PACKAGE = f"{__name__.partition('.')[0]}."
@@ -49,13 +55,6 @@ _PACKAGE = f"{__name__.partition('.')[0]}."
 
 # Everything is loaded and reported; what of it is an error is decided here.
 _DEMANDING = {"ignore_mismatched_sizes": True, "output_loading_info": True}
-
-
-class ModelLoadingError(ValueError, RuntimeError):
-    """A folder whose config or weights are not those of a model; the message names the file and what is wrong.
-
-    Also a RuntimeError, as which transformers reports weights of another shape.
-    """
 
 
 @contextmanager
@@ -81,6 +80,15 @@ def refuse_missing_folder(where: Any) -> None:
     # A folder may have the name of an organisation.
     if looks_local or (name.count("/") == 1 and Path(name).parent.is_dir() and not _is_on_hub(name)):
         raise FileNotFoundError(f"there is no folder {name}")
+
+
+def refuse_adapter(where: Any) -> None:
+    """Raises ModelLoadingError for an adapter: frozen, and saved without what was trained, it is no start of a run."""
+    if find_adapter_config_file(where) is not None:
+        raise ModelLoadingError(
+            f"{where} is an adapter, and whole models are wanted here: merge it into its base (PEFT's "
+            "`merge_and_unload`, then `save_pretrained`), or train it on with PEFT"
+        )
 
 
 def _is_on_hub(name: str) -> bool:
@@ -113,6 +121,16 @@ class CheckedConfig:
             # transformers takes the file's shape for granted.
             reason = f"config.json is not what a model's is ({type(error).__name__}: {error})"
             raise ModelLoadingError(f"{pretrained_model_name_or_path}: {reason}") from error
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As everywhere in transformers, where a folder without a `config.json` is a model of the default sizes."""
+        found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not found:
+            raise FileNotFoundError(f"{pretrained_model_name_or_path} has no {CONFIG_NAME}, or an empty one")
+        return found, kwargs
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As everywhere in transformers, but of the fields alone."""
@@ -155,6 +173,7 @@ class CheckedLoading:
             model, info = super().from_pretrained(None, *model_args, config=config, **_DEMANDING, **kwargs)
             informed = wants_info or not state_dict  # an empty one asks for a new model
             model.refuse_half_a_model(where, info, tolerant=tolerant, informed=informed)
+            model.name_or_path = ""  # transformers says "None", which an adapter would name as its base
             return (model, info) if wants_info else model
         if kwargs.get("state_dict") is not None:
             raise ValueError("give a folder or Hub id, or state_dict and config, not both")
@@ -177,20 +196,30 @@ class CheckedLoading:
         """
         if peft_model_id is None:
             return super().load_adapter(None, adapter_name, **kwargs)
-        hub_options = _hub_options({**kwargs, **(kwargs.get("adapter_kwargs") or {})})
+        hub_options = hub_options_of({**kwargs, **(kwargs.get("adapter_kwargs") or {})})
         file = find_adapter_config_file(peft_model_id, **hub_options)
-        fields = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+        fields = {} if file is None else _adapter_fields(file)
         made_on = fields.get("base_model_name_or_path") or "a base without a name"
         record = read_base_record(peft_model_id, hub_options)
         if record is not None:
-            check_base(self, record, made_on, f"delete {RECORD_NAME} beside the adapter")
+            try:
+                check_base(self, record, made_on, f"delete {RECORD_NAME} beside the adapter")
+            except (TypeError, AttributeError, LookupError) as error:
+                raise ModelLoadingError(
+                    f"{peft_model_id}: {RECORD_NAME} is not what `write_base_record` writes ({error}): delete it"
+                ) from error
         if fields.get("use_dora"):
             kwargs["adapter_state_dict"] = _dora_weights(peft_model_id, hub_options)
         name = adapter_name or "default"
         swaps = name in getattr(self, "peft_config", {})  # its weights are there already, and all of them are due
         known = {} if swaps else {id(tensor): tensor for tensor in self.state_dict(keep_vars=True).values()}
         with unchanged_if_it_fails(self):
-            info = super().load_adapter(peft_model_id, adapter_name, **{**kwargs, "ignore_mismatched_sizes": True})
+            try:
+                info = super().load_adapter(peft_model_id, adapter_name, **{**kwargs, "ignore_mismatched_sizes": True})
+            except SafetensorError as error:
+                raise ModelLoadingError(
+                    f"{peft_model_id}: its safetensors file is damaged ({error}); fetch or save it again"
+                ) from error
             faults = self._faults_of_adapter(info, name, known)
             if faults:
                 raise AdapterBaseError(
@@ -214,11 +243,11 @@ class CheckedLoading:
     @classmethod
     def _load(cls, where: Any, *model_args: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Model and report, whatever the report says."""
-        hub_options = _hub_options(kwargs)
+        hub_options = hub_options_of(kwargs)
         source_format = _source_format(cls.config_class, where, hub_options)
         try:
             if source_format is None:
-                _refuse_other_than_safetensors(where, kwargs)
+                refuse_other_than_safetensors(where, kwargs)
                 return super().from_pretrained(where, *model_args, config=config, **_DEMANDING, **kwargs)
             if not isinstance(config, cls.config_class):
                 if config is not None:
@@ -227,8 +256,8 @@ class CheckedLoading:
                 types = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
                 config, kwargs = cls.config_class.from_pretrained(where, **kwargs, return_unused_kwargs=True)
                 kwargs |= types
-            weights = _translated(source_format, _read_weights(where, hub_options, kwargs.pop("variant", None)), cls)
-            kwargs = {name: value for name, value in kwargs.items() if name not in _HUB_OPTIONS}
+            weights = _translated(source_format, read_weights(where, hub_options, kwargs.pop("variant", None)), cls)
+            kwargs = without_hub_options(kwargs)
             model, info = super().from_pretrained(
                 None, *model_args, config=config, state_dict=weights, **_DEMANDING, **kwargs
             )
@@ -291,7 +320,7 @@ class _Adapter:
         adapter_kwargs = dict(given.get("adapter_kwargs") or {})
         name = given.get("adapter_name", "default")
         folder = adapter_kwargs.pop("_adapter_model_path", None)
-        hub_options = _hub_options(kwargs)
+        hub_options = hub_options_of(kwargs)
         options = {"adapter_name": name, "adapter_kwargs": {**hub_options, **adapter_kwargs}}
         if not is_peft_available():
             return None
@@ -305,7 +334,12 @@ class _Adapter:
             return None
         for option in ("revision", "subfolder"):  # of the adapter, not of its base
             kwargs.pop(option, None)
-        return cls(where, json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"], options)
+        base = _adapter_fields(file).get("base_model_name_or_path")
+        if not isinstance(base, str) or base in ("", "None"):  # as PEFT writes it of a model that was made in memory
+            raise ModelLoadingError(
+                f"{file} names no base of the adapter: load the base, and `model.load_adapter({str(where)!r})` into it"
+            )
+        return cls(where, base, options)
 
     def is_in(self, model: Any) -> bool:
         return self.options["adapter_name"] in getattr(model, "peft_config", {})
@@ -313,6 +347,16 @@ class _Adapter:
 
 def _is_ours(kind: type) -> bool:
     return issubclass(kind, nn.Module) and kind.__module__.startswith(_PACKAGE)
+
+
+def _adapter_fields(file: str) -> dict[str, Any]:
+    """An `adapter_config.json`, of a method that is known here."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    fields = read_json_object(file)
+    if fields.get("peft_type") not in list(PEFT_TYPE_TO_CONFIG_MAPPING):
+        raise ModelLoadingError(f"{file}: peft_type {fields.get('peft_type')!r} is no method of PEFT or maws_hf")
+    return fields
 
 
 def _dora_weights(folder: Any, hub_options: dict[str, Any]) -> dict[str, Tensor]:
@@ -336,16 +380,16 @@ def _fault(what: str, names: Iterable[str], listed: int = _LISTED) -> str:
     return f"{what} {', '.join(names[:listed])}{more}" if names else ""
 
 
-def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
-
-
 def _source_format(config_class: type[PreTrainedConfig], where: Any, hub_options: dict[str, Any]) -> str | None:
     """The format to translate from; None where transformers' own loading does it all."""
     try:
         fields, _ = PreTrainedConfig.get_config_dict(where, **hub_options)
     except OSError:
         return None  # an adapter's folder, say, or nothing: transformers knows what to say
+    except (TypeError, RecursionError) as error:  # transformers takes the file's shape for granted
+        raise ModelLoadingError(f"{where}: config.json is not what a model's is ({error})") from error
+    if not isinstance(fields, dict):
+        raise ModelLoadingError(f"{where}: config.json holds a {type(fields).__name__}, not an object of named fields")
     if fields.get("model_type") == _LIT and config_class.model_type != _LIT:
         return _LIT
     return format_of(fields)
@@ -366,7 +410,7 @@ def native_weight_files(config_class: type[PreTrainedConfig], where: Any) -> lis
         return None
     files, index = [folder / SAFE_WEIGHTS_NAME], folder / SAFE_WEIGHTS_INDEX_NAME
     if not files[0].is_file() and index.is_file():
-        _check_index(index)
+        check_index(index)
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         files = sorted({folder / shard for shard in shards})
     return files if files and all(file.is_file() for file in files) else None
@@ -382,58 +426,3 @@ def _translated(source_format: str, weights: dict[str, Tensor], model_class: typ
     if source_format == _LIT:
         return {f"vit.{name}": tensor for name, tensor in vision_tower(weights).items()}
     return translate_encoder(weights)
-
-
-def _read_weights(where: Any, hub_options: dict[str, Any], variant: str | None) -> dict[str, Tensor]:
-    """All tensors of a folder or Hub id, mapped from disk."""
-    options = {**hub_options, "_raise_exceptions_for_missing_entries": False}
-    names = [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]
-    if variant is not None:
-        names = [re.sub(r"\.safetensors", f".{variant}.safetensors", name) for name in names]
-    file = cached_file(where, names[0], **options)
-    if file is not None:
-        files = [file]
-    else:
-        index = cached_file(where, names[1], **options)
-        if index is None:
-            raise ForeignModelError(
-                f"{where} has neither {names[0]} nor {names[1]}; other files of weights are not read (`maws-hf "
-                "convert` reads .pt and .pth)"
-            )
-        _check_index(index)
-        files, _ = get_checkpoint_shard_files(where, index, **hub_options)
-    weights = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                weights.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
-        except SafetensorError as error:
-            raise ModelLoadingError(f"{Path(file)} is damaged ({error}); fetch or save it again") from error
-    return weights
-
-
-def _refuse_other_than_safetensors(where: Any, kwargs: dict[str, Any]) -> None:
-    """Weights are read from safetensors alone: transformers would fall back to a pickle, however restricted."""
-    if kwargs.setdefault("use_safetensors", True) is False:
-        raise ValueError("use_safetensors=False: weights are read from .safetensors files only; leave the option out")
-    folder = Path(where, kwargs.get("subfolder") or "")
-    if any(folder.glob("shard-*-of-*.safetensors")):
-        raise ModelLoadingError(
-            f"{where} is a checkpoint of sharded parameters, and no model yet: `maws-hf export {where} --output_dir "
-            "NEW` makes one of it"
-        )
-    for index in folder.glob("*.safetensors.index*.json") if folder.is_dir() else ():
-        _check_index(index)
-
-
-def _check_index(index: str | Path) -> None:
-    """Shards lie beside their index, whatever it says."""
-    try:
-        content = json.loads(Path(index).read_text(encoding="utf-8"))
-        shards = {str(shard) for shard in content["weight_map"].values()}
-        content["metadata"].keys()
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelLoadingError(f"{index} is no index of shards ({type(error).__name__}: {error})") from error
-    for shard in sorted(shards):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ModelLoadingError(f"{index} names {shard!r}, which is no .safetensors file beside it")

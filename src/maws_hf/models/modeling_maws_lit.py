@@ -27,7 +27,7 @@ from ..kernels.attention import TORCH_SDPA
 from ..losses import at_least_float32, contrastive_loss
 from ..processing.text_batches import CaptionBatches, TextBatch
 from .configuration_maws_lit import MAX_LOGIT_SCALE, MawsLiTConfig
-from .loading import CheckedLoading, explained_for_hub
+from .loading import CheckedLoading, explained_for_hub, refuse_adapter
 from .modeling_maws_vit import MawsViTModel
 from .prepared import RefusesWhenPrepared
 
@@ -131,7 +131,12 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
             dtype: of the weights; as stored if None.
             fields: of [`MawsLiTConfig`]; `projection_dim` is the text tower's width if it is not among them.
                 `attn_implementation` is for both towers.
+
+        Raises:
+            ModelLoadingError: one is an adapter, or the image tower is not whole.
         """
+        for tower in (vision_model_name_or_path, text_model_name_or_path):
+            refuse_adapter(tower)
         options = {"dtype": dtype or "auto"}
         if "attn_implementation" in fields:
             options["attn_implementation"] = fields.pop("attn_implementation")

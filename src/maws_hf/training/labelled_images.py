@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 from ..data.sources import open_stream, refuse_output_within
 from ..evaluation.features import Features, extract_features, find_label_column
 from ..evaluation.two_towers import pixel_statistics
+from ..models.configuration_maws_vit import as_pair
+from ..models.modeling_maws_vit import MawsViTModel
 from ..processing.transforms import EvalTransform
 from .arguments import Options, option
 
@@ -48,7 +50,8 @@ def build_transform(options: LabelledImageOptions, model: PreTrainedModel) -> Ev
     """To the size asked for, else the model's own.
 
     Raises:
-        ValueError: nobody names a size; or pictures would be resized to less than it, and framed in black.
+        ValueError: nobody names a size, it is no multiple of the patch, or pictures would be resized to less than it,
+            and framed in black.
     """
     vision_config = getattr(model.config, "vision_config", model.config)
     size = options.image_size or getattr(vision_config, "image_size", None)
@@ -56,6 +59,12 @@ def build_transform(options: LabelledImageOptions, model: PreTrainedModel) -> Ev
         raise ValueError(f"{type(model).__name__} names no image size: give --image_size")
     size = size if isinstance(size, int) else tuple(size)
     side = size if isinstance(size, int) else max(size)
+    patch = max(as_pair(vision_config.patch_size)) if isinstance(model, MawsViTModel) else 1  # others round down
+    if options.image_size and options.image_size % patch:
+        raise ValueError(
+            f"--image_size {options.image_size} is no multiple of {patch}, the side of a patch of "
+            f"{model.name_or_path}: give {patch * max(1, round(options.image_size / patch))}"
+        )
     if options.resize_size is not None and options.resize_size < side:
         raise ValueError(
             f"--resize_size {options.resize_size} is less than the {side} pixels of "

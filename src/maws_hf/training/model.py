@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from transformers import BitImageProcessorPil, PreTrainedModel, ProcessorMixin
 
 from ..models.configuration_maws_vit import SIZES, MawsViTConfig
-from ..models.loading import ModelLoadingError
+from ..models.loading import refuse_adapter
+from ..models.weight_files import ModelLoadingError
 from .arguments import Options, TrainingArguments, option
 from .initial_weights import draw_weights, meta_model, new_model
 from .ledger import Stage, write_ledger
@@ -129,6 +130,7 @@ def _contradictions(recipe: ModelOptions) -> str:
 def build_config(recipe: ModelOptions, **fields: Any) -> MawsViTConfig:
     """The config of `model_name_or_path` or of `model_size`, under `fields`, under `config_overrides`."""
     if recipe.model_name_or_path is not None:
+        refuse_adapter(recipe.model_name_or_path)
         start = MawsViTConfig.from_pretrained(recipe.model_name_or_path).to_dict()
     else:
         start = SIZES[recipe.model_size]
