@@ -30,7 +30,7 @@ def test_the_average_of_a_bfloat16_model_moves():
     assert average.state_dict()["weight"].item() == pytest.approx(2 - 0.9999**1000, rel=1e-4)
 
 
-def test_frozen_weights_are_left_alone_and_the_rest_comes_back():
+def test_frozen_weights_are_left_alone():
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
     average = WeightAverage(model, decay=0.5)
@@ -39,17 +39,7 @@ def test_frozen_weights_are_left_alone_and_the_rest_comes_back():
         model.weight.add_(1)
         model.bias.add_(1)
     bias = model.bias.clone()
-    saved = {name: tensor.clone() for name, tensor in average.state_dict().items()}
-    average.update(model, updates=100)
-    average.load_state_dict(saved)
     average.copy_to(model)
     assert torch.equal(model.weight, before)
     assert torch.equal(model.bias, bias)
-
-
-def test_an_average_of_another_model_is_refused():
-    average = WeightAverage(nn.Linear(2, 2), decay=0.5)
-    with pytest.raises(ValueError, match="lacks 'bias'"):
-        average.load_state_dict({"weight": torch.zeros(2, 2)})
-    with pytest.raises(ValueError, match=r"weight has shape \(3, 2\), not \(2, 2\)"):
-        average.load_state_dict({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)})
+    assert set(average.state_dict()) == {"weight"}

@@ -8,10 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-from maws_hf.optim.groups import parameter_groups
 from maws_hf.training import checkpoint as ckpt
 
 
@@ -368,62 +365,6 @@ def test_a_file_that_its_writer_vouches_for_is_not_read_again(tmp_path: Path, mo
     (tmp_path / "step-00000002" / "shard").write_bytes(b"[]")
     with pytest.raises(ckpt.CheckpointError, match="shard is not what was written"):
         ckpt.verify(tmp_path / "step-00000002")
-
-
-def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    return model, torch.optim.AdamW(parameter_groups(model, 0.1), lr=0.1, fused=True)
-
-
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, times: int) -> None:
-    for time in range(times):
-        model(torch.full((5, 3), 1.0 + time)).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def test_optimizer_state_from_before_any_update_is_continued(tmp_path: Path):
-    _, optimizer = model_and_optimizer()
-    ckpt.save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
-    model, other = model_and_optimizer()
-    ckpt.load_optimizer(other, tmp_path / "optimizer.safetensors")
-    assert not other.state_dict()["state"]
-    update(model, other, 1)
-    assert all(int(state["step"]) == 1 for state in other.state.values())
-
-
-def test_optimizer_state_continues_bit_for_bit(tmp_path: Path):
-    model, optimizer = model_and_optimizer()
-    update(model, optimizer, 3)
-    ckpt.save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
-    other, other_optimizer = model_and_optimizer()
-    other.load_state_dict(model.state_dict())
-    ckpt.load_optimizer(other_optimizer, tmp_path / "optimizer.safetensors")
-    for pair in ((model, optimizer), (other, other_optimizer)):
-        update(*pair, 2)
-    for left, right in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(left, right)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), "holds the unknown '2.bias'"),
-        (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2), nn.Linear(2, 1)), "lacks '3.bias'"),
-        (lambda: nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2)), r"0.weight.*\(4, 3\).*\(4, 5\)"),
-    ],
-)
-def test_another_model_is_refused_by_parameter_name(change, message: str, tmp_path: Path):
-    model, optimizer = model_and_optimizer()
-    update(model, optimizer, 1)
-    ckpt.save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
-    ckpt.save_file(model.state_dict(), tmp_path / "model.safetensors")
-    changed = change()
-    with pytest.raises(ckpt.CheckpointError, match=message):
-        ckpt.load_weights(changed, tmp_path)
-    with pytest.raises(ckpt.CheckpointError, match=message):
-        ckpt.load_optimizer(torch.optim.AdamW(parameter_groups(changed, 0.1)), tmp_path / "optimizer.safetensors")
 
 
 def test_the_manifest_is_plain_json(tmp_path: Path):

@@ -19,6 +19,7 @@ from maws_hf.training import loop
 from maws_hf.training.checkpoint import CheckpointError
 from maws_hf.training.loop import Outcome, TrainingError
 from maws_hf.training.records import JsonLines
+from maws_hf.training.sharded_files import CheckpointTensors
 from maws_hf.training.skips import most_in_a_row, note_skipped
 
 
@@ -329,6 +330,21 @@ def test_a_run_that_cannot_take_up_another_model_writes_nothing(image_shards: Pa
     with pytest.raises(CheckpointError, match=r"line\.\w+ has shape \(1.*\), the model's \(2"):
         run(image_shards, tmp_path)
     assert contents() == before
+
+
+@pytest.mark.parametrize("place", ["sharded_files.load_weights", "compare_recipes", "restore_position"])
+def test_a_checkpoint_that_is_refused_is_closed(place: str, image_shards: Path, tmp_path: Path, monkeypatch):
+    run(image_shards, tmp_path, max_steps=3)
+    leave, closed = CheckpointTensors.__exit__, []
+    monkeypatch.setattr(CheckpointTensors, "__exit__", lambda *given: closed.append(True) or leave(*given))
+
+    def refuse(*given, **more) -> None:
+        raise CheckpointError("refused")
+
+    monkeypatch.setattr(f"maws_hf.training.loop.{place}", refuse)
+    with pytest.raises(CheckpointError, match="refused"):
+        run(image_shards, tmp_path)
+    assert closed == [True]
 
 
 def test_resuming_with_other_options_says_so_and_goes_on(image_shards: Path, tmp_path: Path, capsys):

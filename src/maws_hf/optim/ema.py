@@ -3,7 +3,7 @@
 In bfloat16 an average with a decay of 0.9999 could not move: the update is smaller than the last bit.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -40,17 +40,6 @@ class WeightAverage:
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter name, float32."""
         return dict(self._average)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Raises ValueError naming the first parameter that is missing, unknown or of another shape."""
-        for name in self._average.keys() ^ state.keys():
-            raise ValueError(f"the saved average {'lacks' if name in self._average else 'holds the unknown'} {name!r}")
-        for name, average in self._average.items():
-            if average.shape != state[name].shape:
-                raise ValueError(
-                    f"the saved average of {name} has shape {tuple(state[name].shape)}, not {tuple(average.shape)}"
-                )
-            average.copy_(state[name])
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 MANIFEST = "manifest.json"
@@ -286,58 +286,6 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     save_file(tensors, path)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Puts each state back to the parameter of the same name.
-
-    Raises:
-        CheckpointError: naming the first parameter that is missing, unknown or has another shape.
-    """
-    tensors = load_file(path)
-    if not tensors:
-        return  # written when optimizers had no state before the first update that was not refused
-    states: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, state_name = key.rpartition("|")
-        states.setdefault(name, {})[state_name] = tensor
-    if not states:
-        return  # saved before any update was made: all had been refused
-    members = dict(named_members(optimizer))
-    compare_names(set(states), set(members), path)
-    for name, parameter in members.items():
-        for state_name, tensor in states[name].items():
-            if tensor.dim() and tensor.shape != parameter.shape:
-                raise CheckpointError(
-                    f"{path}: {name}|{state_name} has shape {tuple(tensor.shape)}, the model's {name} "
-                    f"{tuple(parameter.shape)}; resume with the model that wrote the checkpoint"
-                )
-        # A fused or capturable optimizer keeps its counter beside the parameter, a plain one on the host.
-        on_device = optimizer.param_groups[0].get("fused") or optimizer.param_groups[0].get("capturable")
-        optimizer.state[parameter] = {
-            state_name: tensor.to(parameter.device) if tensor.dim() or on_device else tensor
-            for state_name, tensor in states[name].items()
-        }
-
-
-def load_weights(model: nn.Module, directory: Path) -> None:
-    """Reads `model*.safetensors` of a checkpoint into `model`, strictly.
-
-    Raises:
-        CheckpointError: naming the first tensor that is missing, unknown or has another shape.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(directory.glob("model*.safetensors")):
-        tensors.update(load_file(file))
-    expected = model.state_dict()
-    compare_names(set(tensors), set(expected), directory)
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{directory}: {name} has shape {tuple(tensor.shape)}, the model's {tuple(expected[name].shape)}; "
-                "resume with the model options that wrote the checkpoint, or choose another --output_dir"
-            )
-    model.load_state_dict(tensors)
-
-
 def named_members(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
     """Parameters of all groups with their names, from `parameter_groups`."""
     return [
@@ -345,16 +293,6 @@ def named_members(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parame
         for group in optimizer.param_groups
         for name, parameter in zip(group["param_names"], group["params"], strict=True)
     ]
-
-
-def compare_names(found: set[str], expected: set[str], where: Path) -> None:
-    """Raises CheckpointError naming the first tensor that is missing or unknown."""
-    for names, verdict in ((expected - found, "lacks"), (found - expected, "holds the unknown")):
-        if names:
-            raise CheckpointError(
-                f"{where} {verdict} {min(names)!r} (and {len(names) - 1} more); resume with the model options that "
-                "wrote the checkpoint, or choose another --output_dir"
-            )
 
 
 def vouch_for(file: Path) -> None:

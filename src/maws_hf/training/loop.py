@@ -20,7 +20,7 @@ import accelerate
 import torch
 import transformers
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -183,12 +183,31 @@ class _Run:
                 copies=copies_wanted(accelerator.num_processes),
             )
             groups = groups and rebind_groups(groups, model)
-        rows = None  # of a checkpoint, its own of which each process reads: it is sharded, or the model is
-        if resumed is not None and (self.sharded or sharded_files.holds_shards(resumed.path)):
-            rows = sharded_files.CheckpointTensors(resumed.path)  # once: it opens the files of all processes
-            sharded_files.load_weights(model, rows)
-        elif resumed is not None:
-            ckpt.load_weights(model, resumed.path)
+        # Opened once for weights and moments: it may be the files of many processes.
+        with nullcontext() if resumed is None else sharded_files.CheckpointTensors(resumed.path) as saved:
+            if saved is not None:
+                sharded_files.load_weights(model, saved)
+            self._prepare(model, groups)
+            if resumed is not None:
+                self._restore(resumed, saved)
+                self.saved_step = self.state.step
+        rank = accelerator.process_index
+        suffix = f"-rank{rank}" if rank else ""
+        self.skipped = JsonLines(Path(recipe.output_dir) / f"skipped{suffix}.jsonl")
+        self.refused = JsonLines(Path(recipe.output_dir) / f"refused{suffix}.jsonl")
+        self.spikes = JsonLines(Path(recipe.output_dir) / f"spikes{suffix}.jsonl")
+        for lines in (self.skipped, self.refused, self.spikes):
+            lines.cut_back(self.state.step)
+        if accelerator.is_main_process:
+            cut_back_ranks(Path(recipe.output_dir), accelerator.num_processes, self.state.step)
+        self.progress = Progress(accelerator, Path(recipe.output_dir), self.state.step, recipe.max_steps)
+        if resumed is not None:
+            self.progress.say(f"resuming after step {self.state.step} from {resumed.path}")
+        self._tick = (time.perf_counter(), self.state.step)
+
+    def _prepare(self, model: PreTrainedModel, groups: list[dict[str, Any]] | None) -> None:
+        """Puts what is trained, and how, where it belongs on this process' device."""
+        recipe, accelerator = self.recipe, self.accelerator
         optimizer = torch.optim.AdamW(
             groups or parameter_groups(model, recipe.weight_decay),
             lr=0.0,
@@ -206,22 +225,6 @@ class _Run:
         self.unwrapped = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.modules = list(self.model.modules())
         self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
-        if resumed is not None:
-            self._restore(resumed, rows)
-            self.saved_step = self.state.step
-        rank = accelerator.process_index
-        suffix = f"-rank{rank}" if rank else ""
-        self.skipped = JsonLines(Path(recipe.output_dir) / f"skipped{suffix}.jsonl")
-        self.refused = JsonLines(Path(recipe.output_dir) / f"refused{suffix}.jsonl")
-        self.spikes = JsonLines(Path(recipe.output_dir) / f"spikes{suffix}.jsonl")
-        for lines in (self.skipped, self.refused, self.spikes):
-            lines.cut_back(self.state.step)
-        if accelerator.is_main_process:
-            cut_back_ranks(Path(recipe.output_dir), accelerator.num_processes, self.state.step)
-        self.progress = Progress(accelerator, Path(recipe.output_dir), self.state.step, recipe.max_steps)
-        if resumed is not None:
-            self.progress.say(f"resuming after step {self.state.step} from {resumed.path}")
-        self._tick = (time.perf_counter(), self.state.step)
 
     def read_window(self, batches: OnDemand) -> list[dict[str, Any]]:
         """The batches of one update. If a rank has none, all ranks save where they were before, and stop."""
@@ -425,26 +428,8 @@ class _Run:
             "versions": {module.__name__: module.__version__ for module in (torch, transformers, accelerate)},
         }
 
-    def _restore(self, checkpoint: ckpt.Checkpoint, rows: sharded_files.CheckpointTensors | None) -> None:
-        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        compare_recipes(checkpoint, self.recipe, world_size, self.accelerator.print)
-        if rows is not None:
-            with rows:
-                sharded_files.load_moments(self.optimizer, self.average, rows)
-        else:
-            ckpt.load_optimizer(self.optimizer, checkpoint.path / "optimizer.safetensors")
-            if self.average is not None:
-                self._restore_average(checkpoint.path / AVERAGE)
-        say = self.accelerator.print
+    def _restore(self, checkpoint: ckpt.Checkpoint, saved: sharded_files.CheckpointTensors) -> None:
+        rank, world_size, say = self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.print
+        compare_recipes(checkpoint, self.recipe, world_size, say)
+        sharded_files.load_moments(self.optimizer, self.average, saved)
         self.state = State(**restore_position(self.loader, checkpoint, self.recipe, rank, world_size, say))
-
-    def _restore_average(self, file: Path) -> None:
-        if not file.exists():
-            raise ckpt.CheckpointError(
-                f"{file.parent} holds no average of the weights: continue without --ema_decay, or choose another "
-                "--output_dir"
-            )
-        try:
-            self.average.load_state_dict(load_file(file))
-        except ValueError as error:
-            raise ckpt.CheckpointError(f"{file}: {error}") from error

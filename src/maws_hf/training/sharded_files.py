@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ..optim.ema import WeightAverage
-from .checkpoint import CheckpointError, compare_names, named_members, vouch_for
+from .checkpoint import CheckpointError, named_members, vouch_for
 from .sharding import own_part, own_place, own_rows
 
 WEIGHTS, OPTIMIZER, AVERAGE = "weights/", "optimizer/", "average/"
@@ -120,7 +120,7 @@ class CheckpointTensors:
         shape = self.shapes[name]
         if not shape:
             part = self._parts[name][0]
-            return part.file.get_tensor(part.name)
+            return part.file.get_tensor(part.name).clone()  # kept as it is, it would keep the whole file mapped
         stop = shape[0] if stop is None else stop
         found = [
             self._rows(part, max(start, part.start), min(stop, part.stop))
@@ -213,7 +213,7 @@ def load_weights(model: nn.Module, tensors: CheckpointTensors) -> None:
         CheckpointError: naming the first tensor that is missing, unknown or has another shape.
     """
     state = model.state_dict()
-    compare_names(tensors.names(WEIGHTS), set(state), tensors.directory)
+    _compare_names(tensors.names(WEIGHTS), set(state), str(tensors.directory))
     for name, target in state.items():
         _fill(target, tensors, WEIGHTS + name)
 
@@ -228,15 +228,13 @@ def load_moments(optimizer: torch.optim.Optimizer, average: WeightAverage | None
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: CheckpointTensors) -> None:
     members = dict(named_members(optimizer))
     found: dict[str, list[str]] = {}
-    names = tensors.names(OPTIMIZER)
-    if not names:
-        return  # written when optimizers had no state before the first update that was not refused
-    for name in names:
+    for name in tensors.names(OPTIMIZER):
         parameter_name, _, key = name.rpartition("|")
         found.setdefault(parameter_name, []).append(key)
-    if not found:
+    was_saved = holds_shards(tensors.directory) or (tensors.directory / "optimizer.safetensors").exists()
+    if was_saved and not found:
         return  # saved before any update was made: all had been refused
-    compare_names(set(found), set(members), tensors.directory)
+    _compare_names(set(found), set(members), f"the optimizer's state in {tensors.directory}")
     on_device = optimizer.param_groups[0].get("fused") or optimizer.param_groups[0].get("capturable")
     for name, parameter in members.items():
         state = {}
@@ -258,9 +256,19 @@ def _load_average(average: WeightAverage, tensors: CheckpointTensors) -> None:
             "--output_dir"
         )
     state = average.state_dict()
-    compare_names(tensors.names(AVERAGE), set(state), tensors.directory)
+    _compare_names(tensors.names(AVERAGE), set(state), f"the average of the weights in {tensors.directory}")
     for name, target in state.items():
         _fill(target, tensors, AVERAGE + name)
+
+
+def _compare_names(found: set[str], expected: set[str], where: str) -> None:
+    """Raises CheckpointError naming the first tensor that is missing or unknown."""
+    for names, verdict in ((expected - found, "lacks"), (found - expected, "holds the unknown")):
+        if names:
+            raise CheckpointError(
+                f"{where} {verdict} {min(names)!r} (and {len(names) - 1} more); resume with the model options that "
+                "wrote the checkpoint, or choose another --output_dir"
+            )
 
 
 @torch.no_grad()
