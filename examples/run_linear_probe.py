@@ -23,7 +23,6 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from maws_hf.data.corpus import write_atomically
 from maws_hf.data.sources import open_stream
 from maws_hf.evaluation.encoders import load_encoder
 from maws_hf.evaluation.feature_cache import digest_of
@@ -40,6 +39,7 @@ from maws_hf.training.labelled_images import LabelledImageOptions, build_transfo
 from maws_hf.training.ledger import read_ledger
 from maws_hf.training.records import make_output_dir, write_json
 from maws_hf.visualization import plot_bars, plot_scaling
+from maws_hf.whole_files import write_atomically
 
 # What the paper's released weights went through, by their kind.
 RELEASED_STAGES = {

@@ -24,7 +24,6 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from maws_hf import MawsLiTModel, MawsLiTProcessor
-from maws_hf.data.corpus import write_atomically
 from maws_hf.evaluation.flops import image_tower_flops, lit_training_flops
 from maws_hf.evaluation.retrieval import caption_retrieval
 from maws_hf.models.configuration_maws_lit import MAX_LOGIT_SCALE
@@ -48,6 +47,7 @@ from maws_hf.training.pairs import (
 from maws_hf.training.retrieval_set import RetrievalSet, read_retrieval_set
 from maws_hf.training.seeding import seed_for
 from maws_hf.visualization import plot_curve
+from maws_hf.whole_files import write_atomically
 
 # ---------------------------------------------------------------- arguments
 

@@ -33,7 +33,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from maws_hf.data.corpus import write_atomically
 from maws_hf.data.prompts import (
     Captions,
     Prompts,
@@ -54,6 +53,7 @@ from maws_hf.training.entry_point import run_script
 from maws_hf.training.labelled_images import LabelledImageOptions, build_transform, read_features
 from maws_hf.training.records import make_output_dir
 from maws_hf.visualization import dejavu, drawable, plot_extremes, prediction_grid, save_picture
+from maws_hf.whole_files import write_atomically
 
 EXAMPLES = 24  # pictures in a grid
 

@@ -8,9 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from maws_hf.data.corpus import write_atomically
 from maws_hf.hub.cards import card_for_release, parameters_of
 from maws_hf.hub.released_models import RELEASED_MODELS
+from maws_hf.whole_files import write_atomically
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
 

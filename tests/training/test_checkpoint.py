@@ -115,14 +115,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_pa
 def test_a_file_that_its_disk_cannot_read_back_is_damaged_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path, 1)
     write(tmp_path, 2)
-    read = ckpt._sha256
+    read = ckpt.sha256_of
 
     def fail(file: Path) -> str:
         if file.parent.name == "step-00000002":
             raise OSError(errno.EIO, "Input/output error", str(file))
         return read(file)
 
-    monkeypatch.setattr(ckpt, "_sha256", fail)
+    monkeypatch.setattr(ckpt, "sha256_of", fail)
     warnings: list[str] = []
     assert ckpt.find_latest(tmp_path, warn=warnings.append).step == 1
     assert "step-00000002/model.safetensors cannot be read ([Errno 5] Input/output error" in warnings[0]
@@ -179,13 +179,13 @@ def together(count: int, act) -> list:
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
     """Rank and file of all that is read."""
-    read, found = ckpt._sha256, []
+    read, found = ckpt.sha256_of, []
 
     def note(file: Path) -> str:
         found.append((threading.current_thread().name, file))
         return read(file)
 
-    monkeypatch.setattr(ckpt, "_sha256", note)
+    monkeypatch.setattr(ckpt, "sha256_of", note)
     return found
 
 
@@ -223,14 +223,14 @@ def test_ranks_find_what_one_process_finds_and_say_the_same(count: int, damage, 
 
 def test_what_one_rank_alone_cannot_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path, 1)
-    read = ckpt._sha256
+    read = ckpt.sha256_of
 
     def fail(file: Path) -> str:
         if threading.current_thread().name == "1":
             raise OSError(errno.ESTALE, "Stale file handle", str(file))
         return read(file)
 
-    monkeypatch.setattr(ckpt, "_sha256", fail)
+    monkeypatch.setattr(ckpt, "sha256_of", fail)
     errors = together(3, lambda rank, exchange: ckpt.find_latest(tmp_path, print, rank=rank, exchange=exchange))
     told = (
         r"step-00000001 \(rank 0: whole; rank 1: .*nested/rank.json cannot be read .*; rank 2: whole\): it must be one"
@@ -350,8 +350,8 @@ def test_a_rank_that_cannot_write_leaves_the_folder_to_the_main_process(tmp_path
 
 
 def test_a_file_that_its_writer_vouches_for_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    digest, read = ckpt._sha256, []
-    monkeypatch.setattr(ckpt, "_sha256", lambda file: read.append(file.name) or digest(file))
+    digest, read = ckpt.sha256_of, []
+    monkeypatch.setattr(ckpt, "sha256_of", lambda file: read.append(file.name) or digest(file))
 
     def write_files(directory: Path) -> None:
         for name in ("shard", "small.json"):

@@ -11,8 +11,7 @@ import importlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +19,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..whole_files import TEMPORARY_SUFFIX, sha256_of, temporary_beside, to_json, write_atomically
+
 MANIFEST = "manifest.json"
 JOURNAL = "building.json"
-TEMPORARY_SUFFIX = ".part"
 CARD_VERSION = "<version>"
 
 
@@ -162,7 +162,7 @@ def write_corpus(
                 tqdm.write(f"{shard.path} is missing or differs from its recorded sha256: writing it again")
             finished[shard.path] = _write_shard(output_dir, shard, features, row, row_group_size, progress)
             # Recorded after the shard is in place: a kill between the two costs one shard, never trust in a torn one.
-            write_atomically(output_dir / JOURNAL, _to_json({"name": name, "recipe": recipe, "shards": finished}))
+            write_atomically(output_dir / JOURNAL, to_json({"name": name, "recipe": recipe, "shards": finished}))
 
     counts: dict[str, Counter] = {}
     for shard in shards:
@@ -175,45 +175,12 @@ def write_corpus(
         "sources": [vars(source) for source in sources],
     }
     write_atomically(output_dir / "README.md", card.replace(CARD_VERSION, _version(manifest["shards"])).encode())
-    write_atomically(output_dir / MANIFEST, _to_json(manifest))
+    write_atomically(output_dir / MANIFEST, to_json(manifest))
     (output_dir / JOURNAL).unlink(missing_ok=True)
     for folder in (output_dir, output_dir / "data"):
         for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
     return CorpusReport(name, output_dir, manifest["counts"], manifest["shards"], tuple(sources), already_built=False)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step: a reader, or a kill, sees the old file or the new one.
-
-    Raises:
-        OSError: if the disk refuses, with the name of `path`; the old file is intact.
-    """
-    temporary = _temporary_beside(path)
-    with moved_to(path, temporary), temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def moved_to(path: Path, temporary: Path) -> Iterator[None]:
-    """Around the writing of `temporary`, which then takes the place of `path`; if it fails, it is removed.
-
-    Raises:
-        OSError: if the disk refuses. A full one does not say which file; the error does, by the name that users know.
-    """
-    try:
-        yield
-        temporary.replace(path)
-    except OSError as error:
-        if error.filename not in (None, str(temporary)):
-            raise  # of another file, which was to be read
-        if error.errno is None:
-            raise OSError(f"{path} cannot be written: {error}") from error
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_counts(name: str, expected: Mapping[str, int] | None, found: Mapping[str, int]) -> None:
@@ -233,7 +200,7 @@ def _write_shard(
     # This schema carries `datasets`' own description of the features: images and labels load as such.
     schema = features.arrow_schema
     path = output_dir / shard.path
-    temporary = _temporary_beside(path)
+    temporary = temporary_beside(path)
     with pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=9) as writer:
         for start in range(0, len(shard.items), row_group_size):
             rows = []
@@ -273,7 +240,7 @@ def _read_record(path: Path) -> dict | None:
 
 
 def _same_recipe_or_error(record: dict | None, name: str, recipe: Mapping[str, Any], output_dir: Path) -> None:
-    if record is None or (record["name"], record["recipe"]) == (name, json.loads(_to_json(recipe))):
+    if record is None or (record["name"], record["recipe"]) == (name, json.loads(to_json(recipe))):
         return
     theirs = {"name": record["name"], **record["recipe"]}
     ours = {"name": name, **recipe}
@@ -296,20 +263,3 @@ def _no_strangers(output_dir: Path, expected: Any) -> None:
 def _intact(output_dir: Path, path: str, shard: Mapping[str, Any]) -> bool:
     file = output_dir / path
     return file.is_file() and file.stat().st_size == shard["bytes"] and sha256_of(file) == shard["sha256"]
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _temporary_beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-
-
-def _to_json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

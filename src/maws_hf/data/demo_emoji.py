@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..whole_files import write_atomically
 from .corpus import (
     CorpusError,
     CorpusReport,
@@ -22,7 +23,6 @@ from .corpus import (
     deal_shards,
     demo_dependency,
     finished_report,
-    write_atomically,
     write_corpus,
 )
 from .demo_emoji_concepts import GROUPS, HELD_OUT_RENDERING, SVG_RENDERINGS, Picture, is_held_out, read_pictures

@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..processing.decode import ImageDecodeError, decode_image
-from .corpus import TEMPORARY_SUFFIX, write_atomically
+from ..whole_files import TEMPORARY_SUFFIX, sha256_of, temporary_beside, write_atomically
 from .streaming import KEY, Sample, sample_key
 from .tolerance import Loss, innermost_layer, read_on
 
@@ -158,7 +158,7 @@ def _is_finished(job: FeatureJob, shard: int) -> bool:
     file = job.data_file(shard)
     try:
         record = _read_record(job, shard)
-        if file.stat().st_size != record.bytes or _sha256(file) != record.sha256:
+        if file.stat().st_size != record.bytes or sha256_of(file) != record.sha256:
             return False
     except (OSError, ValueError, TypeError):
         return False  # missing, torn or not ours
@@ -179,10 +179,10 @@ def _is_finished(job: FeatureJob, shard: int) -> bool:
 def _write_shard(job: FeatureJob, shard: int, pool: ThreadPoolExecutor, bar: tqdm) -> None:
     record = FeatureRecord(files=_files_of(job.source(shard)))  # before they are read: a later change is one
     file = job.data_file(shard)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = temporary_beside(file)
     try:
         _write_rows(job, shard, temporary, record, pool, bar)
-        record.bytes, record.sha256 = temporary.stat().st_size, _sha256(temporary)
+        record.bytes, record.sha256 = temporary.stat().st_size, sha256_of(temporary)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -305,11 +305,6 @@ def _read_record(job: FeatureJob, shard: int) -> FeatureRecord:
 
 def _write_record(job: FeatureJob, shard: int, record: FeatureRecord) -> None:
     write_atomically(_record_file(job, shard), f"{json.dumps(asdict(record))}\n".encode())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = [

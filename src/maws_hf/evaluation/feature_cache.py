@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..whole_files import sha256_of, temporary_beside
+
 FORMAT = 1
 
 
@@ -28,10 +30,10 @@ def digest_of(value: Any) -> str:
 def save_entry(path: Path, tensor: Tensor, content: dict[str, Any]) -> None:
     """Writes an entry; `path` has no suffix. Without its text a tensor does not exist, so the text comes last."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         save_file({"tensor": tensor.contiguous()}, temporary)
-        content = {**content, "format": FORMAT, "tensor_sha256": _digest_of_file(temporary)}
+        content = {**content, "format": FORMAT, "tensor_sha256": sha256_of(temporary)}
         os.replace(temporary, _with_suffix(path, "safetensors"))
         temporary.write_text(json.dumps({"content": content, "sha256": digest_of(content)}), encoding="utf-8")
         os.replace(temporary, _with_suffix(path, "json"))
@@ -55,7 +57,7 @@ def load_entry(path: Path) -> tuple[Tensor, dict[str, Any]] | None:
             raise CacheError(f"{text_file} is not what was written")
         if content.pop("format") != FORMAT:
             raise CacheError(f"{text_file} has another format than {FORMAT}, which this version reads")
-        if content.pop("tensor_sha256") != _digest_of_file(tensor_file):
+        if content.pop("tensor_sha256") != sha256_of(tensor_file):
             raise CacheError(f"{tensor_file} is not what was written")
         return load_file(tensor_file)["tensor"], content
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
@@ -64,11 +66,6 @@ def load_entry(path: Path) -> tuple[Tensor, dict[str, Any]] | None:
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     return path.with_name(f"{path.name}.{suffix}")
-
-
-def _digest_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["CacheError", "digest_of", "load_entry", "save_entry"]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 
+from ..whole_files import TEMPORARY_SUFFIX, temporary_beside
 from .conversion_process import run_in_child
 from .native_writer import SHARD_BYTES
 from .original_archive import ConversionError
@@ -128,7 +129,7 @@ def convert_checkpoint(
     digest = _digest_or_error(file, known, sha256, accept_unknown_sha256)
     _remove_leftovers(output_dir)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    staging = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.part")
+    staging = temporary_beside(output_dir)
     staging.mkdir()
     try:
         size = file.stat().st_size
@@ -213,7 +214,7 @@ def _identity(file: Path) -> tuple[int, ...]:
 
 def _remove_leftovers(output_dir: Path) -> None:
     """Folders of earlier conversions to the same place that were killed."""
-    for leftover in output_dir.parent.glob(f".{output_dir.name}.*.part"):
+    for leftover in output_dir.parent.glob(f".{output_dir.name}.*{TEMPORARY_SUFFIX}"):
         process = leftover.name.split(".")[-2]
         if process.isdecimal() and not _is_running(int(process)):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -1,6 +1,5 @@
 """What a converted model needs beside its weights: class names, and XLM-R's tokenizer."""
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -8,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..data.corpus import write_atomically
 from ..models.configuration_maws_lit import MawsLiTConfig
 from ..models.processing_maws_lit import MawsLiTProcessor
+from ..whole_files import sha256_of, to_json, write_atomically
 from .original_archive import ConversionError
 from .text_vocabulary import MASK, SPECIAL_PIECES, TOKENIZER_SETTINGS
 
@@ -88,13 +87,12 @@ def origin_of(tokenizer_name_or_path: str) -> str:
     name = path.resolve().name
     if path.is_dir():
         return name
-    with path.open("rb") as file:
-        return f"{name} (sha256 {hashlib.file_digest(file, 'sha256').hexdigest()})"
+    return f"{name} (sha256 {sha256_of(path)})"
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Writes a conversion's `conversion.json`."""
-    write_atomically(folder / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomically(folder / RECORD, to_json(record))
 
 
 def _names_in(content: object) -> list:

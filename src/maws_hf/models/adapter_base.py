@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from ..whole_files import write_atomically
 from .prepared import refuse_if_prepared
 from .weight_files import read_json_object
 
@@ -126,9 +127,7 @@ def write_base_record(model: nn.Module, folder: str | Path, adapter_name: str = 
     if isinstance(start, str) and start not in _BASE_STAYS:
         record["digest"] = None  # PiSSA and its like: the base is no longer what will be loaded
     file = Path(folder, RECORD_NAME)
-    partial = file.with_name(f".{RECORD_NAME}.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_atomically(file, (json.dumps(record, indent=2) + "\n").encode())
     return file
 
 

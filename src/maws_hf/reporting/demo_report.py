@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..data.corpus import write_atomically
+from ..whole_files import write_atomically
 from .demo_steps import Step, demo_steps
 from .pictures import embed_picture
 from .records import Curve, RecordError, read_curve, read_json

@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from ..whole_files import sha256_of
+
 MANIFEST = "manifest.json"
 FORMAT = 1
 _VOUCHER = ".sha256"
@@ -229,7 +231,7 @@ def _read_manifest(path: Path, *, any_name: bool) -> dict[str, Any]:
 def _damage(file: Path, expected: dict[str, Any]) -> str | None:
     """What is wrong with a file of a manifest."""
     try:
-        is_whole = file.stat().st_size == expected["bytes"] and _sha256(file) == expected["sha256"]
+        is_whole = file.stat().st_size == expected["bytes"] and sha256_of(file) == expected["sha256"]
     except (OSError, ValueError) as error:  # it is missing, its disk is dying, or it has no possible name
         return f"{file} cannot be read ({error})"
     return None if is_whole else f"{file} is not what was written"
@@ -321,7 +323,7 @@ def _seal(directory: Path, manifest: dict[str, Any]) -> None:
 
 def _entry(file: Path) -> dict[str, Any]:
     _flush(file)
-    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -335,8 +337,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..data.corpus import write_atomically
+from ..whole_files import write_atomically
 
 LEDGER = "training.json"
 

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..data.corpus import write_atomically
+from ..whole_files import write_atomically
 
 
 def make_output_dir(folder: str) -> Path:

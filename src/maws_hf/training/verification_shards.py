@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.corpus import JOURNAL, MANIFEST, sha256_of
+from ..data.corpus import JOURNAL, MANIFEST
+from ..whole_files import sha256_of
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.json")
 

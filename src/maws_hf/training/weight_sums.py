@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.corpus import sha256_of, write_atomically
+from ..whole_files import sha256_of, write_atomically
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (model[\w.-]*\.safetensors)")
