@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from maws_hf import MawsViTForImageClassification
 from maws_hf.data.resampling import RepeatFactors, RepeatRows
-from maws_hf.data.streaming import Sample
+from maws_hf.data.samples import Sample
 from maws_hf.data.targets import LabelReader
 from maws_hf.evaluation.classification import Classified, classify, score_targets
 from maws_hf.evaluation.flops import wsp_training_flops

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from maws_hf import MawsViTForImageClassification
 from maws_hf.data.resampling import RepeatFactors, RepeatRows, count_labels
-from maws_hf.data.streaming import Sample
+from maws_hf.data.samples import Sample
 from maws_hf.data.targets import LabelReader, pad_labels
 from maws_hf.evaluation.flops import wsp_training_flops
 from maws_hf.evaluation.weak_labels import WeakLabelScores, weak_label_scores

@@ -42,8 +42,8 @@ from maws_hf.data.prompts import (
     prompts_from_names,
     read_captions,
 )
+from maws_hf.data.samples import prepare_image, random_rows
 from maws_hf.data.sources import DataSourceError, find_image_column, open_stream
-from maws_hf.data.streaming import prepare_image, random_rows
 from maws_hf.evaluation.features import Features, encode_images, find_label_column
 from maws_hf.evaluation.two_towers import load_two_towers, pixel_statistics
 from maws_hf.evaluation.zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_scores

@@ -17,8 +17,9 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from maws_hf.data.loader import build_loader, collate, loader_state, restore_loader
+from maws_hf.data.samples import prepare_image
 from maws_hf.data.sources import open_stream
-from maws_hf.data.streaming import ImageStream, StreamError, StreamStateError, prepare_image
+from maws_hf.data.streaming import ImageStream, StreamError, StreamStateError
 from maws_hf.processing.decode import ImageDecodeError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*shards cannot be dealt evenly", "ignore:.*worker processes in total")

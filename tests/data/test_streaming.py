@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maws_hf.data import streaming
+from maws_hf.data.samples import prepare_image, random_rows
 from maws_hf.data.sources import open_stream
-from maws_hf.data.streaming import ImageStream, StreamError, StreamStateError, prepare_image, random_rows
+from maws_hf.data.streaming import ImageStream, StreamError, StreamStateError
 from maws_hf.processing.decode import ImageDecodeError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*shards cannot be dealt evenly")

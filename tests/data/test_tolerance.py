@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from maws_hf.data import streaming, tolerance
+from maws_hf.data.samples import random_rows
 from maws_hf.data.sources import open_stream
-from maws_hf.data.streaming import ImageStream, StreamError, random_rows
+from maws_hf.data.streaming import ImageStream, StreamError
 from maws_hf.data.tolerance import PAUSES, ReadError, TolerantReader, collect_losses
 from maws_hf.processing.decode import ImageDecodeError
 

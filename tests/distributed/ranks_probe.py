@@ -15,8 +15,9 @@ from tiny import tiny_config
 
 from maws_hf import MawsMAEForPreTraining
 from maws_hf.data.loader import build_loader
+from maws_hf.data.samples import prepare_image
 from maws_hf.data.sources import open_stream
-from maws_hf.data.streaming import ImageStream, prepare_image
+from maws_hf.data.streaming import ImageStream
 from maws_hf.processing.transforms import TrainTransform
 from maws_hf.training import spikes
 from maws_hf.training.arguments import TrainingArguments

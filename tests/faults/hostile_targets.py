@@ -172,8 +172,9 @@ def _read_epoch(dataset) -> None:
 
     import torch
 
+    from maws_hf.data.samples import prepare_image
     from maws_hf.data.sources import find_image_column
-    from maws_hf.data.streaming import ImageStream, prepare_image
+    from maws_hf.data.streaming import ImageStream
 
     def transform(pixels: np.ndarray, _: np.random.Generator) -> torch.Tensor:
         return torch.from_numpy(pixels[:1, :1].transpose(2, 0, 1).copy())

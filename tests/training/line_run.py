@@ -12,8 +12,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from maws_hf.data.loader import build_loader
+from maws_hf.data.samples import prepare_image
 from maws_hf.data.sources import open_stream
-from maws_hf.data.streaming import ImageStream, prepare_image
+from maws_hf.data.streaming import ImageStream
 from maws_hf.processing.transforms import TrainTransform
 from maws_hf.training.arguments import TrainingArguments
 from maws_hf.training.loop import Outcome, train

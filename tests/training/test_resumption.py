@@ -19,8 +19,9 @@ from tiny import draw_image
 from maws_hf.data import sources
 from maws_hf.data.loader import begin_next_epoch, build_loader, loader_state, reads_other_files, restore_loader
 from maws_hf.data.resampling import RepeatFactors, RepeatRows
+from maws_hf.data.samples import prepare_image
 from maws_hf.data.sources import open_stream
-from maws_hf.data.streaming import ImageStream, StreamStateError, prepare_image
+from maws_hf.data.streaming import ImageStream, StreamStateError
 from maws_hf.data.targets import LabelReader
 from maws_hf.processing.transforms import TrainTransform
 from maws_hf.training.resumption import restore_position

@@ -6,8 +6,8 @@ from pathlib import Path
 from datasets import IterableDataset
 from PIL import Image
 
+from maws_hf.data.samples import random_rows
 from maws_hf.data.sources import find_image_column
-from maws_hf.data.streaming import random_rows
 from maws_hf.processing.decode import ImageDecodeError, decode_image
 from maws_hf.whole_files import write_atomically
 

@@ -15,8 +15,8 @@ from datasets import ClassLabel, IterableDataset, Value
 from PIL import Image
 from torch import Tensor
 
+from maws_hf.data.samples import sample_key
 from maws_hf.data.sources import find_image_column
-from maws_hf.data.streaming import sample_key
 from maws_hf.evaluation.feature_cache import CacheError, digest_of, load_entry, save_entry
 from maws_hf.evaluation.features import encode_images, model_digest
 from maws_hf.processing.decode import ImageDecodeError, decode_image

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from datasets import Features, LargeList, List, Value
 
+from .samples import Sample
 from .sources import DataSourceError
-from .streaming import Sample
 
 LONGEST_CAPTION = 1000  # characters; a hundred tokens are fewer in every script
 CAPTION_COLUMN_NAMES = ("captions", "caption", "text", "txt")

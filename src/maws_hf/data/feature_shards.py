@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from ..processing.decode import ImageDecodeError, decode_image
 from ..whole_files import TEMPORARY_SUFFIX, sha256_of, temporary_beside, write_atomically
-from .streaming import KEY, Sample, sample_key
+from .samples import KEY, Sample, sample_key
 from .tolerance import Loss, innermost_layer, read_on
 
 FEATURES = "vision_features"

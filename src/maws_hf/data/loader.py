@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from maws_hf.data.streaming import ImageStream, Sample, StreamStateError
+from maws_hf.data.samples import Sample
+from maws_hf.data.streaming import ImageStream, StreamStateError
 
 if TYPE_CHECKING:
     from torchdata.stateful_dataloader import StatefulDataLoader

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .streaming import Sample
+from .samples import Sample
 
 
 class RepeatFactors:

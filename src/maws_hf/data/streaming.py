@@ -29,22 +29,12 @@ from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import get_worker_info
 
-from maws_hf.data.samples import KEY, KEY_COLUMNS, Sample, content_key, prepare_image, random_rows, sample_key
+from maws_hf.data.samples import KEY, Sample, content_key, sample_key
 from maws_hf.data.sources import digest_of_files
 from maws_hf.data.tolerance import Loss, are_too_many, collect_losses, shard_being_read
 from maws_hf.processing.decode import ImageDecodeError
 
-__all__ = [
-    "KEY",
-    "KEY_COLUMNS",
-    "ImageStream",
-    "Sample",
-    "StreamError",
-    "StreamStateError",
-    "prepare_image",
-    "random_rows",
-    "sample_key",
-]
+__all__ = ["ImageStream", "StreamError", "StreamStateError"]
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Features, LargeList, List, Value
 
+from .samples import KEY, Sample
 from .sources import DataSourceError
-from .streaming import KEY, Sample
 from .vocabulary import Vocabulary
 
 NO_LABEL = -100  # transformers' padding of labels; the loss passes over it

@@ -9,8 +9,8 @@ import torch
 from datasets import IterableDataset
 from torch import Tensor
 
+from ..data.samples import KEY, KEY_COLUMNS
 from ..data.sources import find_image_column
-from ..data.streaming import KEY, KEY_COLUMNS
 from ..data.targets import LabelReader
 from ..models.modeling_maws_vit import MawsViTForImageClassification
 from ..processing.transforms import EvalTransform

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..data.samples import KEY_COLUMNS
 from ..data.sources import DataSourceError, find_image_column
-from ..data.streaming import KEY_COLUMNS
 from ..data.targets import LABELS_OF_FOLDERS, NO_LABEL, UNLABELLED
 from ..models.inference import prepared_for_inference
 from ..models.modeling_maws_vit import MawsViTModel

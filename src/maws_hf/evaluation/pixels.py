@@ -7,8 +7,8 @@ import torch
 from datasets import IterableDataset
 from torch import Tensor
 
+from ..data.samples import KEY_COLUMNS
 from ..data.sources import find_image_column
-from ..data.streaming import KEY_COLUMNS
 from ..processing.transforms import EvalTransform
 from .rows import Label, read_rows
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from tqdm.auto import tqdm
 
-from ..data.streaming import KEY, KEY_COLUMNS, prepare_image
+from ..data.samples import KEY, KEY_COLUMNS, prepare_image
 from ..data.targets import UNLABELLED
 from ..data.tolerance import read_on
 from ..processing.decode import ImageDecodeError

@@ -72,8 +72,8 @@ def _picture(seed: int) -> bytes:
 
 def check_dataset(name: str, split: str, image_column: str | None) -> Iterator[Finding]:
     """Opens the stream as a run would and decodes the first images."""
+    from ..data.samples import KEY, prepare_image, sample_key
     from ..data.sources import find_image_column, open_stream
-    from ..data.streaming import KEY, prepare_image, sample_key
 
     try:
         dataset = open_stream(name, split=split, image_column=image_column)

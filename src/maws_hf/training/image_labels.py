@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Features
 from tqdm.auto import tqdm
 
+from ..data.samples import KEY, KEY_COLUMNS, sample_key
 from ..data.sources import open_stream
-from ..data.streaming import KEY, KEY_COLUMNS, sample_key
 from ..data.targets import LabelReader, find_labels
 from ..data.tolerance import read_on
 from .arguments import option

@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from datasets import IterableDataset
 
 from ..data.loader import build_loader
+from ..data.samples import KEY_COLUMNS, Sample, prepare_image, random_rows
 from ..data.sources import DataSourceError, find_image_column, open_stream, refuse_output_within
-from ..data.streaming import KEY_COLUMNS, ImageStream, Sample, prepare_image, random_rows
+from ..data.streaming import ImageStream
 from ..processing.decode import ImageDecodeError
 from ..processing.rand_augment import RandAugment
 from ..processing.transforms import EvalTransform, TrainTransform

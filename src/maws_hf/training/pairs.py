@@ -35,8 +35,9 @@ from ..data.feature_shards import (
     unpack_features,
 )
 from ..data.loader import build_loader, collate
+from ..data.samples import KEY, Sample, random_rows
 from ..data.sources import DataSourceError, digest_of_files, open_stream, refuse_output_within
-from ..data.streaming import KEY, ImageStream, Sample, random_rows
+from ..data.streaming import ImageStream
 from ..data.tolerance import are_too_many
 from ..evaluation.feature_cache import digest_of
 from ..evaluation.features import encode_images, model_digest
