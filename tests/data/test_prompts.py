@@ -215,3 +215,11 @@ def test_columns_that_hold_no_captions_are_refused():
         read_captions(dataset, label_column="concept", caption_column="texts")
     with pytest.raises(PromptsError, match=r"lists of {language, text} are wanted"):
         read_captions(dataset, label_column="concept", caption_column="concept")
+
+
+def test_a_single_caption_that_is_no_list_is_refused():
+    kinds = {"concept": Value("string"), "captions": {"language": Value("string"), "text": Value("string")}}
+    rows = {"concept": ["1f415"], "captions": [{"language": "en", "text": "dog"}]}
+    dataset = Dataset.from_dict(rows, features=Features(kinds)).to_iterable_dataset()
+    with pytest.raises(PromptsError, match=r"lists of {language, text} are wanted"):
+        read_captions(dataset, label_column="concept")

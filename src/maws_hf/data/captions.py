@@ -24,9 +24,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from datasets import Features, LargeList, List, Value
+from datasets import Features, Value
 
-from .samples import Sample
+from .samples import Sample, element_of
 from .sources import DataSourceError
 
 LONGEST_CAPTION = 1000  # characters; a hundred tokens are fewer in every script
@@ -189,17 +189,13 @@ def _entries(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple | np.ndarray) else [value]
 
 
-def _element(kind: Any) -> Any:
-    return kind.feature if isinstance(kind, List | LargeList) else kind
-
-
 def _is_text(kind: Any) -> bool:
-    kind = _element(kind)
+    kind = element_of(kind)
     return isinstance(kind, Value) and "string" in kind.dtype
 
 
 def _is_text_by_language(kind: Any) -> bool:
-    kind = _element(kind)
+    kind = element_of(kind)
     return isinstance(kind, dict) and all(name in kind and _is_text(kind[name]) for name in ("language", "text"))
 
 

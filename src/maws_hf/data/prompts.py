@@ -20,9 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import IterableDataset, LargeList, List
+from datasets import IterableDataset
 
 from .captions import clean_caption
+from .samples import element_of
 
 __all__ = [
     "DEFAULT_TEMPLATES",
@@ -213,8 +214,8 @@ def read_captions(dataset: IterableDataset, *, label_column: str, caption_column
             f"no caption column {caption_column!r} among {', '.join(dataset.features)}: name it with "
             "--caption_column_name"
         )
-    inner = kind.feature if isinstance(kind, List | LargeList) else None
-    if not isinstance(inner, dict) or not {"language", "text"} <= inner.keys():
+    inner = element_of(kind)
+    if inner is kind or not isinstance(inner, dict) or not {"language", "text"} <= inner.keys():
         raise PromptsError(f"the captions in {caption_column} are {kind}: lists of {{language, text}} are wanted")
     captions: Captions = {}
     for row in dataset.select_columns(list(dict.fromkeys([label_column, caption_column]))):

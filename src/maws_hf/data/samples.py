@@ -1,4 +1,4 @@
-"""A row of a data set: what it is called, how it becomes a training sample, and a random choice of rows."""
+"""A row of a data set: its name, the kinds of its columns, how it becomes a sample, and a random choice of rows."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import IterableDataset
+from datasets import IterableDataset, LargeList, List
 
 from maws_hf.data.tolerance import read_on
 from maws_hf.processing.decode import ImageDecodeError, decode_image
 from maws_hf.processing.transforms import TrainTransform
 
-__all__ = ["KEY", "KEY_COLUMNS", "Sample", "content_key", "prepare_image", "random_rows", "sample_key"]
+__all__ = [
+    "KEY",
+    "KEY_COLUMNS",
+    "Sample",
+    "content_key",
+    "element_of",
+    "prepare_image",
+    "random_rows",
+    "sample_key",
+]
 
 Sample = dict[str, Any]
 
@@ -120,3 +129,8 @@ def content_key(sample: Sample) -> str | None:
     values = (value.get("bytes") if isinstance(value, dict) else value for value in sample.values())
     data = next((value for value in values if isinstance(value, bytes)), None)
     return None if data is None else f"sha256:{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def element_of(kind: Any) -> Any:
+    """The kind of value that a column has: in its lists, if it has lists."""
+    return kind.feature if isinstance(kind, List | LargeList) else kind

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Features, LargeList, List, Value
+from datasets import ClassLabel, Features, Value
 
-from .samples import KEY, Sample
+from .samples import KEY, Sample, element_of
 from .sources import DataSourceError
 from .vocabulary import Vocabulary
 
@@ -86,8 +85,7 @@ class LabelReader:
 
     def of_split(self, features: Features) -> "LabelReader":
         """The same classes, for a split whose integers may stand for them in another order."""
-        kind: Any = features.get(self.column)
-        kind = kind.feature if isinstance(kind, List | LargeList) else kind
+        kind = element_of(features.get(self.column))
         same = self.vocabulary is not None or not isinstance(kind, ClassLabel) or tuple(kind.names) == self.names
         return self if same else replace(self, told=tuple(kind.names))
 
@@ -133,8 +131,7 @@ def _find_reader(
             f"no column {column or 'synsets, labels or label'} among {', '.join(features)}: name the labels with "
             f"--label_column_name, or make them from tags with scripts/build_wsp_labels.py; {LABELS_OF_FOLDERS}"
         )
-    kind: Any = features[column]
-    kind = kind.feature if isinstance(kind, List | LargeList) else kind
+    kind = element_of(features[column])
     if isinstance(kind, ClassLabel):
         return LabelReader(column, tuple(kind.names))
     if isinstance(kind, Value) and "string" in kind.dtype:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import ClassLabel, IterableDataset, LargeList, List, Value
+from datasets import ClassLabel, IterableDataset, Value
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..data.samples import KEY_COLUMNS
+from ..data.samples import KEY_COLUMNS, element_of
 from ..data.sources import DataSourceError, find_image_column
 from ..data.targets import LABELS_OF_FOLDERS, NO_LABEL, UNLABELLED
 from ..models.inference import prepared_for_inference
@@ -142,14 +142,14 @@ def find_label_column(dataset: IterableDataset, name: str | None = None) -> str:
     """
     kinds = dataset.features
     if name is None:
-        declared = [column for column, kind in kinds.items() if isinstance(_element(kind), ClassLabel)]
+        declared = [column for column, kind in kinds.items() if isinstance(element_of(kind), ClassLabel)]
         name = declared[0] if len(declared) == 1 else "label"
     if name not in kinds:
         only_images = f"; {LABELS_OF_FOLDERS}" if list(kinds) == ["image"] else ""
         raise DataSourceError(
             f"no label column {name!r} among {', '.join(kinds)}: name it with --label_column_name{only_images}"
         )
-    kind = _element(kinds[name])
+    kind = element_of(kinds[name])
     usable = isinstance(kind, Value) and (kind.dtype in ("string", "large_string") or "int" in kind.dtype)
     if not (usable or isinstance(kind, ClassLabel)):
         raise DataSourceError(f"the labels in {name} are {kind}: integers, strings or lists of them are wanted")
@@ -191,7 +191,7 @@ def extract_features(
     """
     encoder = encoder_of(model)
     image_column = find_image_column(dataset, image_column)
-    kind = _element(dataset.features[label_column])
+    kind = element_of(dataset.features[label_column])
     names = [name for name in KEY_COLUMNS if name in dataset.features]
     read = partial(
         read_rows,
@@ -347,10 +347,6 @@ def _in_order(records: list[Row], outputs: list[Tensor], class_names: list[str] 
         else:
             skipped.append({"key": key, "reason": row.reason})
     return Features(features, labels, keys, skipped, class_names, digest)
-
-
-def _element(kind: Any) -> Any:
-    return kind.feature if isinstance(kind, List | LargeList) else kind
 
 
 __all__ = [
