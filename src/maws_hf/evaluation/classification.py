@@ -9,7 +9,7 @@ import torch
 from datasets import IterableDataset
 from torch import Tensor
 
-from ..data.samples import KEY, KEY_COLUMNS
+from ..data.samples import KEY
 from ..data.sources import find_image_column
 from ..data.targets import LabelReader
 from ..models.modeling_maws_vit import MawsViTForImageClassification
@@ -57,9 +57,8 @@ def classify(
         ValueError: a label is no class of the training split.
     """
     image_column = find_image_column(dataset, image_column)
-    names = [name for name in KEY_COLUMNS if name in dataset.features]
     batches = read_rows(
-        dataset.select_columns(list(dict.fromkeys([image_column, labels.column, *names]))),
+        dataset,
         image_column=image_column,
         label_column=labels.column,
         transform=transform,

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..data.samples import KEY_COLUMNS, element_of
+from ..data.samples import element_of
 from ..data.sources import DataSourceError, find_image_column
 from ..data.targets import LABELS_OF_FOLDERS, NO_LABEL, UNLABELLED
 from ..models.inference import prepared_for_inference
@@ -192,10 +192,9 @@ def extract_features(
     encoder = encoder_of(model)
     image_column = find_image_column(dataset, image_column)
     kind = element_of(dataset.features[label_column])
-    names = [name for name in KEY_COLUMNS if name in dataset.features]
     read = partial(
         read_rows,
-        dataset.select_columns(list(dict.fromkeys([image_column, label_column, *names]))),
+        dataset,
         image_column=image_column,
         label_column=label_column,
         batch_size=batch_size,

@@ -7,7 +7,6 @@ import torch
 from datasets import IterableDataset
 from torch import Tensor
 
-from ..data.samples import KEY_COLUMNS
 from ..data.sources import find_image_column
 from ..processing.transforms import EvalTransform
 from .rows import Label, read_rows
@@ -52,8 +51,6 @@ def read_pixels(
         ValueError: no image of the whole split can be decoded, or a row has no label.
     """
     image_column = find_image_column(dataset, image_column)
-    names = [name for name in KEY_COLUMNS if name in dataset.features]
-    dataset = dataset.select_columns(list(dict.fromkeys([image_column, label_column, *names])))
     if only is not None:
         wanted, num_workers = frozenset(only), 0  # workers would count their own rows
         dataset = dataset.filter(lambda row, number: number in wanted, with_indices=True)
@@ -92,7 +89,7 @@ def read_labels(dataset: IterableDataset, *, label_column: str, image_column: st
     """The labels of a split in the order of the files, without its images being decoded; see `UNLABELLED`."""
     image_column = find_image_column(dataset, image_column)
     batches = read_rows(
-        dataset.select_columns([image_column, label_column]),
+        dataset,
         image_column=image_column,
         label_column=label_column,
         transform=None,

@@ -59,7 +59,7 @@ def read_rows(
     """Batches of rows and the pixels of those that could be decoded, under a progress bar.
 
     Args:
-        dataset: from `open_stream`, with the key, image and label columns and no others.
+        dataset: from `open_stream`; of its columns the image, the label and those of names are read.
         transform: None reads and hashes, but decodes nothing.
         num_workers: processes; each reads a run of consecutive shards, so more of them than shards stay away.
         may_lack_labels: rows without a label are let through.
@@ -72,6 +72,8 @@ def read_rows(
     Raises:
         ValueError: a row has no label.
     """
+    names = [name for name in KEY_COLUMNS if name in dataset.features]
+    dataset = dataset.select_columns(list(dict.fromkeys([image_column, label_column, *names])))
     loader = DataLoader(
         _Rows(dataset, image_column, label_column, transform, may_lack_labels, may_be_damaged),
         batch_size=batch_size,
