@@ -49,7 +49,8 @@ from side_by_side import (
 
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig
 from maws_hf.evaluation.flops import image_tower_flops, mae_training_flops
-from maws_hf.evaluation.memory_plan import Setting, plan_memory
+from maws_hf.evaluation.memory_plan import plan_memory
+from maws_hf.evaluation.memory_stages import Setting
 from maws_hf.models.configuration_maws_vit import SIZES
 from maws_hf.optim.groups import parameter_groups
 from maws_hf.visualization import save_picture

@@ -36,7 +36,8 @@ from maws_hf import (
     MawsViTConfig,
     MawsViTForImageClassification,
 )
-from maws_hf.evaluation.memory_plan import TASKS, Setting, plan_memory
+from maws_hf.evaluation.memory_plan import TASKS, plan_memory
+from maws_hf.evaluation.memory_stages import Setting
 from maws_hf.evaluation.text_memory import text_config_of
 from maws_hf.models.configuration_maws_vit import SIZES
 from maws_hf.optim.groups import parameter_groups

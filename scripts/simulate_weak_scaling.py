@@ -48,7 +48,8 @@ from side_by_side import markdown_table, positive
 from simulated_step import TASKS, WAYS, Cluster, Stage, simulate, stages_of
 
 from maws_hf import MawsViTConfig
-from maws_hf.evaluation.memory_plan import GIB, RESERVED, Setting, plan_memory
+from maws_hf.evaluation.memory_plan import GIB, RESERVED, plan_memory
+from maws_hf.evaluation.memory_stages import Setting
 from maws_hf.models.configuration_maws_vit import SIZES
 from maws_hf.visualization import save_picture
 

@@ -16,7 +16,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig
 from maws_hf.cli import main
-from maws_hf.evaluation.memory_plan import GIB, RESERVED, Setting, largest_batch, plan_memory
+from maws_hf.evaluation.memory_plan import GIB, RESERVED, largest_batch, plan_memory
+from maws_hf.evaluation.memory_stages import Setting
 
 # Activations must weigh something beside the parameters, or their formula is not tested.
 SMALL = {

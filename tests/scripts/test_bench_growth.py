@@ -10,7 +10,8 @@ import torch
 from bench_growth import Point, build_work, exponent, growth_of, in_fresh_process, main, table_of
 
 from maws_hf.evaluation.flops import image_tower_flops, mae_training_flops
-from maws_hf.evaluation.memory_plan import Setting, plan_memory
+from maws_hf.evaluation.memory_plan import plan_memory
+from maws_hf.evaluation.memory_stages import Setting
 
 SMALL = Point("vit_tiny16", batch=2, image_size=64, mask_ratio=0.5, rounds=1)
 

@@ -71,7 +71,8 @@ def _gib(text: str) -> float:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from ..evaluation.memory_plan import GIB, RESERVED, Setting, largest_batch, plan_memory
+    from ..evaluation.memory_plan import GIB, RESERVED, largest_batch, plan_memory
+    from ..evaluation.memory_stages import Setting
     from ..models.configuration_maws_vit import SIZES
     from ..training.model import ModelOptions, build_config
 
