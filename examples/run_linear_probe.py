@@ -23,7 +23,6 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from maws_hf.data.sources import open_stream
 from maws_hf.evaluation.encoders import load_encoder
 from maws_hf.evaluation.feature_cache import digest_of
 from maws_hf.evaluation.features import LabelledFeatures
@@ -211,9 +210,7 @@ def main() -> int:
     for argument in options.model_name_or_path:  # the last one too, before the first costs an hour
         refuse_missing_folder(split_name(argument)[1])
     for split in (options.train_split, options.eval_split):
-        open_stream(
-            options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
-        )
+        options.open(split)
     results = [probe(options, argument) for argument in options.model_name_or_path]
     table = table_of(results)
     write_results(options, results, table, output_dir / "results.json")

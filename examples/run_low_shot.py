@@ -27,7 +27,6 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from maws_hf import MawsViTModel
-from maws_hf.data.sources import open_stream
 from maws_hf.data.targets import UNLABELLED
 from maws_hf.evaluation.feature_cache import CacheError, digest_of, load_entry, save_entry
 from maws_hf.evaluation.features import encode_images, find_label_column, model_digest
@@ -98,34 +97,22 @@ class Task:
 
 def read_task(options: LowShotOptions, model: MawsViTModel) -> Task:
     """Reads all labels, but decodes and encodes only the images that are needed."""
-    train, test = (
-        open_stream(
-            options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
-        )
-        for split in (options.train_split, options.eval_split)
-    )
+    transform = build_transform(options, model)
+    train, test = options.open(options.train_split), options.open(options.eval_split)
     column = find_label_column(train, options.label_column_name)
     names, test_names = (
         named(read_labels(split, label_column=column, image_column=options.image_column_name), split, column)
         for split in (train, test)
     )
-    kind, found = train.features[column], set(names) - {None}
-    classes = [name for name in kind.names if name in found] if isinstance(kind, ClassLabel) else sorted(found)
-    if len(classes) < 2:
-        raise ValueError(f"the split {options.train_split} has labels of {len(classes)} class: two are the least")
     if set(test_names) == {None}:
         raise ValueError(f"no image of the split {options.eval_split} has a label in {column}: choose a labelled one")
-    if unknown := set(test_names) - {None, *classes}:
-        raise ValueError(
-            f"the class {min(unknown, key=str)!r} of the split {options.eval_split} is none of the {len(classes)} of "
-            f"the split {options.train_split}"
-        )
+    classes = classes_of(options, train, column, names, test_names)
     index = {name: number for number, name in enumerate(classes)}
     labelled = [row for row, name in enumerate(names) if name is not None]
     labels = torch.tensor([index[names[row]] for row in labelled])
     read = partial(
         read_pixels,
-        transform=build_transform(options, model),
+        transform=transform,
         label_column=column,
         image_column=options.image_column_name,
         batch_size=options.per_device_eval_batch_size,
@@ -152,11 +139,8 @@ def read_task(options: LowShotOptions, model: MawsViTModel) -> Task:
     splits = {cell: torch.searchsorted(rows, split) for cell, split in chosen.items()}
     all_test = read(test, split=options.eval_split, num_workers=options.dataloader_num_workers, may_lack_labels=True)
     skipped = {"train": [damaged[row] for row in sorted(damaged)], "test": all_test.skipped}
-    for split, records in zip((options.train_split, options.eval_split), skipped.values(), strict=True):
-        if records:
-            first = ", ".join(f"{record['key']} ({record['reason']})" for record in records[:3])
-            more = ", ..." if len(records) > 3 else ""
-            print(f"{split}: {len(records)} bad images skipped: {first}{more}")
+    tell_skipped(options.train_split, skipped["train"])
+    tell_skipped(options.eval_split, skipped["test"])
     test_names = [test_names[place] for place in all_test.places]
     kept = [row for row, name in enumerate(test_names) if name is not None]
     test_pixels = all_test.pixels[kept]
@@ -171,6 +155,37 @@ def read_task(options: LowShotOptions, model: MawsViTModel) -> Task:
         splits,
         skipped,
     )
+
+
+def classes_of(
+    options: LowShotOptions,
+    train: IterableDataset,
+    column: str,
+    names: list[int | str | None],
+    test_names: list[int | str | None],
+) -> list[int | str]:
+    """Those that the training split has images of, in the order of its features or of the alphabet.
+
+    Raises:
+        ValueError: it has fewer than two, or the test split has others.
+    """
+    kind, found = train.features[column], set(names) - {None}
+    classes = [name for name in kind.names if name in found] if isinstance(kind, ClassLabel) else sorted(found)
+    if len(classes) < 2:
+        raise ValueError(f"the split {options.train_split} has labels of {len(classes)} class: two are the least")
+    if unknown := set(test_names) - {None, *classes}:
+        raise ValueError(
+            f"the class {min(unknown, key=str)!r} of the split {options.eval_split} is none of the {len(classes)} of "
+            f"the split {options.train_split}"
+        )
+    return classes
+
+
+def tell_skipped(split: str, records: list[dict[str, str]]) -> None:
+    if records:
+        first = ", ".join(f"{record['key']} ({record['reason']})" for record in records[:3])
+        more = ", ..." if len(records) > 3 else ""
+        print(f"{split}: {len(records)} bad images skipped: {first}{more}")
 
 
 def draw_images(

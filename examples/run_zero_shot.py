@@ -43,7 +43,7 @@ from maws_hf.data.prompts import (
     read_captions,
 )
 from maws_hf.data.samples import prepare_image, random_rows
-from maws_hf.data.sources import DataSourceError, find_image_column, open_stream
+from maws_hf.data.sources import DataSourceError, find_image_column
 from maws_hf.evaluation.features import Features, encode_images, find_label_column
 from maws_hf.evaluation.two_towers import load_two_towers, pixel_statistics
 from maws_hf.evaluation.zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_scores
@@ -115,9 +115,7 @@ class Split:
 
 
 def open_split(options: ZeroShotOptions, split: str) -> Split:
-    dataset = open_stream(
-        options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
-    )
+    dataset = options.open(split)
     label_column = find_label_column(dataset, options.label_column_name)
     kind = dataset.features[label_column]
     if not isinstance(kind, ClassLabel | Value):

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datasets import IterableDataset
 from transformers import PreTrainedModel
 
 from ..data.sources import open_stream, refuse_output_within
@@ -45,6 +46,11 @@ class LabelledImageOptions(Options):
         self._require(self.dataloader_num_workers >= 0, "dataloader_num_workers", "0 or more")
         refuse_output_within(self.dataset_name, output_dir=self.output_dir, feature_cache=self.feature_cache)
 
+    def open(self, split: str) -> IterableDataset:
+        return open_stream(
+            self.dataset_name, split=split, name=self.dataset_config_name, image_column=self.image_column_name
+        )
+
 
 def build_transform(options: LabelledImageOptions, model: PreTrainedModel) -> EvalTransform:
     """To the size asked for, else the model's own.
@@ -79,9 +85,7 @@ def read_features(options: LabelledImageOptions, name: str, model: PreTrainedMod
     Args:
         name: of the model, as it was loaded.
     """
-    dataset = open_stream(
-        options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
-    )
+    dataset = options.open(split)
     start = time.perf_counter()
     features = extract_features(
         model,
