@@ -240,6 +240,14 @@ def test_a_shard_without_any_label_does_no_harm(tmp_path):
     assert report.vocabulary.images == len(labelled(tmp_path / "out")) == 1
 
 
+def test_a_batch_without_any_label_does_no_harm(tmp_path):
+    tags = pa.array([["dog"]] * label_shards.BATCH_ROWS + [["selfie"]])
+    (tmp_path / "in").mkdir()  # written without `datasets`, whose types the columns get in the output
+    pq.write_table(pa.table({"image": [draw_image(0)] * len(tags), "tags": tags}), tmp_path / "in" / "train.parquet")
+    report = label(tmp_path / "in", tmp_path / "out", min_count=1)
+    assert report.vocabulary.images == len(labelled(tmp_path / "out")) == label_shards.BATCH_ROWS
+
+
 def test_many_small_shards_are_joined(source, done, tmp_path):
     label(source, tmp_path / "out", max_shards=2)
     assert len(list((tmp_path / "out" / "data").iterdir())) == 2

@@ -346,7 +346,7 @@ def _write_parquet(path: Path, tables: Iterable[pa.Table], features: Features) -
     temporary = temporary_beside(path)
     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         group: list[pa.Table] = []
-        for table in tables:
+        for table in filter(len, tables):  # Arrow casts no table whose rows were all left out
             group.append(table_cast(table, schema))
             rows = sum(part.num_rows for part in group)
             if rows >= GROUP_ROWS or sum(part.nbytes for part in group) >= GROUP_BYTES:
