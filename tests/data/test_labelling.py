@@ -150,6 +150,19 @@ def test_images_stay_the_bytes_they_were(tmp_path):
     assert Features.from_arrow_schema(schema)["image"] == Image()
 
 
+def test_image_files_are_named_within_the_data_set_however_it_was_typed(tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    (folder / "in").mkdir(parents=True)
+    for number in range(4):
+        (folder / "in" / f"{number}.png").write_bytes(draw_image(number))
+    (folder / "metadata.csv").write_text("file_name,tags\n" + "".join(f"in/{i}.png,dog;cat\n" for i in range(4)))
+    monkeypatch.chdir(tmp_path)
+    for typed, output in ((folder, "whole"), ("photos/", "short"), ("./photos/in/..", "odd")):
+        label(typed, tmp_path / output, min_count=1, tag_separator=";")
+        assert contents(tmp_path / output) == contents(tmp_path / "whole")
+    assert [row["image"]["path"] for row in open_stream("whole")] == [f"in/{i}.png" for i in range(4)]
+
+
 def test_rows_without_labels_are_kept_on_request(source, rows, tmp_path):
     report = label(source, tmp_path / "all", keep_unlabelled=True)
     assert len(labelled(tmp_path / "all")) == len(rows) == report.splits["train"].written

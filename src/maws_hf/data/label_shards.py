@@ -98,9 +98,10 @@ class LabelRules:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """All shards of one split; picklable."""
+    """All shards of one split; picklable. `source` is where the data set lies, as `open_stream` takes it."""
 
     dataset: IterableDataset
+    source: str
     split: str
     shards: int
     image_column: str | None
@@ -194,22 +195,35 @@ def label_shard(shard: int, job: ShardJob) -> None:
     fsspec.asyn.reset_lock()  # a lock inherited through fork hangs remote reads
     counts = _Counts()
     mapper = load_mapper(job.wordnet_dir)
-    batches = _read_batches(job.dataset.shard(num_shards=job.shards, index=shard))
+    batches = _read_batches(job, job.dataset.shard(num_shards=job.shards, index=shard))
     labelled = (_label_batch(batch, job.rules, mapper, counts) for batch in batches)
     counts.record.bytes, counts.record.sha256 = _write_parquet(job.data_file(shard), labelled, job.features)
     text = json.dumps(vars(counts.finish()), ensure_ascii=False)
     write_atomically(job.record_file(shard), f"{text}\n".encode())
 
 
-def _read_batches(dataset: IterableDataset) -> Iterator[pa.Table]:
-    """Arrow tables as they are stored, where they are; rows put into tables otherwise (tar shards)."""
+def _read_batches(job: ShardJob, dataset: IterableDataset) -> Iterator[pa.Table]:
+    """Arrow tables as they are stored, where they are; rows put into tables otherwise (tar shards, image files)."""
     if getattr(dataset._ex_iterable, "iter_arrow", None):  # asked for tables, datasets guesses the types of rows
         for table in dataset.with_format("arrow").iter(BATCH_ROWS):
             kinds = {field.name: _arrow_without_views(field.type) for field in table.schema}
             yield table if list(kinds.values()) == table.schema.types else table.cast(pa.schema(kinds))
     else:
         schema = dataset.features.arrow_schema
-        yield from (pa.Table.from_pydict(batch, schema=schema) for batch in dataset.iter(BATCH_ROWS))
+        names = [name for name, kind in job.features.items() if isinstance(kind, Image)]
+        if READ_FROM[0] in schema.names:
+            names = []  # an image's path is the name of its member
+        for batch in dataset.iter(BATCH_ROWS):
+            images = {name: [_named_within(job.source, image) for image in batch[name]] for name in names}
+            yield pa.Table.from_pydict({**batch, **images}, schema=schema)
+
+
+def _named_within(source: str, image: Any) -> Any:
+    """An image file by its path in the data set's folder, else by its name: no path of this computer is published."""
+    if not isinstance(image, dict) or image.get("path") is None:
+        return image
+    path = os.path.relpath(image["path"], source)
+    return {**image, "path": os.path.basename(path) if path.startswith(os.pardir) else path}
 
 
 def _arrow_without_views(kind: pa.DataType) -> pa.DataType:

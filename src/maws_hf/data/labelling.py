@@ -122,7 +122,8 @@ def label_dataset(
         )
         _check_columns(dataset, rules)
         shards = min(dataset.num_shards, max_shards)
-        jobs.append(ShardJob(dataset, split, shards, _image_column(dataset, image_column), rules, output_dir, wordnet))
+        image = _image_column(dataset, image_column)
+        jobs.append(ShardJob(dataset, source, split, shards, image, rules, output_dir, wordnet))
     _no_strangers(output_dir, jobs)
     finished = (output_dir / "README.md").exists()
     kept = {job.data_file(shard) for job in jobs for shard in range(job.shards) if job.data_file(shard).exists()}
