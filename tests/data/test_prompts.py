@@ -14,6 +14,7 @@ from maws_hf.data.prompts import (
     prompts_from_names,
     read_captions,
 )
+from maws_hf.evaluation.label_maps import imagenet_classes
 
 FRENCH = {
     "language": "fr",
@@ -149,9 +150,32 @@ def test_class_names_that_are_all_known_find_their_prompts_in_any_order():
     assert food.select([16, 17], class_names=others).classes == (("cheese plate",), ("cheesecake",))
 
 
+def test_numbers_and_wordnet_ids_find_their_prompts_in_any_order():
+    imagenet = load_prompts("imagenet")
+    folders = sorted(map(str, range(1000)))  # ImageNetV2's
+    assert imagenet.select(range(1000), folders).classes == tuple(imagenet.classes[int(name)] for name in folders)
+    assert imagenet.select([1], ["7", "0"]).classes == imagenet.classes[:1]
+    wnids = list(imagenet_classes())
+    assert imagenet.select(range(1000), wnids).classes == imagenet.classes
+    assert imagenet.select([0, 1], ["n01443537", "n01440764"]).classes == imagenet.classes[1::-1]
+    two = Prompts(("{}",), (("tench",), ("goldfish",)), "en", "a test")
+    assert two.select([0, 1], ["1", "2"]).classes == two.classes
+    assert two.select([0, 1], ["n01443537", "n01440764"]).classes == two.classes  # not ImageNet's list
+
+
 @pytest.mark.parametrize(
     ("labels", "class_names", "wanted"),
     [
+        (
+            [0],
+            ["1", "10", "2"],
+            "classes: 2, numbered from 0, but .* names 3 classes by numbers up to 10, some twice",
+        ),
+        (
+            [0],
+            ["01", "1"],
+            "names 2 classes by numbers up to 1, some twice or too large: give an object from class name",
+        ),
         ([0, 2], None, "classes: 2, but the data has the label 2"),
         ([-1], None, "classes: 2, but the data has the label -1"),
         ([0], ["x", "y", "z"], "classes: 2, but the label column has 3"),

@@ -6,9 +6,9 @@ A file of prompts is JSON, in any language:
      "templates": ["une photo de {}."],
      "classes": [["tanche"], ["poisson rouge", "cyprin dore"]]}
 
-`classes` is a list, one entry for each class in the order of the data set's integers, or an object from label to
-names: `{"n01440764": ["tanche"]}`. `source` (the file's name if it is left out) and `licence` may be there, `sha256`
-is then checked, and `about` is read by people.
+`classes` is a list, one entry for each class in the order of the data set's integers (of its class names' numbers,
+where these are "0", "1", "10" and so on), or an object from label to names: `{"n01440764": ["tanche"]}`. `source` (the
+file's name if it is left out) and `licence` may be there, `sha256` is then checked, and `about` is read by people.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from typing import Any
 
 from datasets import IterableDataset
 
+from ..evaluation.label_maps import IMAGENET_CLASSES, imagenet_classes
 from .captions import clean_caption
 from .samples import element_of
 
@@ -111,15 +112,18 @@ class Prompts:
         """The prompts of these labels, in their order.
 
         Numbered classes are matched by number. Where `class_names` are given and each of them, underscores read as
-        spaces, is the name of one class, they are matched by name: Food-101 is stored in more than one order. An
-        object's keys are matched with the labels, or with the class names of integers.
+        spaces, is the name of one class, they are matched by name: Food-101 is stored in more than one order. Class
+        names that are numbers are those of the classes, whatever place they have (folders "0", "1", "10" are not the
+        classes 0 to 2), and WordNet ids are those of ImageNet's 1000. An object's keys are matched with the labels, or
+        with the class names of integers.
 
         Args:
             labels: integers or strings.
             class_names: of a ClassLabel column, in the order of its integers.
 
         Raises:
-            PromptsError: a label has no prompts, or there are more or fewer classes than class names.
+            PromptsError: a label has no prompts, there are more or fewer classes than class names, or these are
+                numbers of no class.
         """
         places = self._places(labels, class_names)
         return replace(self, classes=tuple(self.classes[place] for place in places), labels=tuple(labels))
@@ -136,7 +140,7 @@ class Prompts:
                 f"classes: a list, but the labels are texts such as {texts[0]!r}: give an object from label to names"
             )
         if class_names is not None:
-            if (by_name := self._by_name(class_names)) is not None:
+            if (by_name := self._by_name(class_names) or self._by_number(class_names)) is not None:
                 return [by_name[int(label)] for label in labels]
             if len(class_names) != len(self):
                 raise PromptsError(f"classes: {len(self)}, but the label column has {len(class_names)}")
@@ -165,6 +169,23 @@ class Prompts:
                 owners.setdefault(_plain(name), set()).add(place)
         found = [owners.get(_plain(name), set()) for name in class_names]
         return [owner for (owner,) in found] if all(len(places) == 1 for places in found) else None
+
+    def _by_number(self, class_names: Sequence[str]) -> list[int] | None:
+        """What class names that are numbers, or ImageNet's WordNet ids, say themselves; None of other names."""
+        if len(self) == IMAGENET_CLASSES and set(class_names) <= imagenet_classes().keys():
+            numbers = {wnid: number for number, wnid in enumerate(imagenet_classes())}
+            return [numbers[name] for name in class_names]
+        if not all(name.isascii() and name.isdigit() for name in class_names):
+            return None
+        numbers = [int(name) for name in class_names]
+        if len(numbers) == len(self) and numbers == sorted(set(numbers)):
+            return list(range(len(self)))  # in order: also of classes that are counted from 1
+        if len(set(numbers)) < len(numbers) or max(numbers) >= len(self):
+            raise PromptsError(
+                f"classes: {len(self)}, numbered from 0, but the label column names {len(numbers)} classes by numbers "
+                f"up to {max(numbers)}, some twice or too large: give an object from class name to names"
+            )
+        return numbers
 
 
 def load_prompts(name_or_file: str | Path) -> Prompts:
