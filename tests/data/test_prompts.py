@@ -2,7 +2,7 @@ import hashlib
 import json
 
 import pytest
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from maws_hf.data.prompts import (
     DEFAULT_TEMPLATES,
@@ -230,6 +230,17 @@ def test_captions_are_names_in_the_language_asked():
     japanese = prompts_from_captions(captions, "ja", templates=["{}の写真"])
     assert (japanese.labels, japanese.texts(0)) == (("1f415",), ["犬の写真"])
     with pytest.raises(PromptsError, match=r"no caption is in the language 'fr': there are en, ja$"):
+        prompts_from_captions(captions, "fr")
+
+
+def test_missing_captions_and_languages_are_passed_over():
+    rows = [("1f415", [("en", "dog"), (None, "Hund"), ("en", None)]), ("1f408", [(None, "x"), (None, None)])]
+    kinds = captioned(rows).features
+    table = [{"concept": "1f415", "captions": [None]}, {"concept": "1f415", "captions": None}]
+    broken = Dataset.from_list(table, features=kinds).to_iterable_dataset()
+    captions = read_captions(concatenate_datasets([captioned(rows), broken]), label_column="concept")
+    assert captions == {"1f415": {"en": ["dog"]}, "1f408": {}}
+    with pytest.raises(PromptsError, match=r"no caption is in the language 'fr': there are en$"):
         prompts_from_captions(captions, "fr")
 
 

@@ -220,7 +220,7 @@ def prompts_from_names(names: Sequence[str], templates: Sequence[str] = DEFAULT_
 
 
 def read_captions(dataset: IterableDataset, *, label_column: str, caption_column: str = "captions") -> Captions:
-    """Of each label and language the different captions, in the order of the rows.
+    """Of each label and language the different captions, in the order of the rows; those of no language are left out.
 
     Args:
         dataset: from `open_stream`; its captions are lists of `{"language", "text"}`.
@@ -244,6 +244,8 @@ def read_captions(dataset: IterableDataset, *, label_column: str, caption_column
             continue
         languages = captions.setdefault(row[label_column], {})
         for caption in row[caption_column] or ():
+            if caption is None or caption["language"] is None:
+                continue  # nobody can ask for it
             text, names = clean_caption(caption["text"] or ""), languages.setdefault(caption["language"], [])
             if text and text not in names:
                 names.append(text)
