@@ -178,6 +178,8 @@ def test_columns_of_plain_texts_are_sources_by_their_names():
 def test_a_text_without_words_gives_its_place_to_another():
     row = in_languages(en=["@jane", "https://a.b", "a cat"], de="#")
     assert draws(CaptionReader(("captions",)), row, count=50) == {"a cat": 50}
+    row = in_languages(en=["@jane", "https://a.b", "a cat"], de="eine Katze")
+    assert_shares(draws(CaptionReader(("captions",)), row), {"a cat": 0.5, "eine Katze": 0.5})  # by language, still
 
 
 def test_the_same_generator_draws_the_same_caption():

@@ -2,7 +2,8 @@
 
 A row may bring one text, several, texts in several languages, or several columns of them. One is drawn anew each time
 the row comes up: first a *source* (a language, or a column of plain texts) by its weight, then one of its texts, all
-alike. The paper says neither how captions were cleaned nor how they were chosen; both are ours.
+alike; where cleaning leaves nothing of that, another of the same source. The paper says neither how captions were
+cleaned nor how they were chosen; both are ours.
 
 Cleaning (`clean_caption`) takes out what no reader would call a description and what names people, and nothing else:
 HTML tags and entities, web and mail addresses, @names, the # and the underscores of hashtags, characters without a
@@ -101,12 +102,10 @@ class CaptionReader:
         while texts:
             sources = list(texts)
             weights = np.array([1.0 if self.weights is None else self.weights[source] for source in sources])
-            source = sources[rng.choice(len(sources), p=weights / weights.sum())]
-            caption = clean_caption(texts[source].pop(rng.integers(len(texts[source]))))
-            if caption:
-                return caption
-            if not texts[source]:
-                del texts[source]
+            drawn = texts.pop(sources[rng.choice(len(sources), p=weights / weights.sum())])
+            while drawn:  # another source would get more than its weight
+                if caption := clean_caption(drawn.pop(rng.integers(len(drawn)))):
+                    return caption
         return None
 
     def __call__(self, sample: Sample) -> float:
