@@ -13,9 +13,9 @@ column's: WordNet ids (n01440764), class numbers from 0 in ImageNet's order, or 
     ImageNet-A, -R            the best of their 200 classes
     ObjectNet                 the best of 113 objects, each of one or several classes; 2 pixels of border are cut
 
-A model has ImageNet's 1000 classes in their order, or WordNet ids in its config's id2label. Every result is kept in
-`output_dir/cells`; the same command goes on where it was stopped. `output_dir` ends up with `results.json` and
-`results.png`.
+A model has ImageNet's 1000 classes in their order, or WordNet ids or class numbers in its config's id2label. Every
+result is kept in `output_dir/cells`; the same command goes on where it was stopped. `output_dir` ends up with
+`results.json` and `results.png`.
 """
 
 import json

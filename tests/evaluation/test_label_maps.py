@@ -107,6 +107,23 @@ def test_wnids_say_where_a_class_is_whatever_their_number_and_order():
         model_columns(labels([WNIDS[0], WNIDS[0]]), [0], "model")
 
 
+def test_class_numbers_as_text_say_where_a_class_is():
+    folders = sorted(map(str, range(1000)))
+    columns = model_columns(labels(folders), range(1000), "model")
+    assert [folders[column] for column in columns] == [str(number) for number in range(1000)]
+    assert model_columns(labels(["7", "3"]), [3, 7], "model") == [1, 0]
+    with pytest.raises(LabelMapError, match=f"model lacks 1 of 1 classes that it must know: {WNIDS[1]}$"):
+        model_columns(labels(["7", "3"]), [1], "model")
+
+
+def test_numbers_of_no_class_are_understood_in_order_only():
+    counted = [str(number) for number in range(1, 1001)]
+    assert model_columns(labels(counted), [0, 999], "model") == class_numbers(counted)[:1000:999] == [0, 999]
+    for read in (class_numbers, lambda names: model_columns(labels(names), [0], "model")):
+        with pytest.raises(LabelMapError, match="has classes named by numbers up to 1000, not in their order"):
+            read(sorted(counted))
+
+
 @pytest.mark.parametrize("names", [["LABEL_0", "LABEL_1"], ["cat"] * 1001, [*WNIDS[:20], "background"]])
 def test_another_number_of_classes_is_refused_unless_they_are_wnids(names):
     with pytest.raises(LabelMapError, match=f"model has {len(names)} classes"):

@@ -78,7 +78,7 @@ def class_number(label: int | str) -> int:
     if isinstance(label, str) and label in _number_of_wnid():
         return _number_of_wnid()[label]
     text = str(label)
-    if text.isascii() and text.isdigit() and int(text) < IMAGENET_CLASSES:
+    if _is_number(text) and int(text) < IMAGENET_CLASSES:
         return int(text)
     raise LabelMapError(
         f"the label {label!r} is no class of ImageNet: a WordNet id such as n01440764 or a number from 0 to "
@@ -121,8 +121,9 @@ def object_folder(label: int | str) -> str:
 def model_columns(id2label: Mapping[int, str], classes: Sequence[int], who: str) -> list[int]:
     """Where a classifier has the logits of these classes.
 
-    If all its labels are wnids, they say so, whatever their number and order. If not (names, LABEL_0), it must have
-    1000 classes, which are taken to be in ImageNet's order.
+    If all its labels are wnids, or all are class numbers (it was trained on folders "0", "1", "10"), they say so,
+    whatever their number and order. If not (names, LABEL_0), it must have 1000 classes, which are taken to be in
+    ImageNet's order.
 
     Args:
         id2label: as in the model's config.
@@ -130,10 +131,12 @@ def model_columns(id2label: Mapping[int, str], classes: Sequence[int], who: str)
         who: the model, for messages.
 
     Raises:
-        LabelMapError: another number of classes without wnids, names in another order, a wnid twice, or no output for
-            some of the classes.
+        LabelMapError: another number of classes without wnids or class numbers, names in another order, a class twice,
+            or no output for some of the classes.
     """
-    labels = [id2label[column] for column in sorted(id2label)]
+    labels, wnids = [id2label[column] for column in sorted(id2label)], list(imagenet_classes())
+    if all(_is_number(label) and int(label) < IMAGENET_CLASSES for label in labels):
+        labels = [wnids[int(label)] for label in labels]
     if not all(_WNID.fullmatch(label) for label in labels):
         if len(labels) != IMAGENET_CLASSES:
             raise LabelMapError(
@@ -146,7 +149,6 @@ def model_columns(id2label: Mapping[int, str], classes: Sequence[int], who: str)
     if len(column_of) < len(labels):
         double = next(wnid for column, wnid in enumerate(labels) if column_of[wnid] != column)
         raise LabelMapError(f"{who} has the class {double} twice in its id2label")
-    wnids = list(imagenet_classes())
     missing = [wnids[number] for number in classes if wnids[number] not in column_of]
     if missing:
         more = ", ..." if len(missing) > 3 else ""
@@ -162,8 +164,13 @@ def refuse_another_order(names: Sequence[str], who: str) -> None:
     Not a single one decides: lists differ in words (CLIP's "sunglasses" is the class that WordNet calls "sunglass").
 
     Raises:
-        LabelMapError: more names are those of other classes than of their own.
+        LabelMapError: more names are those of other classes than of their own, or all are numbers, but not in order.
     """
+    if all(map(_is_number, names)) and (numbers := [int(name) for name in names]) != sorted(numbers):
+        raise LabelMapError(
+            f"{who} has classes named by numbers up to {max(numbers)}, not in their order: number them from 0 to "
+            f"{IMAGENET_CLASSES - 1}, or name them by WordNet ids, such as n01440764"
+        )
     owners = _owners_of_names()
     known = [(number, name) for number, name in enumerate(names) if _plain(name) in owners]
     wrong = [(number, name) for number, name in known if number not in owners[_plain(name)]]
@@ -183,6 +190,10 @@ def _owners_of_names() -> dict[str, set[int]]:
         for name in (wnid, names, names.split(", ")[0]):
             owners.setdefault(_plain(name), set()).add(number)
     return owners
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def _plain(name: str) -> str:
