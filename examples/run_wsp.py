@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
 from maws_hf import MawsViTForImageClassification
 from maws_hf.data.resampling import RepeatFactors, RepeatRows, count_labels
 from maws_hf.data.samples import Sample
-from maws_hf.data.targets import LabelReader, pad_labels
+from maws_hf.data.targets import NO_LABEL, LabelReader, pad_labels
 from maws_hf.evaluation.flops import wsp_training_flops
 from maws_hf.evaluation.weak_labels import WeakLabelScores, weak_label_scores
 from maws_hf.processing.image_processors import image_processor_of
@@ -29,7 +30,7 @@ from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
 from maws_hf.training.entry_point import run_script
 from maws_hf.training.image_labels import LabelRecipe, read_all_labels, read_labels
-from maws_hf.training.images import build_training_loader, read_eval_samples
+from maws_hf.training.images import build_training_loader, open_images, read_eval_samples
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
 from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
@@ -95,6 +96,28 @@ def add_labels(sample: Sample, rng: np.random.Generator, labels: LabelReader, pl
     return {"labels": pad_labels(labels(sample), places, rng)}
 
 
+def read_eval_images(
+    recipe: WSPRecipe, labels: LabelReader, image_size: int | tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A fixed sample of the evaluation split, images with all their labels: uint8 `(N, 3, H, W)`, int64 `(N, K)`.
+
+    Args:
+        labels: of the training split.
+    """
+    dataset, _ = open_images(recipe, recipe.eval_split or recipe.dataset_split, [labels.column])
+    labels = labels.of_split(dataset.features)
+    samples = read_eval_samples(
+        recipe,
+        image_size,
+        count=1024,
+        columns=[labels.column],
+        extra=lambda row, _: {"labels": torch.tensor(labels(row))},
+        keep=lambda row: bool(labels(row)),
+    )
+    images = torch.stack([sample["pixel_values"] for sample in samples])
+    return images, pad_sequence([sample["labels"] for sample in samples], batch_first=True, padding_value=NO_LABEL)
+
+
 # ---------------------------------------------------------------- objective
 
 
@@ -131,15 +154,16 @@ def main() -> int:
     earlier = read_ledger(recipe.model_name_or_path)
     model = build_classifier(recipe, labels)
     config = model.config
-    reading = {
-        "columns": [labels.column],
-        "extra": partial(add_labels, labels=labels, places=recipe.max_labels_per_image),
-    }
     repeats = build_repeats(recipe, labels)
-    loader = build_training_loader(recipe, config.image_size, accelerator, repeats=repeats, **reading)
-    samples = read_eval_samples(recipe, config.image_size, count=1024, keep=lambda row: bool(labels(row)), **reading)
-    images = torch.stack([sample["pixel_values"] for sample in samples])
-    image_labels = torch.stack([torch.from_numpy(sample["labels"]) for sample in samples])
+    loader = build_training_loader(
+        recipe,
+        config.image_size,
+        accelerator,
+        columns=[labels.column],
+        extra=partial(add_labels, labels=labels, places=recipe.max_labels_per_image),
+        repeats=repeats,
+    )
+    images, image_labels = read_eval_images(recipe, labels, config.image_size)
 
     accelerator.print(describe_model(model))
     accelerator.print(f"{config.num_labels} classes; {repeats.factors}")

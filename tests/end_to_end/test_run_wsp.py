@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from runs import assert_same_run, finish, kill_after, load_script, note_grid, script, start, steps_logged
 from safetensors.torch import load_file
 from tiny import draw_image
@@ -107,6 +107,22 @@ def test_pictures_name_classes_in_letters_that_their_font_has(monkeypatch, tmp_p
     run.draw_predictions(tmp_path / "predictions.png", labels, images, torch.tensor([[1, -100]]), scores)
     assert drawn["captions"] == [[("Käse", False), ("class 1", True), ("class 2", False)]]
     assert drawn["font"].getname()[0] == "DejaVu Sans"
+
+
+def test_images_are_scored_with_all_their_labels_by_their_own_splits_classes(monkeypatch, tmp_path):
+    run = load_script("run_wsp.py", monkeypatch)
+    for split, names in (("train", ["apple", "bus", "cat"]), ("test", ["bus", "cat", "apple"])):
+        features = Features({"image": Image(), "labels": List(ClassLabel(names=names))})
+        rows = [
+            {"image": {"bytes": draw_image(number)}, "labels": [[1], [0, 1, 2], []][number]} for number in range(3)
+        ]
+        Dataset.from_list(rows, features=features).to_parquet(tmp_path / f"{split}-0.parquet")
+    options = {"dataset_name": str(tmp_path), "output_dir": f"{tmp_path}-out", "max_labels_per_image": 1}
+    for split, expected in (("train", [[0, 1, 2], [1, -100, -100]]), ("test", [[0, 1, 2], [2, -100, -100]])):
+        recipe = run.WSPRecipe(**options, eval_split=split)
+        images, labels = run.read_eval_images(recipe, run.read_labels(recipe)[0], 16)
+        assert images.shape == (2, 3, 16, 16)
+        assert sorted(labels.tolist()) == expected
 
 
 def test_the_saved_model_is_the_average_and_the_checkpoint_is_not(straight_run: Path):
