@@ -349,7 +349,8 @@ def test_what_is_no_utf8_is_unreadable(tmp_path):
     (tmp_path / "in").mkdir()
     broken = pa.array([b"#dog", b"#caf\xe9 \xff", b"#cat"]).view(pa.string())
     pq.write_table(pa.table({"caption": broken}), tmp_path / "in" / "train.parquet")
-    report = label(tmp_path / "in", tmp_path / "out", min_count=1, tags_column=None, text_column="caption")
+    with pytest.warns(UserWarning, match="caption of row 1 cannot be decoded"):
+        report = label(tmp_path / "in", tmp_path / "out", min_count=1, tags_column=None, text_column="caption")
     assert report.splits["train"].unreadable == 1
     assert report.vocabulary.images == 2
 

@@ -337,21 +337,11 @@ def _hashtags(value: str | list, _: LabelRules) -> tuple[list[str], bool]:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """Python values; None where there is none or it is no UTF-8."""
+    """Python values; None where there is none or it was no UTF-8."""
     if is_list(column.type):
         # Lists of a fixed size would be filled up to this one.
         column = pc.list_slice(column, 0, MOST_TAGS + 1, return_fixed_size_list=False)
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [_value(scalar) for scalar in column]
-
-
-def _value(scalar: pa.Scalar) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError:
-        return None
+    return column.to_pylist()
 
 
 def _write_parquet(path: Path, tables: Iterable[pa.Table], features: Features) -> tuple[int, str]:

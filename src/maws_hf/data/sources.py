@@ -16,12 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Features, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
+from datasets import ClassLabel, Features, Image, IterableDataset, IterableDatasetDict, Value, load_dataset_builder
 
 from maws_hf.data.image_metadata import METADATA_FILES, read_image_metadata
 from maws_hf.data.layouts import DataSourceError, find_classes, find_splits, split_called
 from maws_hf.data.tar_images import take_any_image
 from maws_hf.data.tolerance import tolerate
+from maws_hf.data.undecodable import take_broken_members_for_missing, take_broken_texts_for_missing
 from maws_hf.processing.decode import DEFAULT_LIMITS
 
 __all__ = [
@@ -210,10 +211,11 @@ def _declares_configurations(folder: str) -> bool:
 def _load(
     builder: str, *, name_or_path: str, split: str, columns: Sequence[str] | None = None, hint: str = "", **options
 ) -> IterableDataset:
-    """`datasets.load_dataset` for one split, with its many failures told in one sentence."""
+    """`datasets.load_dataset`, streaming, for one split, with its many failures told in one sentence."""
     narrow = {} if columns is None else {"columns": list(columns)}
     try:
-        splits = load_dataset(builder, streaming=True, **options, **narrow)
+        opened = take_broken_members_for_missing(load_dataset_builder(builder, **options, **narrow))
+        splits = opened.as_streaming_dataset()
     except Exception as error:
         if narrow and isinstance(error, TypeError | ValueError) and "'columns'" in str(error):  # this is no Parquet
             return _load(builder, name_or_path=name_or_path, split=split, hint=hint, **options)
@@ -222,7 +224,8 @@ def _load(
     assert isinstance(splits, IterableDatasetDict)
     if split not in splits:
         raise DataSourceError(f"{name_or_path} has no split {split!r}, there are {', '.join(splits)}")
-    return take_any_image(tolerate(splits[split]), IMAGE_EXTENSIONS)
+    dataset = tolerate(take_broken_texts_for_missing(splits[split]))
+    return take_any_image(dataset, IMAGE_EXTENSIONS)
 
 
 def _open_local(

@@ -288,6 +288,8 @@ class ImageStream(torch.utils.data.IterableDataset):
                     columns = next(batches, None)
             except Exception as error:
                 where = f"{self._name(consumer)} cannot read block {block} of epoch {start.epoch}"
+                if (shard := shard_being_read()) is not None and shard not in str(error):
+                    where += f" in {shard}"
                 raise StreamError(f"{where}: {type(error).__name__}: {error}") from error
             if columns is None:
                 if losses:

@@ -34,6 +34,7 @@ __all__ = [
     "are_too_many",
     "collect_losses",
     "innermost_layer",
+    "name_of",
     "read_on",
     "shard_being_read",
     "tolerate",
@@ -122,7 +123,7 @@ class TolerantReader:
             ReadError: the shard cannot be reached after all tries, or is damaged and nobody collects losses.
         """
         done, pauses = 0, iter(PAUSES)
-        _shard_being_read.set(_name_of(shard))
+        _shard_being_read.set(name_of(shard))
         while True:
             try:
                 for number, item in enumerate(self.read(**shard)):
@@ -130,11 +131,11 @@ class TolerantReader:
                         done += 1
                         pauses = iter(PAUSES)  # it has come further: the next outage is another one
                         yield item
-                _require_end(_name_of(shard))
+                _require_end(name_of(shard))
                 return
             except Exception as error:
                 if _is_damage(error):
-                    loss = Loss(_name_of(shard), f"damaged after {done} parts ({_describe(error)})")
+                    loss = Loss(name_of(shard), f"damaged after {done} parts ({_describe(error)})")
                     if (losses := _losses.get()) is None:
                         raise ReadError(f"{loss.shard} is {loss.reason}") from error
                     losses.append(loss)
@@ -145,7 +146,7 @@ class TolerantReader:
                 if wait is None:
                     tries = len(PAUSES) + 1
                     raise ReadError(
-                        f"{_name_of(shard)} cannot be read after {done} parts, tried {tries} times: {_describe(error)}"
+                        f"{name_of(shard)} cannot be read after {done} parts, tried {tries} times: {_describe(error)}"
                     ) from error
                 self.pause(wait * random.uniform(0.5, 1.5))  # many readers of one server do not come back together
 
@@ -195,7 +196,7 @@ def _is_outage(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS
 
 
-def _name_of(shard: dict[str, Any]) -> str:
+def name_of(shard: dict[str, Any]) -> str:
     """The first path among the arguments of a reading function: each is a list of one for one shard."""
     for value in shard.values():
         while isinstance(value, list | tuple) and value:
