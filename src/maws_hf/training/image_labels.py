@@ -14,7 +14,7 @@ from ..data.sources import open_stream
 from ..data.targets import LabelReader, find_labels
 from ..data.tolerance import read_on
 from .arguments import option
-from .images import ImageRecipe, open_images
+from .images import ImageRecipe, naming_empty_shard, open_images
 
 
 @dataclass(kw_only=True)
@@ -49,13 +49,14 @@ def read_labels(recipe: LabelRecipe, texts_are_classes: bool = False) -> tuple[L
     data = Path(recipe.dataset_name)  # a folder, one shard, or a glob of shards
     places = [Path(recipe.vocabulary_file)] if recipe.vocabulary_file else [data, data.parent, data.parent.parent]
     files = [place if recipe.vocabulary_file else place / "vocabulary.json" for place in places]
-    reader = find_labels(
-        dataset.features,
-        recipe.label_column_name,
-        vocabulary_file=next((file for file in files if file.is_file()), files[0]),
-        num_labels=recipe.num_labels,
-        texts_in=partial(_texts_in, recipe) if texts_are_classes and not recipe.vocabulary_file else None,
-    )
+    with naming_empty_shard(dataset):
+        reader = find_labels(
+            dataset.features,
+            recipe.label_column_name,
+            vocabulary_file=next((file for file in files if file.is_file()), files[0]),
+            num_labels=recipe.num_labels,
+            texts_in=partial(_texts_in, recipe) if texts_are_classes and not recipe.vocabulary_file else None,
+        )
     return reader, dataset.features
 
 

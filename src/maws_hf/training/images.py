@@ -1,18 +1,20 @@
 """The images of a run: what a script can be told about them, and the streams that follow from it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from accelerate import Accelerator
-from datasets import IterableDataset
+from datasets import IterableDataset, Value
 
 from ..data.loader import build_loader
 from ..data.samples import KEY_COLUMNS, Sample, prepare_image, random_rows
 from ..data.sources import DataSourceError, find_image_column, open_stream, refuse_output_within
 from ..data.streaming import ImageStream
+from ..data.tolerance import innermost_layer, name_of
 from ..processing.decode import ImageDecodeError
 from ..processing.rand_augment import RandAugment
 from ..processing.transforms import EvalTransform, TrainTransform
@@ -63,16 +65,40 @@ def open_images(options: ImageOptions, split: str, columns: Sequence[str] | None
         columns: what is needed besides images and their names; the rest is dropped, for captions in a hundred
             languages take time. None keeps everything.
     """
-    dataset = open_stream(
-        options.dataset_name, split=split, name=options.dataset_config_name, image_column=options.image_column_name
+    open_split = partial(
+        open_stream,
+        options.dataset_name,
+        split=split,
+        name=options.dataset_config_name,
+        image_column=options.image_column_name,
     )
+    dataset = open_split()
     image_column = find_image_column(dataset, options.image_column_name)
     if columns is None:
         return dataset, image_column
     if absent := [name for name in columns if name not in dataset.features]:
         raise DataSourceError(f"the split {split} of {options.dataset_name} has no column {absent[0]}")
     names = [name for name in KEY_COLUMNS if name in dataset.features]
-    return dataset.select_columns(list(dict.fromkeys([image_column, *names, *columns]))), image_column
+    wanted = list(dict.fromkeys([image_column, *names, *columns]))
+    if dataset.info.builder_name == "parquet":
+        dataset = open_split(columns=wanted)  # else the others are read, and a run ends where the types of one differ
+    return dataset.select_columns(wanted), image_column
+
+
+@contextmanager
+def naming_empty_shard(dataset: IterableDataset) -> Iterator[None]:
+    """While columns are looked for: a refusal says which of them have no type, and because of which shard."""
+    try:
+        yield
+    except DataSourceError as error:
+        untyped = [name for name, kind in dataset.features.items() if kind == Value("null")]
+        if not untyped:
+            raise
+        shard = name_of(innermost_layer(dataset).kwargs)
+        raise DataSourceError(
+            f"{error}; there is no value of {', '.join(untyped)} in {shard}, from which types of columns are learnt: "
+            "rename that shard so that it is not the first"
+        ) from error
 
 
 def build_training_loader(
@@ -156,4 +182,11 @@ def read_eval_samples(
     return samples
 
 
-__all__ = ["ImageOptions", "ImageRecipe", "build_training_loader", "open_images", "read_eval_samples"]
+__all__ = [
+    "ImageOptions",
+    "ImageRecipe",
+    "build_training_loader",
+    "naming_empty_shard",
+    "open_images",
+    "read_eval_samples",
+]

@@ -47,7 +47,7 @@ from ..models.modeling_maws_lit import MawsLiTModel
 from ..processing.text_batches import CaptionBatches
 from ..processing.transforms import EvalTransform, TrainTransform
 from .arguments import option
-from .images import ImageRecipe, build_training_loader, open_images
+from .images import ImageRecipe, build_training_loader, naming_empty_shard, open_images
 from .resumption import refuse_other_source
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def open_pairs(recipe: PairRecipe, split: str) -> tuple[IterableDataset, str, Ca
     """The rows of a split, the name of their image column, and how to read their captions."""
     dataset, _ = open_images(recipe, split, columns=None)
     weights = parse_weights(recipe.caption_weights) or None
-    captions = find_captions(dataset.features, recipe.caption_column_name, weights)
+    with naming_empty_shard(dataset):
+        captions = find_captions(dataset.features, recipe.caption_column_name, weights)
     dataset, image_column = open_images(recipe, split, columns=captions.columns)
     return dataset, image_column, captions
 
