@@ -1,6 +1,7 @@
 """Whole pictures of every format and kind that the decoder accepts, small enough to be damaged a thousand times."""
 
 import io
+import struct
 from functools import cache
 
 import numpy as np
@@ -46,6 +47,40 @@ def pictures() -> dict[str, bytes]:
         "tiff-16": _file(deep, "TIFF", compression="packbits"),
         "tiff-float": _file(floats, "TIFF"),
     }
+
+
+def crowded(kind: str, entries: int, payload: int) -> bytes:
+    """A small picture with a directory of entries that all point at the same bytes, of which readers make copies.
+
+    Args:
+        kind: "tiff"; "jpeg" for its EXIF block, "jpeg-others" for the list of its other pictures.
+    """
+    picture = Image.new("L", (8, 8))
+    if kind == "tiff":
+        values = [(256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 8), (279, 64)]
+        return _directory(values, entries, payload, bytes(64))
+    jpeg = _file(picture, "JPEG")
+    name, marker = (b"Exif\0\0", 0xE1) if kind == "jpeg" else (b"MPF\0", 0xE2)
+    block = _directory([], entries, payload, b"")
+    pieces = [name + block[start : start + 60_000] for start in range(0, len(block), 60_000)]
+    segments = [struct.pack(">BBH", 0xFF, marker, 2 + len(piece)) + piece for piece in pieces]
+    return jpeg[:2] + b"".join(segments) + jpeg[20:]  # without JFIF, whose resolution would be taken for EXIF's
+
+
+def some_crowd(rng: np.random.Generator) -> bytes:
+    """One of them, from a few entries to more than are read."""
+    kind = ("tiff", "jpeg", "jpeg-others")[rng.integers(3)]
+    entries, payload = (int(2 ** rng.uniform(0, most)) for most in (13, 16))
+    return crowded(kind, entries, min(payload, 5000) if kind == "jpeg-others" else payload)
+
+
+def _directory(values: list[tuple[int, int]], entries: int, payload: int, pixels: bytes) -> bytes:
+    start, count = 8 + len(pixels), len(values) + entries
+    place = start + 2 + 12 * count + 4
+    packed = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in values]
+    packed += [struct.pack("<HHII", 1000 + number, 7, payload, place) for number in range(entries)]
+    head = b"II*\0" + struct.pack("<I", start) + pixels + struct.pack("<H", count)
+    return head + b"".join(packed) + b"\0" * (4 + payload)
 
 
 def _texts() -> PngImagePlugin.PngInfo:

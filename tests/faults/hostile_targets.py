@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hostile_pictures import pictures
+from hostile_pictures import pictures, some_crowd
 from mutations import damage, damage_json, damaged_json_file, nested
 
 TINY = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2} | {
@@ -52,7 +52,11 @@ def _decode() -> Target:
     whole = list(pictures().values())
 
     def make(rng: np.random.Generator) -> bytes:
-        return damage(whole[rng.integers(len(whole))], whole, rng)
+        data = damage(whole[rng.integers(len(whole))], whole, rng)
+        if rng.random() < 0.02:  # as it is, or damaged once more
+            data = some_crowd(rng)
+            data = data if rng.random() < 0.5 else damage(data, whole, rng)
+        return data
 
     def attempt(data: bytes, _: Path) -> None:
         try:

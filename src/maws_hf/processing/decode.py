@@ -43,6 +43,7 @@ from PIL import Image
 
 from maws_hf.processing.headers import (
     JpegHeader,
+    check_directories,
     check_png_chunks,
     exif_orientation,
     image_format,
@@ -248,6 +249,8 @@ def _decode(data: bytes, limits: DecodeLimits, fast_jpeg: ModuleType | None) -> 
         limits.check_size(*check_png_chunks(data))
     elif form == "WEBP":
         limits.check_size(*read_webp_size(data))
+    elif form == "TIFF":
+        check_directories(data)
     return _decode_with_pillow(data, form, limits)
 
 

@@ -17,8 +17,18 @@ MAX_JPEG_SCANS = 100
 MAX_JPEG_JUNK_BYTES = 65_536
 MAX_PNG_CHUNKS = 65_536
 MAX_PNG_TEXT_BYTES = 4 * 1024 * 1024
+MAX_TIFF_ENTRIES = 4096
+MAX_TIFF_NUMBERS = 1 << 20  # a picture at the limits, stored row by row, has half as many
+MAX_TIFF_SURPLUS = 65_536
 
 ORIENTATION_TAG = 0x0112
+_EXIF_PREFIX = b"Exif\0\0"
+_BYTES_OF_TYPE = {**dict.fromkeys((1, 2, 6, 7), 1), **dict.fromkeys((3, 8), 2), **dict.fromkeys((4, 9, 11, 13), 4)}
+_BYTES_OF_TYPE |= dict.fromkeys((5, 10, 12, 16, 17, 18), 8)
+_OFFSET_TYPES = {3: "H", 4: "I", 13: "I", 16: "Q"}
+_DIRECTORY_TAGS = (0x8769, 0x8825, 0xA005)  # of EXIF, GPS and interoperability
+# Markers of which libjpeg decodes nothing, and of which readers disagree whether a payload follows.
+_UNKNOWN_MARKERS = {*range(0x02, 0xC0), 0xC8, *range(0xF0, 0xFE)}
 
 
 def image_format(data: bytes) -> str | None:
@@ -60,9 +70,10 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
     """Walk the marker segments of a JPEG (ITU T.81, annex B) up to its first scan.
 
     Raises:
-        ValueError: no frame or no scan in the file, or more segments, scans or stray bytes than any honest file.
+        ValueError: no frame or no scan in the file, a marker that no decoder knows, more segments, scans or stray
+            bytes than any honest file, or what `check_directories` refuses.
     """
-    position, junk, exif, frame, restarts = 2, 0, [], None, False
+    position, junk, exif, frame, restarts, others = 2, 0, [], None, False, b""
     for _ in range(MAX_JPEG_SEGMENTS):
         start = data.find(b"\xff", position)
         junk += start - position
@@ -75,14 +86,21 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
             position = start + (1 if marker == 0xFF else 2)
             junk += 1
             continue
+        if marker in _UNKNOWN_MARKERS:
+            raise ValueError(f"a segment of the JPEG has the marker {marker:#04x}, which no decoder knows")
         (length,) = struct.unpack_from(">H", data, start + 2)
         payload, position = start + 4, start + 2 + max(length, 2)
         if marker == 0xDA:
-            return _close_jpeg_header(data, payload, position, frame, restarts, junk, b"".join(exif))
+            block = b"".join(exif)
+            check_directories(block)
+            check_directories(others)
+            return _close_jpeg_header(data, payload, position, frame, restarts, junk, block)
         if marker == 0xDD:
             restarts = data[payload : payload + 2] != b"\0\0"
-        if marker == 0xE1 and data[payload : payload + 6] == b"Exif\0\0":
+        if marker == 0xE1 and data[payload : payload + 6] == _EXIF_PREFIX:
             exif.append(data[payload + 6 : position])
+        if marker == 0xE2 and data[payload : payload + 4] == b"MPF\0":
+            others = data[payload + 4 : position]  # where the file's other pictures are, in a directory as of TIFF
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if length < 8 or payload + 6 > len(data):
                 raise ValueError("the frame header of the JPEG is cut short")
@@ -103,6 +121,47 @@ def _close_jpeg_header(
         raise ValueError(f"more than {MAX_JPEG_SCANS} scans in the JPEG")
     plain = marker in (0xC0, 0xC1, 0xC2) and precision == 8 and components in (1, 3) and junk == 0
     return JpegHeader(height, width, height_at, plain, in_one_scan and not restarts, exif)
+
+
+def check_directories(block: bytes) -> None:
+    """Add up what the entries of a TIFF file, or of an EXIF block, hold.
+
+    All entries may point at the same bytes, and whoever opens the file makes a copy for each. Walked are the
+    directories that Pillow and libtiff read for the first picture: the first one, and those of EXIF, GPS and
+    interoperability. What lies outside the block is passed over: nobody can read it.
+
+    Raises:
+        ValueError: more entries or numbers than any honest file has, or more bytes in them than there are.
+    """
+    for _ in range(8):  # some writers put it twice
+        block = block.removeprefix(_EXIF_PREFIX)
+    if block.startswith(_EXIF_PREFIX):
+        raise ValueError("the EXIF block begins with its name more than 8 times")
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])  # the number behind it may be wrong: Pillow reads on
+    if order is None or len(block) < 8:
+        return
+    places, entries, size, numbers = [*struct.unpack_from(order + "I", block, 4)], 0, 0, 0
+    while places:
+        start = places.pop()
+        count = struct.unpack_from(order + "H", block, start)[0] if start + 2 <= len(block) else 0
+        count = min(count, (len(block) - start - 2) // 12)
+        entries += 1 + count
+        if entries > MAX_TIFF_ENTRIES:
+            raise ValueError(f"more than {MAX_TIFF_ENTRIES} entries in the directories of the TIFF or EXIF data")
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, values, offset = struct.unpack_from(order + "HHII", block, entry)
+            length = values * _BYTES_OF_TYPE.get(kind, 0)
+            place = offset if length > 4 else entry + 8
+            if place + length > len(block):
+                continue
+            size += length
+            numbers += values if kind not in (1, 2, 7) else 0  # those stay bytes; of numbers each is an object
+            if tag in _DIRECTORY_TAGS and kind in _OFFSET_TYPES and length:
+                places += struct.unpack_from(order + _OFFSET_TYPES[kind], block, place)
+    if size > len(block) + MAX_TIFF_SURPLUS or numbers > MAX_TIFF_NUMBERS:
+        raise ValueError(
+            f"{size} bytes and {numbers} numbers in TIFF or EXIF entries, more than {len(block)} bytes hold"
+        )
 
 
 def check_png_chunks(data: bytes) -> tuple[int, int]:
@@ -169,7 +228,7 @@ def exif_orientation(exif: bytes) -> int:
 
     Whatever is missing, broken or out of range means 1, the picture as it is stored.
     """
-    block = exif.removeprefix(b"Exif\0\0")
+    block = exif.removeprefix(_EXIF_PREFIX)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None or len(block) < 8:
         return 1

@@ -1,0 +1,90 @@
+"""Small pictures whose headers would fill the memory or the time of whoever reads them; honest ones beside them."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from hostile_pictures import crowded
+from PIL import Image, TiffImagePlugin
+
+from maws_hf.processing import ImageDecodeError, decode_crop, decode_image
+from maws_hf.processing.headers import MAX_TIFF_ENTRIES, check_directories
+
+
+def refusal(data: bytes, **options) -> str:
+    with pytest.raises(ImageDecodeError) as caught:
+        decode_image(data, **options)
+    return caught.value.reason
+
+
+def picture(height: int = 64, width: int = 48) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(form: str, image: Image.Image | None = None, **options) -> bytes:
+    stream = io.BytesIO()
+    (image or picture()).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def rich_exif() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 1, "maker", TiffImagePlugin.IFDRational(72, 1)
+    exif.get_ifd(0x8769)[0x927C] = b"notes" * 5000
+    exif.get_ifd(0x8825)[2] = (1.0, 2.0, 3.0)
+    return exif
+
+
+@pytest.mark.parametrize("backend", ["auto", "pillow"])
+@pytest.mark.parametrize("kind", ["tiff", "jpeg", "jpeg-others"])
+def test_entries_that_share_their_bytes_are_refused(kind, backend):
+    assert "more than" in refusal(crowded(kind, 40, 20_000), backend=backend)
+    assert decode_image(crowded(kind, 3, 20), backend=backend).shape == (8, 8, 3)
+    with pytest.raises(ImageDecodeError, match="more than"):
+        decode_crop(crowded(kind, 40, 20_000), lambda height, width: (0, 0, height, width), backend=backend)
+
+
+def test_endless_entries_numbers_and_names_are_refused():
+    assert f"more than {MAX_TIFF_ENTRIES} entries" in refusal(crowded("tiff", MAX_TIFF_ENTRIES, 1))
+    with pytest.raises(ValueError, match="begins with its name"):  # Pillow would copy all that follows each of them
+        check_directories(b"Exif\0\0" * 9)
+    numbers = b"II*\0" + struct.pack("<IHHHII", 8, 1, 1000, 8, 1 << 21, 22) + bytes(1 << 22)
+    with pytest.raises(ValueError, match="2097152 numbers"):
+        check_directories(numbers)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_directories_of_exif_and_gps_count_and_may_not_go_round(order):
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    round_again = head + struct.pack(order + "IHHHII", 8, 2, 0x8769, 4, 1, 8)
+    round_again += struct.pack(order + "HHIHHI", 0x8825, 3, 1, 8, 0, 0)
+    with pytest.raises(ValueError, match="more than 4096 entries"):
+        check_directories(round_again)
+    nested = head + struct.pack(order + "IHHHII", 8, 1, 0x8769, 4, 1, 22) + struct.pack(order + "H", 50)
+    nested += b"".join(struct.pack(order + "HHII", number, 7, 10_000, 30) for number in range(50)) + bytes(10_000)
+    with pytest.raises(ValueError, match="500004 bytes"):
+        check_directories(nested)
+
+
+def test_entries_hidden_in_a_segment_of_an_unknown_kind_are_refused():
+    jpeg = crowded("jpeg", 3, 20)
+    hidden = jpeg[:2] + b"\xff\xf0" + struct.pack(">H", len(jpeg) - 2) + jpeg[2:]
+    assert "marker 0xf0" in refusal(hidden)
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("JPEG", {"exif": rich_exif()}),
+        ("JPEG", {"exif": b"Exif\0\0" + rich_exif().tobytes()}),
+        ("MPO", {"save_all": True, "append_images": [picture()], "exif": rich_exif()}),
+        ("PNG", {"exif": rich_exif()}),
+        ("WEBP", {"exif": rich_exif()}),
+        ("TIFF", {"exif": rich_exif(), "icc_profile": b"profile" * 30_000}),
+        ("TIFF", {"save_all": True, "append_images": [picture()] * 20, "compression": "tiff_lzw"}),
+        ("TIFF", {"tiffinfo": {278: 1}, "compression": "tiff_adobe_deflate"}),  # a strip for every row
+    ],
+)
+def test_honest_entries_pass(form, options):
+    assert decode_image(encoded(form, **options)).shape == (64, 48, 3)
