@@ -73,6 +73,15 @@ def test_entries_hidden_in_a_segment_of_an_unknown_kind_are_refused():
     assert "marker 0xf0" in refusal(hidden)
 
 
+def test_strips_that_cover_the_picture_again_and_again_are_refused():
+    pixels, side, strips = bytes(64 * 64), 64, 1000
+    tags = [(256, 1, side), (257, 1, side), (258, 1, 8), (259, 1, 1), (262, 1, 1), (277, 1, 1), (278, 1, side - 1)]
+    tags += [(273, strips, 8 + len(pixels) + 2 + 9 * 12 + 4), (279, 1, len(pixels))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in sorted(tags))
+    head = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", 9)
+    assert "again and again" in refusal(head + entries + bytes(4) + struct.pack("<I", 8) * strips)
+
+
 @pytest.mark.parametrize(
     ("form", "options"),
     [

@@ -300,6 +300,9 @@ def _open_and_load(data: bytes, form: str, limits: DecodeLimits) -> Image.Image:
         tile = [image.tag_v2.get(tag, 1) for tag in (_TIFF_TILE_LENGTH, _TIFF_TILE_WIDTH)]
         if tile[0] * tile[1] > limits.max_pixels:
             raise ValueError(f"TIFF tiles of {tile[1]} x {tile[0]} pixels are more than {limits.max_pixels}")
+        painted = sum((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in image.tile)
+        if painted > 8 * width * height:  # at most six planes, each of which is painted once
+            raise ValueError("the strips of the TIFF paint the picture again and again")
     image.load()
     return image
 
