@@ -67,9 +67,20 @@ def crowded(kind: str, entries: int, payload: int) -> bytes:
     return jpeg[:2] + b"".join(segments) + jpeg[20:]  # without JFIF, whose resolution would be taken for EXIF's
 
 
+def chatty(extensions: int, blocks: int, size: int, label: int = 0xFE) -> bytes:
+    """A small GIF with so many comments, of so many blocks of so many bytes; or other extensions."""
+    gif = _file(Image.new("L", (8, 8)), "GIF")
+    start = 13 + (3 << (gif[10] & 7) + 1)
+    extension = bytes([0x21, label]) + (bytes([size]) + b"a" * size) * blocks + b"\0"
+    return gif[:start] + extension * extensions + gif[start:]
+
+
 def some_crowd(rng: np.random.Generator) -> bytes:
-    """One of them, from a few entries to more than are read."""
-    kind = ("tiff", "jpeg", "jpeg-others")[rng.integers(3)]
+    """Of either kind, from a few entries to more than are read."""
+    kind = ("tiff", "jpeg", "jpeg-others", "gif")[rng.integers(4)]
+    if kind == "gif":
+        extensions, blocks, size = (int(2 ** rng.uniform(0, most)) for most in (11, 7, 8))
+        return chatty(extensions, blocks, size, int(rng.choice([0xFE, 0xFF, 0xF9])))
     entries, payload = (int(2 ** rng.uniform(0, most)) for most in (13, 16))
     return crowded(kind, entries, min(payload, 5000) if kind == "jpeg-others" else payload)
 

@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from hostile_pictures import crowded
+from hostile_pictures import chatty, crowded
 from PIL import Image, TiffImagePlugin
 
 from maws_hf.processing import ImageDecodeError, decode_crop, decode_image
@@ -80,6 +80,35 @@ def test_strips_that_cover_the_picture_again_and_again_are_refused():
     entries = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in sorted(tags))
     head = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", 9)
     assert "again and again" in refusal(head + entries + bytes(4) + struct.pack("<I", 8) * strips)
+
+
+@pytest.mark.parametrize("shape", [(1, 300, 255), (1, 70_000, 1), (1100, 1, 1), (1100, 0, 0), (500, 1, 200)])
+def test_a_gif_with_endless_comments_is_refused(shape):
+    assert "of comments in front of the first picture" in refusal(chatty(*shape))
+
+
+@pytest.mark.parametrize("before", [b"\x21\xf9\0", b"\x21\xff\x0bNETSCAPE2.0\0"])
+def test_a_comment_counts_that_only_pillow_sees(before):
+    """It reads on behind an empty block, where others would see an extension that the comment is part of."""
+    gif = chatty(1, 300, 255)
+    start = gif.index(b"\x21\xfe")
+    assert "of comments" in refusal(gif[:start] + before + b"\1\x21\0" + gif[start:])
+
+
+def test_stray_bytes_in_a_gif_are_bounded_and_honest_blocks_pass():
+    gif = chatty(3, 20, 255)
+    start = gif.index(b"\x21\xfe")
+    assert "65536 blocks" in refusal(gif[:start] + b"a" * 70_000 + gif[start:])
+    assert decode_image(gif).shape == (8, 8, 3)
+    assert decode_image(chatty(1, 10_000, 255, label=0xFF)).shape == (8, 8, 3)  # a colour profile, say
+
+
+def test_of_an_animation_only_what_stands_before_its_first_picture_counts():
+    frames = [picture().quantize(8), *(picture().rotate(turn).quantize(8) for turn in range(1, 30))]
+    gif = encoded("GIF", frames[0], save_all=True, append_images=frames[1:], loop=0, comment=b"turning" * 30)
+    assert decode_image(gif).shape == (64, 48, 3)
+    later = gif[:-1] + (b"\x21\xfe" + b"\x01a" * 70_000 + b"\0") * 2 + gif[-1:]
+    np.testing.assert_array_equal(decode_image(later), decode_image(gif))
 
 
 @pytest.mark.parametrize(

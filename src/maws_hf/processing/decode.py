@@ -44,6 +44,7 @@ from PIL import Image
 from maws_hf.processing.headers import (
     JpegHeader,
     check_directories,
+    check_gif_blocks,
     check_png_chunks,
     exif_orientation,
     image_format,
@@ -251,6 +252,8 @@ def _decode(data: bytes, limits: DecodeLimits, fast_jpeg: ModuleType | None) -> 
         limits.check_size(*read_webp_size(data))
     elif form == "TIFF":
         check_directories(data)
+    elif form == "GIF":
+        check_gif_blocks(data)
     return _decode_with_pillow(data, form, limits)
 
 

@@ -17,6 +17,9 @@ MAX_JPEG_SCANS = 100
 MAX_JPEG_JUNK_BYTES = 65_536
 MAX_PNG_CHUNKS = 65_536
 MAX_PNG_TEXT_BYTES = 4 * 1024 * 1024
+MAX_GIF_BLOCKS = 65_536
+MAX_GIF_EXTENSIONS = 1000
+MAX_GIF_COMMENT_BYTES = 65_536
 MAX_TIFF_ENTRIES = 4096
 MAX_TIFF_NUMBERS = 1 << 20  # a picture at the limits, stored row by row, has half as many
 MAX_TIFF_SURPLUS = 65_536
@@ -199,6 +202,42 @@ def _inflated_size(kind: bytes, payload: bytes, limit: int) -> int:
         return len(zlib.decompressobj().decompress(compressed, limit + 1))
     except zlib.error:
         return 0  # a broken text harms nobody: the decoder ignores or refuses it
+
+
+def check_gif_blocks(data: bytes) -> None:
+    """Walk the blocks in front of the first picture of a GIF, where Pillow puts comments together piece by piece.
+
+    Raises:
+        ValueError: more blocks, extensions or comments than any honest file.
+    """
+    flags, at = data[10] if len(data) > 10 else 0, 13
+    at += 3 << (flags & 7) + 1 if flags & 0x80 else 0
+    blocks = extensions = comments = 0
+    while at < len(data) and data[at] not in b",;":  # a picture, or the end
+        if data[at] == 0x21:
+            label, start = data[at + 1 : at + 2], at + 2
+            end, count = _end_of_gif_blocks(data, start, label)
+            extensions += 1
+            comments += end - start if label == b"\xfe" else 0
+            at, blocks = end, blocks + count
+        else:  # a stray byte
+            at, blocks = at + 1, blocks + 1
+        if blocks > MAX_GIF_BLOCKS or extensions > MAX_GIF_EXTENSIONS or comments > MAX_GIF_COMMENT_BYTES:
+            raise ValueError(
+                f"more than {MAX_GIF_BLOCKS} blocks, {MAX_GIF_EXTENSIONS} extensions or {MAX_GIF_COMMENT_BYTES} bytes "
+                "of comments in front of the first picture of the GIF"
+            )
+
+
+def _end_of_gif_blocks(data: bytes, at: int, label: bytes) -> tuple[int, int]:
+    """Where an extension ends, and how many blocks it has. Pillow reads on behind an empty block if it is the first
+    one, or the one behind the name of Netscape's: what it takes for a comment must be one here."""
+    first = data[at + 1 : at + 1 + data[at]] if at < len(data) else b""
+    passed = 0 if label == b"\xfe" else 2 if label == b"\xff" and first.startswith(b"NETSCAPE2.0") else 1
+    count = 0
+    while at < len(data) and (data[at] or count < passed) and count <= MAX_GIF_BLOCKS:
+        at, count = at + 1 + data[at], count + 1
+    return at + 1, count
 
 
 def read_webp_size(data: bytes) -> tuple[int, int]:
