@@ -259,6 +259,8 @@ def _original(kind: str) -> Target:
     whole = [stream.getvalue()] if kind == "pt" else [save(tensors)]
 
     def make(rng: np.random.Generator) -> bytes:
+        if kind == "pt" and rng.random() < 0.05:
+            return _with_a_second_directory(whole[0], rng)
         return damage(whole[0], whole, rng)
 
     def attempt(data: bytes, folder: Path) -> None:
@@ -268,6 +270,13 @@ def _original(kind: str) -> Target:
             tensor.float().sum()
 
     return Target(make, attempt, (ConversionError,))
+
+
+def _with_a_second_directory(archive: bytes, rng: np.random.Generator) -> bytes:
+    """A damaged copy behind the directory that the end of a zip archive leads to."""
+    start, end = archive.index(b"PK\x01\x02"), archive.index(b"PK\x06\x06")
+    directory = archive[start:end]
+    return archive[:end] + damage(directory, [directory], rng) + archive[end:]
 
 
 TARGETS: dict[str, Callable[[], Target]] = {

@@ -5,12 +5,14 @@ import os
 import pickle
 import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from tiny_originals import encoder, saved
 
+from maws_hf.hub import original_archive
 from maws_hf.hub.original_archive import (
     MOST_HEADER_BYTES,
     ConversionError,
@@ -128,6 +130,50 @@ def test_two_entries_of_one_name_are_refused_since_readers_take_different_ones(t
         archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
         archive.writestr("archive/DATA.PKL", pickle.dumps({}, protocol=2))
     assert "two entries of the same name" in refused(tmp_path / "two.pt")
+
+
+def with_two_directories(path, *, zip64):
+    """An archive whose end leads to one directory, of a foreign pickle, while a harmless one lies right before it."""
+    foreign = pickle.dumps([Foreign, "x" * 1000], protocol=2)
+    content = archive_of(path, foreign, version=b"3\n").read_bytes()
+    directory, end = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
+    harmless, name = pickle.dumps({}, protocol=2), b"archive/data.pkl"
+    sizes = struct.pack("<III", zlib.crc32(harmless), len(harmless), len(harmless))
+    entry = b"PK\x03\x04" + struct.pack("<5H", 20, 0, 0, 0, 0) + sizes + struct.pack("<HH", len(name), 0) + name
+    first, other = content[:directory] + entry + harmless, bytearray(content[directory:end])
+    other[16:28] = sizes
+    second = other.index(b"PK\x01\x02", 4)
+    # zipfile shifts all places by what lies between the directory it reads and the one that the end leads to.
+    struct.pack_into("<I", other, 42, directory - len(other))
+    struct.pack_into("<I", other, second + 42, content.index(b"PK\x03\x04", 4) - len(other))
+    ends = content[end : end + 16] + struct.pack("<IH", len(first), 0)
+    if (
+        zip64
+    ):  # the record lies where zipfile looks for it, and says so of the directory of zipfile; another leads away
+        record = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, 2, 2, len(other), len(first))
+        here = record[:48] + struct.pack("<Q", len(first) + len(other) + len(record))
+        struct.pack_into("<I", other, 42, directory)
+        struct.pack_into("<I", other, second + 42, content.index(b"PK\x03\x04", 4))
+        ends = here + struct.pack("<IIQI", 0x07064B50, 0, len(first) + len(other), 1) + ends
+        other = record + other
+    path.write_bytes(first + content[directory:end] + other + ends)
+    return path
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+def test_an_archive_that_torch_reads_otherwise_than_zipfile_is_refused(tmp_path, zip64):
+    file = with_two_directories(tmp_path / "two.pt", zip64=zip64)
+    with zipfile.ZipFile(file) as archive:
+        assert archive.read("archive/data.pkl") == pickle.dumps({}, protocol=2)
+    assert b"Foreign" in torch._C.PyTorchFileReader(str(file)).get_record("data.pkl")
+    assert "its end leads to" in refused(file)
+
+
+def test_what_torch_sees_is_compared_with_what_was_checked(tmp_path, monkeypatch):
+    file = saved({"weight": torch.ones(8)}, tmp_path / "good.pt")
+    entries = archive_entries(file)
+    monkeypatch.setattr(original_archive, "archive_entries", lambda _: entries[:-1])
+    assert "other files for torch" in refused(file)
 
 
 def test_a_compressed_bomb_is_refused(tmp_path):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickletools import genops
 
+import torch
+
 MOST_ENTRIES = 100_000
 MOST_DIRECTORY_BYTES = 16 << 20
 MOST_PICKLE_BYTES = 64 << 20
@@ -80,6 +82,7 @@ def check_torch_archive(path: Path) -> set[int]:
             f"{path} needs {', '.join(foreign)}, which no checkpoint of MAE or MAWS does; unpickling it would run "
             "foreign code, so it is not read"
         )
+    _same_for_torch_or_error(entries, path)
     return {entry.size for entry in entries if entry.name.startswith("data/")}
 
 
@@ -87,15 +90,21 @@ def archive_entries(path: Path) -> list[Entry]:
     """The files of a zip archive, after its directory was compared with the bytes there are.
 
     Raises:
-        ConversionError: it is no zip archive; or is compressed, encrypted, truncated, or its entries overlap, reach
-            beyond the file, have the same name, or are called otherwise at their own place.
+        ConversionError: it is no zip archive; or is compressed, encrypted, truncated, or has its directory elsewhere
+            than it says; or its entries overlap, reach beyond the file, have the same name, or are called otherwise at
+            their own place.
     """
     _zip_or_error(path)
     try:
         with _Directory(path) as file, zipfile.ZipFile(file) as archive:
-            infos = archive.infolist()
+            infos, directory = archive.infolist(), archive.start_dir
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
         raise ConversionError(f"{path} is no intact zip archive ({error}): download it again") from error
+    if (announced := _announced_directory(path)) != directory:
+        raise ConversionError(
+            f"{path} has a directory at byte {directory:,}, but its end leads to {announced}: others would find other "
+            "files in it than were checked"
+        )
     if len(infos) > MOST_ENTRIES:
         raise ConversionError(f"{path} has {len(infos):,} entries; {MOST_ENTRIES:,} are the most that is read")
     if len({info.filename.lower() for info in infos}) < len(infos):
@@ -185,7 +194,7 @@ class _Directory(io.FileIO):
 
 
 def _zip_or_error(path: Path) -> None:
-    """Only an archive that begins with an entry and ends with its directory reads the same for every reader."""
+    """No archive without an entry at its beginning and the record of its directory at its end."""
     with path.open("rb") as file:
         begin = file.read(4)
         file.seek(max(path.stat().st_size - 22, 0))
@@ -200,6 +209,32 @@ def _zip_or_error(path: Path) -> None:
         raise ConversionError(
             f"{path} is a zip archive without its directory at the end: it was cut off; get it again"
         )
+
+
+def _announced_directory(path: Path) -> int | None:
+    """Where the end of the archive says that the directory begins; None if its parts are not in their places.
+
+    zipfile reads what lies right before the end, torch's reader what the end leads to.
+    """
+    size, length = path.stat().st_size, 56 + 20 + 22  # of zip64's record, of what leads to that, and of the old record
+    with path.open("rb") as file:
+        file.seek(max(size - length, 0))
+        end = file.read().rjust(length, b"\0")
+    if not end.startswith(b"PK\x06\x07", 56):
+        return struct.unpack_from("<I", end, 92)[0]
+    leads_there = struct.unpack_from("<Q", end, 64)[0] == size - length and end.startswith(b"PK\x06\x06")
+    return struct.unpack_from("<Q", end, 48)[0] if leads_there else None
+
+
+def _same_for_torch_or_error(entries: list[Entry], path: Path) -> None:
+    """What was checked has to be what torch will load."""
+    try:
+        reader = torch._C.PyTorchFileReader(str(path))
+        found = {name: reader.get_record_offset(name) for name in reader.get_all_records()}
+    except RuntimeError as error:
+        raise ConversionError(f"torch cannot read {path}: {str(error).splitlines()[0]}") from error
+    if found != {entry.name: entry.start for entry in entries}:
+        raise ConversionError(f"{path} holds other files for torch than for zipfile, which checked it")
 
 
 def _start_of(file, info: zipfile.ZipInfo, path: Path) -> int:
