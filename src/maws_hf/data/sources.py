@@ -21,6 +21,7 @@ from datasets import ClassLabel, Features, Image, IterableDataset, IterableDatas
 from maws_hf.data.image_metadata import METADATA_FILES, read_image_metadata
 from maws_hf.data.layouts import DataSourceError, find_classes, find_splits, split_called
 from maws_hf.data.tar_images import take_any_image
+from maws_hf.data.tar_members import bound_members
 from maws_hf.data.tolerance import tolerate
 from maws_hf.data.undecodable import take_broken_members_for_missing, take_broken_texts_for_missing
 from maws_hf.processing.decode import DEFAULT_LIMITS
@@ -215,7 +216,7 @@ def _load(
     narrow = {} if columns is None else {"columns": list(columns)}
     try:
         opened = take_broken_members_for_missing(load_dataset_builder(builder, **options, **narrow))
-        splits = opened.as_streaming_dataset()
+        splits = bound_members(opened, IMAGE_EXTENSIONS).as_streaming_dataset()
     except Exception as error:
         if narrow and isinstance(error, TypeError | ValueError) and "'columns'" in str(error):  # this is no Parquet
             return _load(builder, name_or_path=name_or_path, split=split, hint=hint, **options)
