@@ -47,7 +47,7 @@ from maws_hf.training.model import ModelRecipe, build_model, describe_model, sav
 from maws_hf.training.records import JsonLines, write_json
 from maws_hf.training.seeding import seed_for
 from maws_hf.training.sharding import sharding_wanted
-from maws_hf.visualization import dejavu, drawable, plot_curve, prediction_grid, save_picture
+from maws_hf.visualization import plot_curve, save_predictions
 
 HEAD_STD = 2e-5  # of a new head, as in the parent recipe: all classes start as good as equal
 WATCHED_IMAGES = 1024  # of the evaluation split, scored during training
@@ -356,12 +356,8 @@ def main() -> int:
 
 def draw_predictions(file: Path, labels: LabelReader, watch: Watch, model: MawsViTForImageClassification) -> None:
     best = watch.logits(model)[:24].topk(min(3, len(labels.names)), dim=1).indices.tolist()
-    captions = [
-        [(drawable(labels.names[index]) or f"class {index}", bool(truth[index])) for index in predicted]
-        for predicted, truth in zip(best, watch.targets[:24], strict=True)
-    ]
-    grid = prediction_grid(watch.images[:24], captions, font=dejavu())
-    save_picture(lambda path: grid.save(path, format="png"), file)
+    truth = [set(row.nonzero().flatten().tolist()) for row in watch.targets[:24]]
+    save_predictions(watch.images[:24], best, truth, labels.names, file)
 
 
 def report(recipe: FinetuneRecipe, steps: int, stages: list[Stage], results: dict[str, float]) -> None:

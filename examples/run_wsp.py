@@ -35,7 +35,7 @@ from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
 from maws_hf.training.model import ModelRecipe, build_model, describe_model, save_trained_model
 from maws_hf.training.seeding import seed_for
-from maws_hf.visualization import dejavu, drawable, plot_curve, prediction_grid, save_picture
+from maws_hf.visualization import plot_curve, save_predictions
 
 SIGMOID_BIAS = -10.0
 
@@ -186,22 +186,12 @@ def main() -> int:
         spent = Stage("wsp", outcome.images_seen, outcome.images_seen * flops_per_image)
         stages = [*earlier, spent]
         save_trained_model(model, image_processor_of(model.config), output_dir, stages)
-        draw_predictions(output_dir / "predictions.png", labels, images, image_labels, scores)
+        best, truth = scores.predictions[:24, :3].tolist(), [set(row) for row in image_labels[:24].tolist()]
+        save_predictions(images[:24], best, truth, labels.names, output_dir / "predictions.png")
         plot_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
         report(recipe, outcome.step, stages, len(images), scores)
     accelerator.end_training()
     return 0
-
-
-def draw_predictions(
-    file: Path, labels: LabelReader, images: torch.Tensor, image_labels: torch.Tensor, scores: WeakLabelScores
-) -> None:
-    captions = [
-        [(drawable(labels.names[index]) or f"class {index}", index in truth) for index in predicted[:3]]
-        for predicted, truth in zip(scores.predictions[:24].tolist(), image_labels[:24].tolist(), strict=True)
-    ]
-    grid = prediction_grid(images[:24], captions, font=dejavu())
-    save_picture(lambda path: grid.save(path, format="png"), file)
 
 
 def report(recipe: WSPRecipe, steps: int, stages: list[Stage], images: int, scores: WeakLabelScores) -> None:

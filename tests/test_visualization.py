@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageFont
 
 from maws_hf.models.modeling_maws_mae import MawsMAEReconstruction
 from maws_hf.visualization import (
@@ -18,6 +18,7 @@ from maws_hf.visualization import (
     prediction_grid,
     reconstruction_grid,
     save_picture,
+    save_predictions,
 )
 
 
@@ -86,6 +87,22 @@ def test_predictions_stand_below_their_pictures_in_the_colour_of_their_truth():
     assert (tiles[8:72, 72:80] == 255).all()
     assert (tiles[:, -8:] == 255).all(), "a long name runs out of its column"
     assert (tiles[106:170, 80:] == 255).all(), "seven pictures"
+
+
+def test_classes_are_named_in_letters_that_the_font_has(monkeypatch, tmp_path):
+    given = {}
+
+    def grid(pixels: torch.Tensor, captions: list, font: ImageFont.FreeTypeFont) -> Image.Image:
+        given.update(captions=captions, font=font.getname()[0])
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr("maws_hf.visualization.prediction_grid", grid)
+    pixels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    save_predictions(pixels, [[0, 1, 2]], [{0, -100}], ("Käse", "青い", "🌿"), tmp_path / "predictions.png")
+    assert given == {
+        "captions": [[("Käse", True), ("class 1", False), ("class 2", False)]],
+        "font": "DejaVu Sans",
+    }
 
 
 def test_only_names_whose_letters_the_font_has_are_drawn():

@@ -97,6 +97,28 @@ def prediction_grid(
     return picture
 
 
+def save_predictions(
+    pixel_values: torch.Tensor,
+    predicted: Sequence[Sequence[int]],
+    truth: Sequence[set[int]],
+    names: Sequence[str],
+    picture_file: Path,
+) -> None:
+    """[`prediction_grid`] of class indices, with those names that can be drawn.
+
+    Args:
+        predicted: of each picture: classes, likeliest first.
+        truth: of each picture: the right classes.
+        names: of all classes.
+    """
+    captions = [
+        [(drawable(names[index]) or f"class {index}", index in right) for index in classes]
+        for classes, right in zip(predicted, truth, strict=True)
+    ]
+    grid = prediction_grid(pixel_values, captions, font=dejavu())
+    save_picture(lambda path: grid.save(path, format="png"), picture_file)
+
+
 def dejavu() -> ImageFont.FreeTypeFont:
     """The font of matplotlib's pictures, for Pillow: Latin, Cyrillic, Greek, Armenian, Georgian and more."""
     return ImageFont.truetype(_dejavu_file(), 10)

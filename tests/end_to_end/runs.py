@@ -12,7 +12,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -21,18 +20,6 @@ ROOT = Path(__file__).parents[2]
 def script(name: str, **options: object) -> list[str]:
     """The command of `examples/<name>`."""
     return [sys.executable, f"examples/{name}", *(f"--{option}={value}" for option, value in options.items())]
-
-
-def note_grid(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """What a script gives to `prediction_grid` from now on; an empty picture is drawn."""
-    given = {}
-
-    def grid(pixels: torch.Tensor, captions: list, font: object = None) -> Image.Image:
-        given.update(captions=captions, font=font)
-        return Image.new("RGB", (1, 1))
-
-    monkeypatch.setattr(run, "prediction_grid", grid)
-    return given
 
 
 def load_script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

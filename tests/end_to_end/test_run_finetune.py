@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, List
 from datasets import Image as ImageFeature
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from runs import assert_same_run, finish, kill_after, load_script, note_grid, script, start, steps_logged
+from runs import assert_same_run, finish, kill_after, script, start, steps_logged
 from safetensors.torch import load_file
 from tiny import draw_image
 from transformers import pipeline
@@ -96,17 +95,6 @@ def test_the_pipeline_sees_pictures_as_the_evaluation_did(straight_run, tmp_path
     expected = model(pixels).logits.softmax(dim=1)[0]
     scores = {entry["label"]: entry["score"] for entry in found}
     assert [scores[name] for name in "abcd"] == pytest.approx(expected.tolist(), abs=1e-5)
-
-
-def test_pictures_name_classes_in_letters_that_their_font_has(monkeypatch, tmp_path):
-    run = load_script("run_finetune.py", monkeypatch)
-    drawn = note_grid(run, monkeypatch)
-    labels = SimpleNamespace(names=("Käse", "青い", "🌿"))
-    logits, images = torch.tensor([[3.0, 2.0, 1.0]]), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    watch = SimpleNamespace(images=images, targets=torch.eye(3)[:1], logits=lambda model: logits)
-    run.draw_predictions(tmp_path / "predictions.png", labels, watch, None)
-    assert drawn["captions"] == [[("Käse", True), ("class 1", False), ("class 2", False)]]
-    assert drawn["font"].getname()[0] == "DejaVu Sans"
 
 
 def test_a_killed_run_ends_as_the_straight_one(prepare, straight_run, corpus, encoder, tmp_path):

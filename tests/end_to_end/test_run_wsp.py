@@ -4,13 +4,12 @@ import json
 import os
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
-from runs import assert_same_run, finish, kill_after, load_script, note_grid, script, start, steps_logged
+from runs import assert_same_run, finish, kill_after, load_script, script, start, steps_logged
 from safetensors.torch import load_file
 from tiny import draw_image
 from transformers import AutoImageProcessor
@@ -96,17 +95,6 @@ def test_a_run_leaves_a_classifier_with_names_pictures_and_its_cost(straight_run
     assert (stage["name"], stage["images"]) == ("wsp", STEPS * 8)
     last = json.loads((straight_run / "metrics.jsonl").read_text().splitlines()[-1])
     assert stage["flops"] == last["training_flops"] > 0
-
-
-def test_pictures_name_classes_in_letters_that_their_font_has(monkeypatch, tmp_path):
-    run = load_script("run_wsp.py", monkeypatch)
-    drawn = note_grid(run, monkeypatch)
-    labels = SimpleNamespace(names=("Käse", "青い", "🌿"))
-    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    scores = SimpleNamespace(predictions=torch.tensor([[0, 1, 2]]))
-    run.draw_predictions(tmp_path / "predictions.png", labels, images, torch.tensor([[1, -100]]), scores)
-    assert drawn["captions"] == [[("Käse", False), ("class 1", True), ("class 2", False)]]
-    assert drawn["font"].getname()[0] == "DejaVu Sans"
 
 
 def test_images_are_scored_with_all_their_labels_by_their_own_splits_classes(monkeypatch, tmp_path):
