@@ -79,7 +79,20 @@ def test_strips_that_cover_the_picture_again_and_again_are_refused():
     tags += [(273, strips, 8 + len(pixels) + 2 + 9 * 12 + 4), (279, 1, len(pixels))]
     entries = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in sorted(tags))
     head = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", 9)
-    assert "again and again" in refusal(head + entries + bytes(4) + struct.pack("<I", 8) * strips)
+    assert "paint the picture again and again" in refusal(head + entries + bytes(4) + struct.pack("<I", 8) * strips)
+
+
+def test_compressed_strips_that_are_the_same_bytes_again_and_again_are_refused():
+    """libtiff would copy each before it decompresses it."""
+    strips, packed = 100, b"\7abcdefgh" + bytes(5000)  # a row of eight pixels, and what is never read
+    start = 8 + len(packed)
+    tags = [(256, 1, 8), (257, 1, strips), (258, 1, 8), (259, 1, 32773), (262, 1, 1), (266, 1, 2), (277, 1, 1)]
+    tags += [(273, strips, start + 2 + 10 * 12 + 4), (278, 1, 1), (279, strips, start + 126 + 4 * strips)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in sorted(tags))
+    tiff = b"II*\0" + struct.pack("<I", start) + packed + struct.pack("<H", 10) + entries + bytes(4)
+    tiff += struct.pack(f"<{strips}I", *[8] * strips)
+    assert "same bytes again and again" in refusal(tiff + struct.pack(f"<{strips}I", *[len(packed)] * strips))
+    decode_image(tiff + struct.pack(f"<{strips}I", *[9] * strips))
 
 
 @pytest.mark.parametrize("shape", [(1, 300, 255), (1, 70_000, 1), (1100, 1, 1), (1100, 0, 0), (500, 1, 200)])

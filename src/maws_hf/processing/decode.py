@@ -58,6 +58,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 258, 262, 3
 # Colour is stored for every fourth row at the least, and interpolated with the stored row after.
 _ROWS_OF_CONTEXT = 8
 _SURPLUS = re.compile("Corrupt JPEG data: [0-9]+ extraneous bytes before marker 0xd9")
+_TIFF_BYTE_COUNTS = (279, 325)  # of strips, of tiles
 _TIFF_COMPRESSION, _TIFF_REFUSED = 259, {2: "CCITT", 3: "group 3", 4: "group 4", 6: "JPEG", 7: "JPEG"}
 _ALPHA_MODES = ("LA", "PA", "RGBA")
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
@@ -306,6 +307,9 @@ def _open_and_load(data: bytes, form: str, limits: DecodeLimits) -> Image.Image:
         painted = sum((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in image.tile)
         if painted > 8 * width * height:  # at most six planes, each of which is painted once
             raise ValueError("the strips of the TIFF paint the picture again and again")
+        counts = [count for tag in _TIFF_BYTE_COUNTS for count in image.tag_v2.get(tag, ())]
+        if sum(min(count, len(data)) for count in counts) > 8 * len(data):  # a few are wrong in honest files
+            raise ValueError("the strips of the TIFF are the same bytes again and again")
     image.load()
     return image
 
