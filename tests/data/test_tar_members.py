@@ -56,7 +56,7 @@ def test_a_sparse_file_damages_its_shard_and_is_never_read(odd, tmp_path: Path):
 @pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
 def test_a_compressed_archive_is_refused_with_what_to_do(compression, tmp_path: Path):
     write_tar(tmp_path / "a.tar", mode=f"w:{compression}")
-    with pytest.raises(DataSourceError, match=r"is it compressed\? Then unpack it .* from a\.tar"):
+    with pytest.raises(DataSourceError, match=r"it is compressed: unpack it .* from a\.tar"):
         open_stream(tmp_path)
     (tmp_path / "a.tar").unlink()
     write_tar(tmp_path / "a.tar")
@@ -76,13 +76,29 @@ def test_a_long_image_is_cut_where_the_decoder_refuses_it_and_another_long_file_
                 member = tarfile.TarInfo(f"{number}.{kind}")
                 member.size = size
                 tar.addfile(member, io.BytesIO(b"a" * size))
-    with pytest.warns(
-        UserWarning, match=r"a\.tar: 6\.txt has 2000 bytes, more than 900: it counts as missing"
-    ) as told:
+    message = r"a\.tar: 6\.txt cannot be decoded \(its 2000 bytes are more than 900\): it counts as missing"
+    with pytest.warns(UserWarning, match=message) as told:
         rows = list(open_stream(tmp_path))
     assert len([warning for warning in told if "counts as missing" in str(warning.message)]) == 1
     assert [len(row["png"]["bytes"]) for row in rows] == [300, 400, 500, 600, 700, 800, 900, 901]
     assert [row["txt"] for row in rows] == ["aaaaa"] * 6 + [None] * 2
+
+
+def test_files_that_are_not_read_may_be_among_the_first(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tar_members, "DEFAULT_LIMITS", DecodeLimits(max_bytes=900))
+    contents = {"png": b"a" * 300, "mp4": b"b" * 9, "json.gz": gzip.compress(b"{}")}
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(8):
+            for kind, content in contents.items():
+                content = b"b" * 2000 if (number, kind) == (1, "mp4") else content
+                member = tarfile.TarInfo(f"{number}.{kind}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    with pytest.warns(UserWarning, match=r"0\.json cannot be decoded \(it is a \.gz file: pack it uncompressed\)"):
+        rows = list(open_stream(tmp_path))
+    assert [row["mp4"] and row["mp4"]["bytes"] for row in rows] == [b"b" * 9, None, *[b"b" * 9] * 6]
+    assert {row["json"] for row in rows} == {None}
+    assert lengths(rows) == [300] * 8
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])

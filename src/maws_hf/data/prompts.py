@@ -113,9 +113,9 @@ class Prompts:
 
         Numbered classes are matched by number. Where `class_names` are given and each of them, underscores read as
         spaces, is the name of one class, they are matched by name: Food-101 is stored in more than one order. Class
-        names that are numbers are those of the classes, whatever place they have (folders "0", "1", "10" are not the
-        classes 0 to 2), and WordNet ids are those of ImageNet's 1000. An object's keys are matched with the labels, or
-        with the class names of integers.
+        names that count from 0 or from 1 say themselves which they are, whatever place they have (folders "0", "1",
+        "10" are not the classes 0 to 2), and WordNet ids are those of ImageNet's 1000. An object's keys are matched
+        with the labels, or with the class names of integers.
 
         Args:
             labels: integers or strings.
@@ -123,7 +123,7 @@ class Prompts:
 
         Raises:
             PromptsError: a label has no prompts, there are more or fewer classes than class names, or these are
-                numbers of no class.
+                numbers that do not say which class is meant.
         """
         places = self._places(labels, class_names)
         return replace(self, classes=tuple(self.classes[place] for place in places), labels=tuple(labels))
@@ -178,14 +178,18 @@ class Prompts:
         if not all(name.isascii() and name.isdigit() for name in class_names):
             return None
         numbers = [int(name) for name in class_names]
-        if len(numbers) == len(self) and numbers == sorted(set(numbers)):
-            return list(range(len(self)))  # in order: also of classes that are counted from 1
-        if len(set(numbers)) < len(numbers) or max(numbers) >= len(self):
-            raise PromptsError(
-                f"classes: {len(self)}, numbered from 0, but the label column names {len(numbers)} classes by numbers "
-                f"up to {max(numbers)}, some twice or too large: give an object from class name to names"
-            )
-        return numbers
+        if len(numbers) != len(self):
+            return None
+        for first in (0, 1):
+            if sorted(numbers) == list(range(first, first + len(self))):
+                return [number - first for number in numbers]
+        if numbers == sorted(set(numbers)):
+            return list(range(len(self)))  # years, say
+        raise PromptsError(
+            f"classes: a list of {len(self)}, but the label column names its classes by numbers, {class_names[0]}, "
+            f"{class_names[1]} ..., that count from neither 0 nor 1 and are not in order: give an object from class "
+            "name to names"
+        )
 
 
 def load_prompts(name_or_file: str | Path) -> Prompts:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from os.path import basename, splitext
@@ -18,15 +17,20 @@ from datasets import DatasetBuilder
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from datasets.utils.file_utils import xopen
 
+from maws_hf.data.undecodable import Undecodable
 from maws_hf.processing.decode import DEFAULT_LIMITS
 
 __all__ = ["bound_members"]
+
+_COMPRESSED = (".bz2", ".gz", ".gzip", ".xz")  # what `datasets` would decompress
+_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 
 
 def bound_members(builder: DatasetBuilder, extensions: tuple[str, ...]) -> DatasetBuilder:
     """A builder of tar shards reads only plain archives and files of bounded length; others stay as they are.
 
-    To be called before it makes a data set, for which it reads the first samples; changed in place.
+    To be called before it makes a data set, for which it reads the first samples, and after
+    [`take_broken_members_for_missing`], which has a word for files that are not read; changed in place.
 
     Args:
         extensions: of images, with the dot and in lower case.
@@ -50,38 +54,52 @@ class _BoundedMembers:
 
 def _members(path: str, extensions: tuple[str, ...]) -> Iterator[tuple[str, BinaryIO]]:
     """Names and contents. Of an image that is too long there is as much as the decoder needs to refuse it; another
-    file counts as missing.
+    file, or one that is compressed in itself, is there in name only.
 
     Raises:
         tarfile.TarError: the archive is damaged, compressed, or holds a sparse file.
     """
-    told = False
-    with xopen(path, "rb", block_size=0) as file, _open_plain(file) as archive:  # 0: streamed, where it is remote
+    with (
+        xopen(path, "rb", block_size=0) as file,  # 0: streamed, where it is remote
+        tarfile.open(fileobj=_Plain(file), mode="r|") as archive,
+    ):
         for member in _headers(archive):
             if not member.isreg() or basename(member.name).startswith((".", "__")):
                 continue
             if member.issparse():
                 raise tarfile.ReadError(f"{member.name} is a sparse file of {member.size} bytes: pack it as it is")
+            stem, extension = splitext(member.name)
             content = archive.extractfile(member)
-            if member.size <= DEFAULT_LIMITS.max_bytes:
+            if extension.lower() in _COMPRESSED:
+                yield stem, _Unread(f"it is a {extension} file: pack it uncompressed")
+            elif member.size <= DEFAULT_LIMITS.max_bytes:
                 yield member.name, content
-            elif splitext(member.name)[1].lower() in extensions:
+            elif extension.lower() in extensions:
                 yield member.name, io.BytesIO(content.read(DEFAULT_LIMITS.max_bytes + 1))
-            elif not told:
-                told = True
-                warnings.warn(
-                    f"{path}: {member.name} has {member.size} bytes, more than {DEFAULT_LIMITS.max_bytes}: it counts "
-                    "as missing, like any other of this shard that is as long",
-                    stacklevel=2,
-                )
+            else:
+                yield member.name, _Unread(f"its {member.size} bytes are more than {DEFAULT_LIMITS.max_bytes}")
             archive.members = []  # it would keep all it has passed
 
 
-def _open_plain(file: BinaryIO) -> tarfile.TarFile:
-    try:
-        return tarfile.open(fileobj=file, mode="r|")
-    except tarfile.ReadError as error:
-        raise tarfile.ReadError(f"{error}; is it compressed? Then unpack it") from error
+@dataclass(frozen=True)
+class _Unread:
+    reason: str
+
+    def read(self) -> Undecodable:
+        return Undecodable(self.reason)
+
+
+class _Plain:
+    """A file that does not begin as compressed ones do; a remote one cannot be read twice."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.head = file, file.read(8)
+        if self.head.startswith(_MAGIC):
+            raise tarfile.ReadError("it is compressed: unpack it")
+
+    def read(self, size: int) -> bytes:
+        head, self.head = self.head[:size], self.head[size:]
+        return head + self.file.read(size - len(head))
 
 
 def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -19,7 +19,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from maws_hf.data.tolerance import innermost_layer, name_of
 
-__all__ = ["take_broken_members_for_missing", "take_broken_texts_for_missing"]
+__all__ = ["Undecodable", "take_broken_members_for_missing", "take_broken_texts_for_missing"]
 
 
 def take_broken_members_for_missing(builder: DatasetBuilder) -> DatasetBuilder:
@@ -46,15 +46,19 @@ def _warn(place: str, reason: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Undecodable:
+class Undecodable:
+    """In the place of a member's content, or of what it would decode to."""
+
     reason: str
 
 
-def _try(decode: Callable[[bytes], Any], content: bytes) -> Any:
+def _try(decode: Callable[[bytes], Any], content: bytes | Undecodable) -> Any:
+    if isinstance(content, Undecodable):
+        return content
     try:
         return decode(content)
     except Exception as error:  # of whatever library knows the format; the bytes have been read already
-        return _Undecodable(f"{type(error).__name__}: {error}")
+        return Undecodable(f"{type(error).__name__}: {error}")
 
 
 class _Members(WebDataset):
@@ -67,7 +71,7 @@ class _Members(WebDataset):
         told = False
         for sample in super()._get_pipeline_from_tar(tar_path, tar_iterator):
             for name, value in sample.items():
-                if isinstance(value, _Undecodable):
+                if isinstance(value, Undecodable):
                     sample[name] = None
                     if not told:
                         _warn(f"{tar_path}: {sample['__key__']}.{name}", value.reason)

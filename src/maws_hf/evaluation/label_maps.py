@@ -135,7 +135,8 @@ def model_columns(id2label: Mapping[int, str], classes: Sequence[int], who: str)
             or no output for some of the classes.
     """
     labels, wnids = [id2label[column] for column in sorted(id2label)], list(imagenet_classes())
-    if all(_is_number(label) and int(label) < IMAGENET_CLASSES for label in labels):
+    numbered = all(_is_number(label) and int(label) < IMAGENET_CLASSES for label in labels)
+    if numbered:
         labels = [wnids[int(label)] for label in labels]
     if not all(_WNID.fullmatch(label) for label in labels):
         if len(labels) != IMAGENET_CLASSES:
@@ -152,8 +153,10 @@ def model_columns(id2label: Mapping[int, str], classes: Sequence[int], who: str)
     missing = [wnids[number] for number in classes if wnids[number] not in column_of]
     if missing:
         more = ", ..." if len(missing) > 3 else ""
+        how = "; its labels, which are numbers, were read as those of ImageNet's classes" if numbered else ""
         raise LabelMapError(
             f"{who} lacks {len(missing)} of {len(classes)} classes that it must know: {', '.join(missing[:3])}{more}"
+            f"{how}"
         )
     return [column_of[wnids[number]] for number in classes]
 
