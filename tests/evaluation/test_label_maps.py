@@ -112,7 +112,7 @@ def test_class_numbers_as_text_say_where_a_class_is():
     columns = model_columns(labels(folders), range(1000), "model")
     assert [folders[column] for column in columns] == [str(number) for number in range(1000)]
     assert model_columns(labels(["7", "3"]), [3, 7], "model") == [1, 0]
-    with pytest.raises(LabelMapError, match=f"model lacks 1 of 1 classes that it must know: {WNIDS[1]}; its labels, which are numbers"):
+    with pytest.raises(LabelMapError, match=f"lacks 1 of 1 .* know: {WNIDS[1]}; its labels, which are numbers"):
         model_columns(labels(["7", "3"]), [1], "model")
 
 
