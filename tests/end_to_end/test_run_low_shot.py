@@ -140,3 +140,9 @@ def test_a_split_without_labels_is_refused_before_an_image_is_decoded(prepare, c
     shutil.copy(corpus / "train-0.parquet", tmp_path / "hidden")
     said = finish(prepare(command(tmp_path / "hidden", encoder, tmp_path)), expected=1).splitlines()[-1]
     assert "error: no image of the split test has a label in label: choose a labelled one" in said
+
+
+def test_one_choice_has_no_spread(monkeypatch):
+    run = load_script("run_low_shot.py", monkeypatch)
+    assert run.mean_and_spread([50.0]) == "50.0"
+    assert run.mean_and_spread([1.0, 3.0], sign="+") == "+2.0 ± 1.4"

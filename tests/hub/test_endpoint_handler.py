@@ -43,6 +43,14 @@ def test_zero_shot_gives_shares_best_first(handlers):
     json.dumps(answer)
 
 
+def test_labels_are_cut_to_what_the_text_tower_reads(handlers, monkeypatch):
+    words = "a b c d e f " * 40
+    for kind in ("clip", "native"):
+        monkeypatch.setattr(handlers[kind].tokenizer, "model_max_length", int(1e30))  # a folder that was put together
+        answer = handlers[kind]({"inputs": PICTURE, "parameters": {"candidate_labels": [words, "b"]}})
+        assert {entry["label"] for entry in answer} == {words.strip(), "b"}
+
+
 def test_classes_are_named_and_counted(handlers):
     answer = handlers["classifier"]({"inputs": PICTURE, "parameters": {"top_k": 2}})
     assert len(answer) == 2
