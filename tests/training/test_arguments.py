@@ -42,6 +42,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path):
         (["--output_dir", "x", "--max_steps", "three"], "--max_steps/--max-steps: invalid int value: 'three'"),
         (["--output_dir", "x", "--bf16", "maybe"], "maybe"),
         (["--max_steps", "3"], "--output_dir"),
+        (["--outptu_dir", "x"], "required: --output_dir/--output-dir; did you mean --output_dir? (--help"),
         (["--output_dir", "x", "--save_total_limit", "1"], "--save_total_limit 1 is not possible"),
         (["--output_dir", "x", "--max_steps", "5", "--warmup_steps", "5"], "smaller than --max_steps 5"),
         (["--output_dir", "x", "--adam_beta2", "1.0"], "--adam_beta2 1.0"),

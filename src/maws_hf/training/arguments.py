@@ -5,6 +5,7 @@ import difflib
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -129,7 +130,8 @@ def parse_recipe(recipe_class: type[Recipe], description: str, argv: list[str] |
     try:
         from_file = _values_from_yaml(recipe_class, config.config) if config.config else {}
         flags = [part for name, value in from_file.items() for part in _as_flag(name, value)]
-        values = vars(parser.parse_args(flags + argv))
+        parser.given = flags + argv
+        values = vars(parser.parse_args(parser.given))
         del values["config"]
         for name, value in from_file.items():
             given = values[name]
@@ -143,12 +145,13 @@ def parse_recipe(recipe_class: type[Recipe], description: str, argv: list[str] |
 class _Parser(HfArgumentParser):
     """Says of a wrong command what is wrong, in one line, and not all its options before that."""
 
+    given: Sequence[str] = ()
+
     def error(self, message: str) -> NoReturn:
-        unknown = message.partition("unrecognized arguments: ")[2].split()
-        flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
-        guesses = [
-            guess for flag in flags for guess in difflib.get_close_matches(flag, self._option_string_actions, 1)
-        ]
+        known = self._option_string_actions
+        flags = [word.partition("=")[0] for word in self.given if word.startswith("--")]
+        # Also where a required one is said to be missing.
+        guesses = [guess for flag in flags if flag not in known for guess in difflib.get_close_matches(flag, known, 1)]
         hint = f"; did you mean {' '.join(guesses)}?" if guesses else ""
         self.exit(2, f"{self.prog}: error: {message}{hint} (--help explains the options)\n")
 
