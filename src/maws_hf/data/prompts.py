@@ -22,7 +22,7 @@ from typing import Any
 
 from datasets import IterableDataset
 
-from ..evaluation.label_maps import IMAGENET_CLASSES, imagenet_classes
+from ..evaluation.label_maps import IMAGENET_CLASSES, imagenet_classes, is_number
 from .captions import clean_caption
 from .samples import element_of
 
@@ -175,7 +175,7 @@ class Prompts:
         if len(self) == IMAGENET_CLASSES and set(class_names) <= imagenet_classes().keys():
             numbers = {wnid: number for number, wnid in enumerate(imagenet_classes())}
             return [numbers[name] for name in class_names]
-        if not all(name.isascii() and name.isdigit() for name in class_names):
+        if not all(map(is_number, class_names)):
             return None
         numbers = [int(name) for name in class_names]
         if len(numbers) != len(self):

@@ -78,7 +78,7 @@ def class_number(label: int | str) -> int:
     if isinstance(label, str) and label in _number_of_wnid():
         return _number_of_wnid()[label]
     text = str(label)
-    if _is_number(text) and int(text) < IMAGENET_CLASSES:
+    if is_number(text) and int(text) < IMAGENET_CLASSES:
         return int(text)
     raise LabelMapError(
         f"the label {label!r} is no class of ImageNet: a WordNet id such as n01440764 or a number from 0 to "
@@ -135,7 +135,7 @@ def model_columns(id2label: Mapping[int, str], classes: Sequence[int], who: str)
             or no output for some of the classes.
     """
     labels, wnids = [id2label[column] for column in sorted(id2label)], list(imagenet_classes())
-    numbered = all(_is_number(label) and int(label) < IMAGENET_CLASSES for label in labels)
+    numbered = all(is_number(label) and int(label) < IMAGENET_CLASSES for label in labels)
     if numbered:
         labels = [wnids[int(label)] for label in labels]
     if not all(_WNID.fullmatch(label) for label in labels):
@@ -169,7 +169,7 @@ def refuse_another_order(names: Sequence[str], who: str) -> None:
     Raises:
         LabelMapError: more names are those of other classes than of their own, or all are numbers, but not in order.
     """
-    if all(map(_is_number, names)) and (numbers := [int(name) for name in names]) != sorted(numbers):
+    if all(map(is_number, names)) and (numbers := [int(name) for name in names]) != sorted(numbers):
         raise LabelMapError(
             f"{who} has classes named by numbers up to {max(numbers)}, not in their order: number them from 0 to "
             f"{IMAGENET_CLASSES - 1}, or name them by WordNet ids, such as n01440764"
@@ -195,7 +195,8 @@ def _owners_of_names() -> dict[str, set[int]]:
     return owners
 
 
-def _is_number(name: str) -> bool:
+def is_number(name: str) -> bool:
+    """Whether a class is called by a number, as class folders often are."""
     return name.isascii() and name.isdigit()
 
 
@@ -210,6 +211,7 @@ __all__ = [
     "class_numbers",
     "imagenet_classes",
     "imagenet_subset",
+    "is_number",
     "model_columns",
     "object_folder",
     "objectnet_classes",
