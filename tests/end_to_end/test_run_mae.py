@@ -186,7 +186,7 @@ def test_a_killed_data_worker_is_one_sentence_and_the_same_command_continues(
     workers = [child for child in psutil.Process(process.pid).children() if child.num_threads() > 1]
     workers[0].kill()
     output = finish(process, expected=1)
-    assert "error: a process that reads data was killed (DataLoader worker (pid" in output, output
+    assert "error: a process that reads data was killed (" in output, output
     assert "a smaller --shuffle_block_size. The same command continues\n" in output
     assert "Traceback" not in output
     saved = max(int(path.name[-8:]) for path in (tmp_path / "checkpoints").glob("step-*"))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +26,11 @@ def run_script(main: Callable[[], int]) -> None:
 
 
 def _is_lost_worker(error: Exception) -> bool:
-    """Torch raises this wherever the main process is at work when one of its workers dies, also within an update."""
+    """Torch raises a RuntimeError wherever the main process is at work when one of its workers dies, also within an
+    update. A moment before, fetching a tensor from the dead worker fails in its connection."""
+    if isinstance(error, ConnectionError | EOFError):
+        modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+        return "multiprocessing.resource_sharer" in modules
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 

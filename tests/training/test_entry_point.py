@@ -1,0 +1,32 @@
+import multiprocessing
+import time
+
+import pytest
+import torch
+
+from maws_hf.training.entry_point import run_script
+
+
+def _send_a_tensor_and_wait(queue) -> None:
+    queue.put(torch.ones(10))
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_a_connection_to_a_killed_worker_is_a_killed_worker(start_method: str):
+    context = torch.multiprocessing.get_context(start_method)
+    queue = context.Queue()
+    worker = context.Process(target=_send_a_tensor_and_wait, args=(queue,), daemon=True)
+    worker.start()
+    assert queue._reader.poll(60)
+    worker.kill()
+    worker.join()
+    with pytest.raises(SystemExit, match=r"error: a process that reads data was killed .*The same command continues$"):
+        run_script(queue.get)
+
+
+def test_a_connection_to_something_else_is_not():
+    reading, writing = multiprocessing.Pipe()
+    writing.close()
+    with pytest.raises(EOFError):
+        run_script(reading.recv)
