@@ -8,7 +8,7 @@ Of the MAE step (forward, backward, AdamW) and of the encoder's forward pass for
 class token's feature. One thing varies at a time, from `--model` with `--batch` images of `--image_size` pixels and
 `--mask_ratio`. Every point has a fresh process, so no point inherits memory or caches of another.
 
-Time: the median over `--rounds`, step and encoder in turns; CPU time of the process, or wall time on a GPU.
+Time: the median over `--rounds`, step and encoder in turns; CPU time with one thread, else wall time.
 
 Memory: of the tensors of a GPU (`max_memory_allocated`), or on a CPU the growth of the resident memory's peak, in a
 process of its own in which freed memory goes back at once (which takes time, so that process is not timed). "MiB an

@@ -4,7 +4,7 @@ r"""How much faster are few-shot adapters trained together, and on cached tokens
 
 Three ways to the same classifiers take turns in one process: one by one through the whole encoder, one by one behind
 the frozen prefix, and as members of a batch behind it. Printed are medians of the ratios of a round, CPU time of this
-process (wall time on a GPU), and the largest difference of the trained classifiers' logits.
+process (wall time on a GPU or with several threads), and the largest difference of the trained classifiers' logits.
 """
 
 import argparse

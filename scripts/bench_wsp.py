@@ -4,8 +4,8 @@ r"""How much faster is a WSP step made by index targets, the in-place gradient a
     python scripts/bench_wsp.py --device cuda --images 1024
 
 Variants of the same computation take turns in one process; printed are medians of the ratios of a round, CPU time of
-this process (wall time on a GPU), and the largest differences of losses and gradients from the plain form. The encoder
-is compared in float32, and on a GPU also in bfloat16 autocast.
+this process (wall time on a GPU or with several threads), and the largest differences of losses and gradients from the
+plain form. The encoder is compared in float32, and on a GPU also in bfloat16 autocast.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Forms of the same work timed in turns, so that a busy machine slows all of them alike; used by `bench_*.py`.
 
 A ratio is the median over rounds of (seconds of the reference / seconds of the form) within a round; the order is
-reversed every other round. Seconds are CPU time of this process where there is no GPU (other programs do not count),
-wall time between synchronisations where there is one.
+reversed every other round. Seconds are CPU time of this process where it computes with one thread (other programs do
+not count), wall time with several, of which some spin while others work, and between synchronisations with a GPU.
 
 On a GPU products of float32 and convolutions, whose defaults differ, are both computed in float32, or both in TF32.
 """
@@ -114,7 +114,8 @@ def _calls_of_a_turn(form: Callable[[], object], device: str) -> int:
 
 
 def _seconds(form: Callable[[], object], calls: int, device: str) -> float:
-    clock = time.perf_counter if on_gpu(device) else time.process_time
+    alone = not on_gpu(device) and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     wait_for(device)
     start = clock()
     for _ in range(calls):
