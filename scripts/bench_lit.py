@@ -6,11 +6,11 @@ r"""How much faster is a LiT step without padding, in bfloat16, and with cached 
 
 Forms of the same step (forward, backward, AdamW; ViT-B/16 locked, XLM-R base trained; dropout off, learning rate 0)
 take turns in one process. Printed are medians of CPU time (wall time on a GPU or with several threads); of the ratios
-within a round to the plain form, and to the same in bfloat16 with the fused AdamW (a peer at its best); losses; and how
-far the gradients of the projections and of the text tower's first layer are from the plain form's. That form is the
-usual one: the image tower in every step, all its patches in all its blocks, by torch's own products and attention;
-captions padded to the context of 102, float32, AdamW's default implementation. Captions have random tokens, a median of
-18 of them. Ours packs the locked tower's matrices on a CPU, as run_lit.py does. Needs 8 GB there.
+within a round to the plain form, and to the same in bfloat16 with the fused AdamW (a peer at its best); losses; and
+how far the gradients of the projections and of the text tower's first layer are from the plain form's. That form is
+the usual one: the image tower in every step, all its patches in all its blocks, by torch's own products and attention;
+captions padded to the context of 102, float32, AdamW's default implementation. Captions have random tokens, a median
+of 18 of them. Ours packs the locked tower's matrices on a CPU, as run_lit.py does. Needs 8 GB there.
 """
 
 import argparse

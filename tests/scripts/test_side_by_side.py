@@ -57,15 +57,15 @@ def test_a_turn_on_a_cpu_is_one_call(monkeypatch: pytest.MonkeyPatch):
     assert len(seconds["short"]) == 4
 
 
-@pytest.mark.parametrize(("threads", "counted"), [(1, 0.0), (2, 0.1)])
-def test_one_thread_is_timed_without_other_programs_and_several_as_a_user_waits(threads: int, counted: float):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_of_one_thread_work_is_timed_and_of_several_what_a_user_waits(threads: int):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         seconds, _ = take_turns({"waiting": lambda: time.sleep(0.1)}, 1)
     finally:
         torch.set_num_threads(before)
-    assert seconds["waiting"][0] == pytest.approx(counted, abs=0.05)
+    assert (seconds["waiting"][0] >= 0.1) is (threads > 1)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x"])
