@@ -23,6 +23,7 @@ import argparse
 import gc
 import multiprocessing
 import statistics
+import sys
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -207,6 +208,8 @@ def table(arguments: argparse.Namespace, dtype: str) -> str:
             seconds[name] += times[name]
             losses[name] = found[name].item()
             ratios[name] = ratio(times, OURS, name)
+            if name != OURS:  # at once: on a GPU the whole table can take longer than a job may
+                print(f"ours is {ratios[name]:.2f} x as fast as {name}", file=sys.stderr, flush=True)
     unit, of_a_second = unit_of_time(arguments.device)
     config = MawsViTConfig.from_size(arguments.size, image_size=arguments.image_size)
     at_the_rate = mae_training_flops(config) * arguments.batch / rate

@@ -1,6 +1,7 @@
 """What a run asks of Accelerate, and how a process that it has started on CPUs becomes several."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,14 @@ from accelerate.state import AcceleratorState
 
 from maws_hf.training import distributed
 from maws_hf.training.arguments import TrainingArguments
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen_before_or_for_later() -> Iterator[None]:
+    """Accelerate settles on a device, with a GPU on that, once for all tests of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
@@ -46,11 +55,9 @@ def test_several_machines_would_be_as_many_runs_and_are_refused(
 def test_a_precision_of_the_launcher_that_changes_nothing_is_told(launched, bf16, told, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(distributed, "start_cpu_ranks", lambda: None)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = distributed.build_accelerator(TrainingArguments(output_dir=str(tmp_path), bf16=bf16))
     assert accelerator.mixed_precision == ("bf16" if bf16 else "no")
     assert (f"mixed_precision {launched} changes nothing" in capsys.readouterr().out) == told
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("possible", [True, False])
