@@ -8,9 +8,10 @@ import time
 
 import psutil
 import pytest
+from accelerate import Accelerator
 
 from maws_hf.training import agreement
-from maws_hf.training.agreement import TrainingError, named_failures, who_has_ended
+from maws_hf.training.agreement import TrainingError, named_failures, reasons_of_ranks, who_has_ended
 
 HERE = socket.gethostname()
 WHY = "(its own message, or the launcher's, says why)"
@@ -83,3 +84,10 @@ def test_one_that_has_ended_is_named_even_if_that_shows_late(monkeypatch: pytest
         named_failures(0, 2, lambda: "in step 3"),
     ):
         raise RuntimeError(TOO_LATE)
+
+
+def test_a_rank_whose_data_worker_is_lost_says_what_to_do():
+    error = RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+    (reason,) = reasons_of_ranks(Accelerator(cpu=True), error)
+    assert reason.startswith("rank 0: a process that reads data was killed (DataLoader worker (pid 4711) is killed")
+    assert "--dataloader_num_workers" in reason

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,50 @@ def test_a_second_interrupt_interrupts():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+SIGNALLED_WHILE_FORKING = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+import line_run
+from torch.utils.data._utils import signal_handling
+
+number, shards, output_dir = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+multiprocessing.set_start_method("fork")
+signalled = []
+
+def once() -> None:
+    if not signalled:
+        signalled.append(os.getpid())
+        os.kill(os.getpid(), number)
+
+def of_torch_then_again() -> None:
+    of_torch()
+    os.kill(os.getpid(), number)
+
+os.register_at_fork(after_in_parent=once, after_in_child=lambda: os.kill(os.getpid(), number))
+of_torch = signal_handling._set_worker_signal_handlers
+signal_handling._set_worker_signal_handlers = of_torch_then_again  # what a worker does before it calls us
+outcome, _ = line_run.run(shards, output_dir, dataloader_num_workers=2)
+assert signalled
+print(outcome.exit_code, outcome.step)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_group_while_workers_are_forked_is_not_lost(number: int, image_shards: Path, tmp_path: Path):
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
+    finished = subprocess.run(
+        [sys.executable, "-c", SIGNALLED_WHILE_FORKING, str(int(number)), str(image_shards), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.stdout.split() == [str(128 + number), "1"], finished.stderr
+    assert finished.stderr.count("finishing this step, then saving") == 1, "workers say it, too"
+    assert "Exception ignored" not in finished.stderr
 
 
 @pytest.mark.parametrize(("patience", "told"), [(None, "in 30 s"), ("900", "in 900 s")])

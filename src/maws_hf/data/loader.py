@@ -15,6 +15,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +28,10 @@ from maws_hf.data.streaming import ImageStream, StreamStateError
 if TYPE_CHECKING:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-__all__ = ["begin_next_epoch", "build_loader", "collate", "loader_state", "reads_other_files", "restore_loader"]
+__all__ = [
+    *("begin_next_epoch", "build_loader", "collate", "loader_state", "reads_other_files", "restore_loader"),
+    "start_reading",
+]
 
 PARTITION = ("rank", "world_size", "num_workers", "strategy")  # of a stream's identity: who reads which share
 DATA = ("num_shards", "files")  # and what there is to share
@@ -94,14 +99,29 @@ def _shield_the_fork_server() -> None:
     the workers would be lost with it, and the running step with them. One that runs already stays as it is. It ends
     with the main process and the workers."""
     if sys.platform == "linux" and multiprocessing.get_start_method() == "forkserver":
-        from multiprocessing import forkserver, resource_tracker
+        from multiprocessing import forkserver
 
-        resource_tracker.ensure_running()  # its start would unblock the signal
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited
-        try:
+        with _sigterm_blocked():
             forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def start_reading(loader: Any) -> Iterator[dict[str, Any]]:
+    """`iter(loader)`, whose workers do not die of a SIGTERM to the whole group before they can say what it means."""
+    if sys.platform == "linux" and getattr(loader, "num_workers", 0):
+        with _sigterm_blocked():
+            return iter(loader)
+    return iter(loader)
+
+
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Around the start of processes, which inherit it. This one gets afterwards what has come meanwhile."""
+    resource_tracker.ensure_running()  # its start would unblock the signal
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _live_and_die_with_the_main_process(worker: int) -> None:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from .interruption import is_alive
+from .lost_workers import is_lost_worker, what_was_lost
 
 PATIENCE = 2.0  # seconds from a lost connection to the end of the process behind it
 
@@ -105,5 +106,7 @@ def _is_of_lost_process(error: Exception) -> bool:
 
 def _name(error: Exception) -> str:
     """Class and message; of an error from a data worker, what is left of it below the worker's traceback."""
+    if is_lost_worker(error):
+        return what_was_lost(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

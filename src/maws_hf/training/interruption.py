@@ -19,6 +19,7 @@ class GracefulStop:
     def __init__(self, launcher: int | None = None) -> None:
         self.signal_number: int | None = None
         self.launcher = launcher
+        self._process = os.getpid()
         self._notice = f"\nfinishing this step, then saving{_patience_of_torchrun()}\n".encode()
         self._previous: dict[int, object] = {}
 
@@ -34,6 +35,8 @@ class GracefulStop:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a data worker that has just been forked, and has no handler of its own yet
         if number == signal.SIGINT and self.signal_number is not None:
             raise KeyboardInterrupt
         if self.signal_number is None and int(os.environ.get("RANK", "0")) == 0:

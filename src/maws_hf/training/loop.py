@@ -110,8 +110,8 @@ def train(
         run.utilization_of_image_rate = flops_per_image / (peak * accelerator.num_processes)
     exit_code = 0
     with (
+        GracefulStop(launcher_process()) as stop,  # first: a Ctrl-C while workers are forked would be lost
         read_batches(loader, accelerator.device, recipe.gradient_accumulation_steps) as batches,
-        GracefulStop(launcher_process()) as stop,
         named_failures(*ranks, lambda: f"in step {run.state.step + 1}"),
     ):
         while run.state.step < recipe.max_steps:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import recursively_apply
 
-from ..data.loader import loader_state
+from ..data.loader import loader_state, start_reading
 
 Batch = dict[str, Any]
 _WORDS = ("keys", "skipped")  # of a batch: no tensors in them
@@ -41,7 +41,7 @@ class OnDemand(AbstractContextManager):
 
     def __init__(self, loader: Any, device: torch.device):
         self._loader, self._device = loader, device
-        self._batches = iter(loader)
+        self._batches = start_reading(loader)
 
     def __next__(self) -> Batch:
         """The next batch, a dict of its own."""
