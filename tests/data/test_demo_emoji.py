@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from leftovers import temporary_of
 from PIL import Image
 
 from maws_hf.data import corpus, demo_emoji, npm_packages
@@ -261,8 +262,8 @@ def test_resumes_after_a_kill_at_any_shard(
         if len(finished) == survivors:
             # The last shard is torn: on disk under its name, not recorded.
             (output_dir / shard.path).write_bytes(b"torn")
-            (output_dir / "data" / f".{Path(shard.path).name}.1.part").write_bytes(b"half")
-            (output_dir / ".building.json.1.part").write_bytes(b"half")
+            for path in (output_dir / shard.path, output_dir / "building.json"):
+                temporary_of(path).write_bytes(b"half")
             raise Killed
         finished.append(shard.path)
         return record
@@ -280,6 +281,15 @@ def test_resumes_after_a_kill_at_any_shard(
     assert {path: (tmp_path / path).stat().st_mtime_ns for path in finished} == kept
     assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", "data", "manifest.json", "preview.png"]
     assert build(tmp_path, sources).already_built
+
+
+def test_a_build_that_ends_leaves_another_in_the_same_folder_at_work(sources: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    at_work = [temporary_of(tmp_path / name, process=os.getppid()) for name in ("data/train-0.parquet", "README.md")]
+    for temporary in at_work:
+        temporary.write_bytes(b"half")
+    build(tmp_path, sources)
+    assert all(temporary.exists() for temporary in at_work)
 
 
 def test_a_damaged_or_lost_shard_is_written_again(

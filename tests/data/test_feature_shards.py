@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from leftovers import temporary_of
 from tiny import draw_image, tiny_config
 
 from maws_hf import MawsViTModel
@@ -207,7 +208,7 @@ def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, tower, enough):
 def test_what_a_killed_pass_left_is_removed_once_it_is_old(tmp_path, tower):
     job = job_of(write_shards(tmp_path / "data"), tmp_path / "features", Counted(tower))
     job.folder.mkdir()
-    old, new = (job.folder / f".train-00000-of-00003.parquet.{process}.part" for process in (1, 2))
+    old, new = (temporary_of(job.data_file(0), host="0a1b2c3d") for _ in range(2))
     for file in (old, new):
         file.write_bytes(b"half a shard")
     os.utime(old, (1, 1))

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import Dataset, Features, Image, List, Value
+from leftovers import temporary_of
 from tiny import draw_image
 
 from maws_hf.data import label_shards
@@ -391,7 +392,7 @@ def test_a_killed_run_continues(source, done, tmp_path, monkeypatch, survivors):
 
     def write_until_killed(path: Path, content: bytes) -> None:
         if len(written) == survivors:  # the data file lies there, its record does not; and a torn one beside
-            (path.parent / f".{path.name}.1.part").write_bytes(content[:10])
+            temporary_of(path).write_bytes(content[:10])
             raise Killed
         write(path, content)
         written.append(path)
@@ -408,6 +409,18 @@ def test_a_killed_run_continues(source, done, tmp_path, monkeypatch, survivors):
     label(source, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(done)
     assert {path: path.stat().st_mtime_ns for path in written} == before
+
+
+def test_a_run_that_ends_leaves_another_in_the_same_folder_at_work(source, tmp_path):
+    folder = tmp_path / "out"
+    label(source, folder)
+    (folder / "README.md").unlink()
+    names = ("data/train-0.parquet", "records/train-0.json", "vocabulary.json")
+    at_work = [temporary_of(folder / name, process=os.getppid()) for name in names]
+    for temporary in at_work:
+        temporary.write_bytes(b"half")
+    label(source, folder)
+    assert all(temporary.exists() for temporary in at_work)
 
 
 def test_a_damaged_shard_is_made_again(source, done, tmp_path):

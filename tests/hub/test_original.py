@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from leftovers import temporary_of
 from tiny_originals import classifier, encoder, encoder_shapes, golden_weights, saved, text_encoder, two_towers
 
 from maws_hf import MawsViTForImageClassification
@@ -48,8 +49,7 @@ def test_a_command_converts_in_a_child_process_and_says_what_to_do_next(tmp_path
     file = saved(golden_weights("timm_vit_tiny.safetensors"), tmp_path / "mine.pt")
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\ne\n", encoding="utf-8")
     folder = tmp_path / "models" / "mine"
-    leftover = folder.with_name(".mine.999999999.part")
-    leftover.mkdir(parents=True)
+    temporary_of(folder).mkdir(parents=True)
     options = ["--num_attention_heads", "4", "--sha256", sha256(file), "--labels", str(tmp_path / "labels.txt")]
     with pytest.raises(SystemExit) as end:
         main(["convert", str(file), "--output_dir", str(folder), *options])

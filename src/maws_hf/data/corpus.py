@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..whole_files import TEMPORARY_SUFFIX, sha256_of, temporary_beside, to_json, write_atomically
+from ..whole_files import remove_leftovers, sha256_of, temporary_beside, to_json, write_atomically
 
 MANIFEST = "manifest.json"
 JOURNAL = "building.json"
@@ -178,8 +178,7 @@ def write_corpus(
     write_atomically(output_dir / MANIFEST, to_json(manifest))
     (output_dir / JOURNAL).unlink(missing_ok=True)
     for folder in (output_dir, output_dir / "data"):
-        for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(folder)
     return CorpusReport(name, output_dir, manifest["counts"], manifest["shards"], tuple(sources), already_built=False)
 
 

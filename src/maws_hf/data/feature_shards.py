@@ -9,12 +9,10 @@ or another tower never meet the wrong features, and only shards whose rows have 
 Rows are read to see whether they have changed only if their files have, by size and time, or if they are not in files.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -30,7 +28,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..processing.decode import ImageDecodeError, decode_image
-from ..whole_files import TEMPORARY_SUFFIX, sha256_of, temporary_beside, write_atomically
+from ..whole_files import remove_leftovers, sha256_of, temporary_beside, write_atomically
 from .samples import KEY, Sample, sample_key
 from .tolerance import Loss, innermost_layer, read_on
 
@@ -132,7 +130,7 @@ def compute_features(job: FeatureJob, *, rank: int = 0, world_size: int = 1, num
         num_threads: that decode while the tower works.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(job.folder)
+    remove_leftovers(job.folder)
     shards = range(rank, job.shards, world_size)
     with (
         ThreadPoolExecutor(num_threads) as pool,
@@ -262,14 +260,6 @@ def _digest_row(digest: Any, row: Sample, image_column: str) -> None:
     rest = {name: value for name, value in row.items() if name != image_column}
     digest.update(json.dumps(rest, sort_keys=True, default=str).encode() + b"\0")
     digest.update(hashlib.sha256(data if isinstance(data, bytes) else b"").digest())
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Of passes that were killed. Another run may be at work in the same folder; it writes more often than hourly."""
-    for file in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):  # finished, or removed by another rank
-            if file.stat().st_mtime < time.time() - 3600:
-                file.unlink()
 
 
 def _files_of(dataset: IterableDataset) -> str | None:

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 
-from ..whole_files import TEMPORARY_SUFFIX, to_json, write_atomically
+from ..whole_files import remove_leftovers, to_json, write_atomically
 from .label_report import LabelCounts, LabellingReport, SplitCounts, dataset_card, plot_frequencies
 from .label_shards import (
     SYNSETS,
@@ -142,8 +142,8 @@ def label_dataset(
     report = _count(jobs, counted, min_count, max_classes, num_proc)
     card = dataset_card(_title(source, name), report, map(_digest_of_records, jobs))
     write_atomically(output_dir / "README.md", card.encode())
-    for leftover in output_dir.rglob(f".*{TEMPORARY_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+    for folder in (output_dir, output_dir / "data", output_dir / "records"):
+        remove_leftovers(folder)
     return report
 
 

@@ -5,7 +5,6 @@ of the same code in other sizes. A foreign file is not trusted: see `original_ar
 `conversion_process`.
 """
 
-import os
 import re
 import shutil
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 
-from ..whole_files import TEMPORARY_SUFFIX, temporary_beside
+from ..whole_files import remove_leftovers, temporary_beside
 from .conversion_process import run_in_child
 from .native_writer import SHARD_BYTES
 from .original_archive import ConversionError
@@ -127,7 +126,7 @@ def convert_checkpoint(
     names = read_labels(Path(labels)) if labels else None
     before = _identity(file)
     digest = _digest_or_error(file, known, sha256, accept_unknown_sha256)
-    _remove_leftovers(output_dir)
+    remove_leftovers(output_dir.parent, output_dir.name)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     staging = temporary_beside(output_dir)
     staging.mkdir()
@@ -210,24 +209,6 @@ def _digest_or_error(file: Path, known: KnownFile | None, expected: str | None, 
 def _identity(file: Path) -> tuple[int, ...]:
     found = file.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _remove_leftovers(output_dir: Path) -> None:
-    """Folders of earlier conversions to the same place that were killed."""
-    for leftover in output_dir.parent.glob(f".{output_dir.name}.*{TEMPORARY_SUFFIX}"):
-        process = leftover.name.split(".")[-2]
-        if process.isdecimal() and not _is_running(int(process)):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return process != os.getpid()
 
 
 def _tokenizer(folder: Path, written: dict[str, Any], name_or_path: str | None) -> str | None:

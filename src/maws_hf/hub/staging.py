@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..whole_files import temporary_beside
+from ..whole_files import remove_leftovers, temporary_beside
 
 MANIFEST = "release.json"
 CARD = "README.md"
@@ -124,8 +124,8 @@ def build_staging(model_dir: Path, staging_dir: Path, *, card: str | None = None
     refuse_overlap(model_dir, staging_dir)
     _refuse_to_replace(staging_dir)
     taken, left_out = _sorted_out(model_dir)
+    remove_leftovers(staging_dir.parent, staging_dir.name)
     partial = temporary_beside(staging_dir)
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         for name in taken:

