@@ -12,7 +12,15 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from maws_hf.data.sources import DataSourceError, find_image_column, open_stream, refuse_output_within
+from maws_hf.data.sources import (
+    DataSourceError,
+    find_image_column,
+    open_stream,
+    refuse_output_within,
+    why_no_labels,
+)
+from maws_hf.data.targets import find_labels
+from maws_hf.evaluation.features import find_label_column
 from maws_hf.processing.decode import DEFAULT_LIMITS
 
 
@@ -371,7 +379,6 @@ def test_shards_named_after_a_split_anywhere_are_told_from_a_stray_one(tmp_path)
         open_stream(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:images lie in nested folders")
 @pytest.mark.parametrize("held_out", ["test", "val2017", "set/train/dev"])
 def test_a_folder_called_like_held_out_data_is_not_trained_on(held_out: str, tmp_path: Path):
     for name in ("photos/0.png", f"{held_out}/1.png", "set/train/2.png"):
@@ -398,8 +405,13 @@ def test_words_that_also_mean_splits_are_words_in_captions_and_classes(tmp_path)
 
 def test_nested_folders_that_leave_open_what_the_class_is_give_no_labels(tmp_path):
     names = [f"{animal}/{year}/0.png" for animal in ("cat", "dog") for year in (2020, 2021)]
-    with pytest.warns(UserWarning, match="nested folders such as cat/2020, .* read without labels"):
-        assert opened(tmp_path, names) == (names, None)
+    assert opened(tmp_path, names) == (names, None)  # and a run that wants none hears nothing of it
+    dataset = open_stream(tmp_path)
+    reason = "; images lie in nested folders such as cat/2020, .* cannot be told: give a folder in which only one"
+    for look in (find_label_column, lambda images: find_labels(images.features, None, why_none=why_no_labels(images))):
+        with pytest.raises(DataSourceError, match=reason):
+            look(dataset.shuffle(seed=0).take(2))
+    assert why_no_labels(open_stream(tmp_path / "cat")) is None
 
 
 def test_picked_files_keep_the_classes_of_their_folders(tmp_path):

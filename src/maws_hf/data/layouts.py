@@ -5,13 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import zip_longest
 from typing import NamedTuple
 
-__all__ = ["DataSourceError", "Layout", "find_classes", "find_splits", "split_called"]
+__all__ = ["ClassFolders", "DataSourceError", "Layout", "find_classes", "find_splits", "split_called"]
 
 _KEYWORDS = {
     "train": ("train", "training", "trainset", "trainval"),
@@ -34,6 +33,13 @@ class Layout(NamedTuple):
 
     splits: list[str]
     level: int | None
+
+
+class ClassFolders(NamedTuple):
+    """The class folder of each image, nothing for one that lies in none; and if there is no telling, the reason."""
+
+    folders: list[str]
+    unclear: str | None = None
 
 
 def split_called(name: str) -> str:
@@ -101,12 +107,12 @@ def _refuse(root: str, files: Sequence[str], splits: Sequence[str | None]) -> No
     )
 
 
-def find_classes(images: Sequence[str], layout: Layout, *, are_picked: bool) -> list[str]:
-    """The class folder of each image; nothing for one that lies in none.
+def find_classes(images: Sequence[str], layout: Layout, *, are_picked: bool) -> ClassFolders:
+    """What the folders of images say of their classes.
 
     Classes are the one level of folders, besides that of the splits, in which the images of a split differ. Where they
-    differ in several, as in `cat/2020` and `dog/2021`, there is no telling which: then there are no classes, and a
-    warning.
+    differ in several, as in `cat/2020` and `dog/2021`, there is no telling which: then there are no classes, which
+    matters to those only who want labels.
 
     Args:
         are_picked: by the user, whatever the splits: the level that would tell these may tell classes, if no other
@@ -118,15 +124,15 @@ def find_classes(images: Sequence[str], layout: Layout, *, are_picked: bool) -> 
     if are_picked and not levels:
         levels = [level for level in of_splits if len(set(level)) > 1]
     if len(levels) == 1:
-        return levels[0]
+        return ClassFolders(levels[0])
+    unclear = None
     if levels:
         example = os.path.dirname(next(image for image, folder in zip(images, levels[-1], strict=True) if folder))
-        warnings.warn(
+        unclear = (
             f"images lie in nested folders such as {example}, or at several depths, and which level names the classes "
-            "cannot be told: they are read without labels; for labels, give a folder in which only one level differs",
-            stacklevel=2,
+            "cannot be told: give a folder in which only one level differs"
         )
-    return [""] * len(images)
+    return ClassFolders([""] * len(images), unclear)
 
 
 def _levels(files: Sequence[str]) -> list[list[str]]:

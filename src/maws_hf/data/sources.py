@@ -34,6 +34,7 @@ __all__ = [
     "list_files",
     "open_stream",
     "refuse_output_within",
+    "why_no_labels",
 ]
 
 IMAGE_COLUMN_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img")
@@ -160,6 +161,11 @@ def digest_of_files(dataset: IterableDataset) -> str | None:
     return (dataset.info.download_checksums or {}).get(_FILES, {}).get("checksum")
 
 
+def why_no_labels(dataset: IterableDataset) -> str | None:
+    """What kept `open_stream` from taking the folders of images for classes, if anything did."""
+    return (dataset.info.download_checksums or {}).get(_FILES, {}).get("why_no_labels")
+
+
 def refuse_output_within(source: str, **folders: str | None) -> None:
     """Refuses to write where a data set's files are found by listing: pictures and features would become part of it.
 
@@ -261,14 +267,18 @@ def _open_local(
         raise DataSourceError(f"{source} holds none of {_LOOKED_FOR}")
     layout = find_splits(images, root, names_are_words=True)
     chosen = _select_split(images, layout.splits, split, root)
-    metadata = read_image_metadata(root, files, images, chosen)
+    metadata, unclear = read_image_metadata(root, files, images, chosen), None
     if metadata is None:
-        rows, features = _rows_of_folders(chosen, images, find_classes(images, layout, are_picked=not root))
+        folders, unclear = find_classes(images, layout, are_picked=not root)
+        rows, features = _rows_of_folders(chosen, images, folders)
     else:
         rows, features = metadata.rows, metadata.columns
     dataset = _open_images(root, rows, features, with_bytes=columns is None or "image" in columns)
     # Their sizes are left out: to ask for those of a million takes minutes, in every process of every start.
-    return _with_digest(dataset, root, chosen, sized=[] if metadata is None else metadata.files)
+    dataset = _with_digest(dataset, root, chosen, sized=[] if metadata is None else metadata.files)
+    if unclear is not None:
+        dataset.info.download_checksums[_FILES]["why_no_labels"] = unclear
+    return dataset
 
 
 def list_files(folder: str) -> list[str]:

@@ -97,6 +97,7 @@ def find_labels(
     vocabulary_file: Path | None = None,
     num_labels: int | None = None,
     texts_in: Callable[[str], Iterable[str]] | None = None,
+    why_none: str | None = None,
 ) -> LabelReader:
     """How to read the labels of a data set.
 
@@ -107,10 +108,19 @@ def find_labels(
         num_labels: classes, where the column is of plain integers.
         texts_in: gives all texts of a column, which then are classes, by alphabet, if it is of texts and
             `vocabulary_file` is not there.
+        why_none: what is known of why there may be no labels, for the message.
 
     Raises:
         DataSourceError: no such column, nothing says what its classes are, or there is only one.
     """
+    if column is None:
+        column = next((name for name in ("synsets", "labels", "label") if name in features), None)
+    if column is None or column not in features:
+        raise DataSourceError(
+            f"no column {column or 'synsets, labels or label'} among {', '.join(features)}: name the labels with "
+            "--label_column_name, or make them from tags with scripts/build_wsp_labels.py; "
+            f"{why_none or LABELS_OF_FOLDERS}"
+        )
     reader = _find_reader(features, column, vocabulary_file, num_labels, texts_in)
     if len(reader.names) < 2:
         raise DataSourceError(f"the labels in {reader.column} are of {len(reader.names)} class: two are the least")
@@ -119,18 +129,11 @@ def find_labels(
 
 def _find_reader(
     features: Features,
-    column: str | None,
+    column: str,
     vocabulary_file: Path | None,
     num_labels: int | None,
     texts_in: Callable[[str], Iterable[str]] | None,
 ) -> LabelReader:
-    if column is None:
-        column = next((name for name in ("synsets", "labels", "label") if name in features), None)
-    if column is None or column not in features:
-        raise DataSourceError(
-            f"no column {column or 'synsets, labels or label'} among {', '.join(features)}: name the labels with "
-            f"--label_column_name, or make them from tags with scripts/build_wsp_labels.py; {LABELS_OF_FOLDERS}"
-        )
     kind = element_of(features[column])
     if isinstance(kind, ClassLabel):
         return LabelReader(column, tuple(kind.names))

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..data.samples import element_of
-from ..data.sources import DataSourceError, find_image_column
+from ..data.sources import DataSourceError, find_image_column, why_no_labels
 from ..data.targets import LABELS_OF_FOLDERS, NO_LABEL, UNLABELLED
 from ..models.inference import prepared_for_inference
 from ..models.modeling_maws_vit import MawsViTModel
@@ -145,7 +145,7 @@ def find_label_column(dataset: IterableDataset, name: str | None = None) -> str:
         declared = [column for column, kind in kinds.items() if isinstance(element_of(kind), ClassLabel)]
         name = declared[0] if len(declared) == 1 else "label"
     if name not in kinds:
-        only_images = f"; {LABELS_OF_FOLDERS}" if list(kinds) == ["image"] else ""
+        only_images = f"; {why_no_labels(dataset) or LABELS_OF_FOLDERS}" if list(kinds) == ["image"] else ""
         raise DataSourceError(
             f"no label column {name!r} among {', '.join(kinds)}: name it with --label_column_name{only_images}"
         )

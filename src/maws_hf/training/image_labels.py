@@ -10,7 +10,7 @@ from datasets import Features
 from tqdm.auto import tqdm
 
 from ..data.samples import KEY, KEY_COLUMNS, sample_key
-from ..data.sources import open_stream
+from ..data.sources import open_stream, why_no_labels
 from ..data.targets import LabelReader, find_labels
 from ..data.tolerance import read_on
 from .arguments import option
@@ -55,6 +55,7 @@ def read_labels(recipe: LabelRecipe, texts_are_classes: bool = False) -> tuple[L
             recipe.label_column_name,
             vocabulary_file=next((file for file in files if file.is_file()), files[0]),
             num_labels=recipe.num_labels,
+            why_none=why_no_labels(dataset),
             texts_in=partial(_texts_in, recipe) if texts_are_classes and not recipe.vocabulary_file else None,
         )
     return reader, dataset.features
