@@ -15,10 +15,16 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from maws_hf.data.labelling import LabellingReport, label_dataset
+from maws_hf.data.resampling import solve_threshold
 from maws_hf.data.sources import DataSourceError, open_stream
+from maws_hf.data.vocabulary import Vocabulary
 from maws_hf.training.arguments import Options, option, parse_recipe
 from maws_hf.training.entry_point import run_script
+
+RECIPE = "examples/recipes/wsp_laptop.yaml"
 
 
 @dataclass(kw_only=True)
@@ -80,10 +86,10 @@ def summarise(report: LabellingReport, options: LabelOptions) -> None:
   all of the above, more dropped tags     {output_dir / "report.json"}
   frequency over rank                     {output_dir / "frequencies.png"}
 
-{_next_step(options)}""")
+{_next_step(options, report.vocabulary)}""")
 
 
-def _next_step(options: LabelOptions) -> str:
+def _next_step(options: LabelOptions, vocabulary: Vocabulary) -> str:
     split, column = options.dataset_split[0], options.image_column_name
     try:
         open_stream(options.output_dir, split=split, image_column=column)
@@ -92,10 +98,22 @@ def _next_step(options: LabelOptions) -> str:
     python = Path(os.path.relpath(sys.executable))  # of the environment, which need not be activated
     chosen = "" if split == "train" else f" --dataset_split {shlex.quote(split)}"
     chosen += "" if column is None else f" --image_column_name {shlex.quote(column)}"
+    chosen += "" if _recipe_can_resample(vocabulary) else " --resampling_ratio 1"
     return f"""Try next:
   {python.with_name("accelerate")} launch --config_file examples/accelerate/single_process.yaml examples/run_wsp.py \\
-      --config examples/recipes/wsp_laptop.yaml --dataset_name {shlex.quote(options.output_dir)}{chosen} \\
+      --config {RECIPE} --dataset_name {shlex.quote(options.output_dir)}{chosen} \\
       --output_dir runs/wsp"""
+
+
+def _recipe_can_resample(vocabulary: Vocabulary) -> bool:
+    """Labels that are all about equally frequent do not reach its ratio."""
+    recipe = yaml.safe_load((Path(__file__).parents[1] / RECIPE).read_text(encoding="utf-8"))
+    counts, rarest = ([getattr(label, name) for label in vocabulary.classes] for name in ("count", "rarest"))
+    try:
+        solve_threshold(counts, rarest, vocabulary.images, recipe.get("resampling_ratio", 1))
+    except ValueError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

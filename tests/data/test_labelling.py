@@ -210,8 +210,11 @@ def test_the_script_labels_and_says_what_to_do_next(source, done, tmp_path, monk
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
-def test_the_script_names_the_next_step_where_there_are_images(tmp_path, monkeypatch, capsys):
-    rows = [{"image": {"bytes": draw_image(0), "path": "0.png"}, "tags": ["dog"]}]
+@pytest.mark.parametrize(("of_dogs", "reached"), [(1, False), (16, True)])
+def test_the_script_names_the_next_step_where_there_are_images(of_dogs, reached, tmp_path, monkeypatch, capsys):
+    image = {"bytes": draw_image(0), "path": "0.png"}
+    rare = ["cat", "zebra", "car", "house", "boat", "tree", "flower", "horse"]
+    rows = [{"image": image, "tags": [tag]} for tag in ["dog"] * of_dogs + rare]
     features = Features({"image": Image(), "tags": List(Value("string"))})
     source = write_shards(tmp_path / "in", rows, 1, features)
     command = f"build_wsp_labels.py --dataset_name {source} --tags_column_name tags --min_count 1 --output_dir"
@@ -220,8 +223,9 @@ def test_the_script_names_the_next_step_where_there_are_images(tmp_path, monkeyp
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert finished.value.code == 0
     printed = capsys.readouterr().out
-    assert f"--dataset_name {tmp_path / 'out'} \\" in printed
+    assert f"--dataset_name {tmp_path / 'out'} " in printed
     assert "examples/run_wsp.py" in printed
+    assert ("--resampling_ratio 1 " in printed) is not reached  # the recipe's would be refused
 
 
 def test_any_name_of_the_data_makes_a_card_that_loads(tmp_path):
