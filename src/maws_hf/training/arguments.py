@@ -51,7 +51,11 @@ class TrainingArguments(Options):
     adam_beta2: float = option(0.95, "AdamW beta2.")
     adam_epsilon: float = option(1e-8, "AdamW epsilon.")
     warmup_steps: int = option(0, "Updates over which the learning rate rises from 0.")
-    ema_decay: float = option(0.0, "Train on, but keep and save a float32 average of the weights; 0: none.")
+    ema_decay: float = option(
+        0.0,
+        "Train on, but keep and save a float32 average of the weights, after t updates with this decay or "
+        "(1 + t) / (10 + t), whichever is less; 0: none.",
+    )
     max_grad_norm: float = option(0.0, "Clip gradients to this global norm; 0 does not clip.")
     max_nonfinite_steps: int = option(
         3, "Updates with a NaN or infinite loss or gradient are refused; so many in a row end the run."
