@@ -144,7 +144,7 @@ def test_three_kills_change_nothing(prepare, workers: int, straight_run: Path, i
 def test_sigterm_saves_at_once_and_says_how_to_go_on(straight_run: Path, image_shards: Path, tmp_path: Path):
     arguments = command(image_shards, tmp_path, save_steps=1000)
     process = start(arguments)
-    while (steps_logged(tmp_path) or [0])[-1] < 10:
+    while (steps_logged(tmp_path) or [0])[-1] < 10 and process.poll() is None:
         time.sleep(0.01)
     process.terminate()
     output = finish(process, expected=128 + signal.SIGTERM)
