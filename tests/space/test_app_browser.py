@@ -2,7 +2,7 @@
 
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
 import time
@@ -31,24 +31,23 @@ OWN = 41  # the picture that is uploaded, which the index holds too
 @pytest.fixture(scope="module")
 def address(folders, image_shards, tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("page")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     options = {
         "zero_shot_model": folders["lit"],
         "mae_model": folders["mae"],
         "index_dataset": image_shards,
         "num_examples": 3,
         "cache_dir": folder / "cache",
-        "server_port": port,
     }
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     log = folder / "log.txt"
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder / "uploads"), "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONUNBUFFERED"] = "1"  # it says at once where it listens
     with log.open("w") as out:
         process = subprocess.Popen([sys.executable, APP, *flags], stdout=out, stderr=out, env=environment, cwd=folder)
     try:
-        page = f"http://127.0.0.1:{port}/"
+        told = wait_until(lambda: process.poll() is not None or re.search(r"http://127\.0\.0\.1:\d+", log.read_text()))
+        assert process.poll() is None, log.read_text()
+        page = f"{told[0]}/"
         wait_until(lambda: process.poll() is not None or answers(page))
         assert process.poll() is None, log.read_text()
         yield page
