@@ -39,6 +39,22 @@ def test_a_wheel_is_fetched_once(shelf: Path, tmp_path: Path, monkeypatch: pytes
     assert fetch_wheel(wheel, folder, size="1 kB") == path
 
 
+def test_processes_of_one_number_fetch_into_one_folder_at_once(shelf: Path, tmp_path: Path, monkeypatch):
+    wheel, folder = wheel_of(shelf), tmp_path / "cache"
+    run, begun = subprocess.run, []
+
+    def run_while_another_fetches(*arguments, **options):
+        begun.append(arguments)
+        if len(begun) == 1:
+            fetch_wheel(wheel, folder, size="1 kB")
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "run", run_while_another_fetches)
+    assert sha256_of(fetch_wheel(wheel, folder, size="1 kB")) == wheel.sha256
+    assert len(begun) == 2
+    assert [entry.name for entry in folder.iterdir()] == [FILE]
+
+
 def test_a_damaged_wheel_is_replaced(shelf: Path, tmp_path: Path):
     wheel, folder = wheel_of(shelf), tmp_path / "cache"
     folder.mkdir()

