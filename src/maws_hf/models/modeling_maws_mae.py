@@ -33,10 +33,9 @@ from ..masking import (
     split_by_noise,
 )
 from .configuration_maws_vit import MawsViTConfig, as_pair
-from .loading import CheckedLoading
 from .maws_mae_cross_decoder import MawsMAECrossDecoder, MawsMAECrossLayer, encode_all_layers
 from .modeling_maws_vit import MawsViTLayer, MawsViTModel, MawsViTPreTrainedModel
-from .patch_grid import gather_patches, resample_position_table, sincos_position_table
+from .patch_grid import fit_position_table, gather_patches, resample_position_table, sincos_position_table
 
 
 @dataclass
@@ -134,7 +133,6 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
     """Encoder, decoder and pixel loss. `.vit` is a plain [`MawsViTModel`]; its position table is fixed here."""
 
     _may_be_new = ("decoder.",)
-    _other_image_size = CheckedLoading._other_image_size
     _no_split_modules = [*MawsViTPreTrainedModel._no_split_modules, MawsMAECrossLayer.__name__]
 
     def __init__(self, config: MawsViTConfig):
@@ -152,7 +150,23 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
         return loaded
 
     def set_image_size(self, image_size: int | tuple[int, int]) -> None:
-        raise ValueError("an autoencoder takes images of any size as it is; its encoder alone can store another")
+        """Stores both position tables for another size, for training at that size.
+
+        They are fixed, and become those that a new model of that size has, where images of another size would
+        otherwise meet interpolated ones. Only a table that is not the fixed one, of an encoder that has learned its
+        positions elsewhere, is resampled as [`MawsViTModel`]'s is.
+
+        Args:
+            image_size: pixels, or (height, width); becomes the config's.
+
+        Raises:
+            ValueError: it is no multiple of the patch.
+        """
+        old_grid, table = self.config.grid_size, self.vit.embeddings.position_embeddings.detach()
+        super().set_image_size(image_size)
+        grid = self.config.grid_size
+        self.vit.embeddings.position_embeddings.data = fit_position_table(table, old_grid, grid)
+        self.decoder.position_embeddings = fit_position_table(self.decoder.position_embeddings, old_grid, grid)
 
     def _fix_constants(self) -> None:
         self.vit.embeddings.position_embeddings.requires_grad_(False)

@@ -331,8 +331,7 @@ class MawsViTPreTrainedModel(RefusesWhenPrepared, CheckedLoading, PreTrainedMode
             image_size: pixels, or (height, width); becomes the config's.
 
         Raises:
-            ValueError: it is no multiple of the patch; or for an autoencoder, whose decoder has a table too: it takes
-                images of any size as it is.
+            ValueError: it is no multiple of the patch.
         """
         self.base_model.embeddings.set_image_size(image_size)
 
