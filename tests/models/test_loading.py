@@ -334,7 +334,9 @@ def test_an_adapter_comes_back_on_its_base_whatever_format_that_has(base_format,
 def test_offline_says_how_to_fetch_before_any_tower_is_built(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(MawsViTModel, "from_pretrained", lambda *_, **__: pytest.fail("a tower was loaded"))
-    with pytest.raises(OSError, match=r"hf download org/text-tower.*hf auth login"):
+    with pytest.raises(
+        OSError, match=r"(?s)no folder org/text-tower here, .*hf download org/text-tower.*hf auth login"
+    ):
         MawsLiTModel.from_vision_text_pretrained("org/maws-vit-b", "org/text-tower")
     with pytest.raises(OSError, match="hf download org/maws-vit-b"):
         MawsViTConfig.from_pretrained("org/maws-vit-b")
@@ -421,6 +423,15 @@ def test_an_image_tower_with_a_pooler_is_refused():
 def test_a_missing_folder_is_no_repository(name):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         MawsViTModel.from_pretrained(name)
+
+
+def test_a_file_is_no_model_and_how_it_becomes_one_is_said(folder: Path):
+    file = folder / "mae.pth"
+    file.write_bytes(b"weights")
+    for read in (MawsViTModel.from_pretrained, MawsViTConfig.from_pretrained, refuse_adapter):
+        with pytest.raises(ModelLoadingError, match=r"mae\.pth is a file, .*`maws-hf convert .*mae\.pth --output_dir"):
+            read(str(file))
+    assert MawsViTConfig.from_pretrained(folder / "config.json").hidden_size == 32
 
 
 def test_weights_in_a_pickle_are_not_read_however_restricted(tmp_path):

@@ -66,14 +66,25 @@ def explained_for_hub(where: Any) -> Iterator[None]:
         if Path(where).exists() or "hf download" in str(error):
             raise
         raise OSError(
-            f"{error}\n`hf download {where}` fetches it beforehand, for HF_HUB_OFFLINE=1; a gated or private one "
+            f"there is no folder {where} here, and as a repository of the Hub: {error}\n"
+            f"`hf download {where}` fetches it beforehand, for HF_HUB_OFFLINE=1; a gated or private one "
             "needs `hf auth login`."
         ) from error
 
 
 def refuse_missing_folder(where: Any) -> None:
-    """Raises FileNotFoundError for a path that is not there, before it is taken for a repository of the Hub."""
+    """Before a path is taken for a repository of the Hub, or for a folder.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ModelLoadingError: it is a file.
+    """
     name = str(where)
+    if Path(name).is_file():
+        raise ModelLoadingError(
+            f"{name} is a file, and the folder of a model is wanted: of an original PyTorch checkpoint, "
+            f"`maws-hf convert {name} --output_dir FOLDER` makes one"
+        )
     if Path(name).exists():
         return
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
@@ -84,6 +95,7 @@ def refuse_missing_folder(where: Any) -> None:
 
 def refuse_adapter(where: Any) -> None:
     """Raises ModelLoadingError for an adapter: frozen, and saved without what was trained, it is no start of a run."""
+    refuse_missing_folder(where)
     if find_adapter_config_file(where) is not None:
         raise ModelLoadingError(
             f"{where} is an adapter, and whole models are wanted here: merge it into its base (PEFT's "
@@ -111,7 +123,9 @@ class CheckedConfig:
         Raises:
             ValueError: the file describes no model of ours; names it, the field and what would do.
         """
-        refuse_missing_folder(pretrained_model_name_or_path)
+        path = Path(str(pretrained_model_name_or_path))
+        if not (path.suffix == ".json" and path.is_file()):
+            refuse_missing_folder(pretrained_model_name_or_path)
         try:
             with explained_for_hub(pretrained_model_name_or_path):
                 return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
