@@ -104,6 +104,27 @@ def test_a_rectangular_model_started_from_half_precision_weights_trains_in_float
     assert {tensor.dtype for tensor in load_file(second / "model.safetensors").values()} == {torch.float32}
 
 
+def test_a_model_is_trained_on_at_another_size_and_the_same_command_resumes(
+    prepare, straight_run: Path, image_shards: Path, tmp_path: Path
+):
+    options = {"model_name_or_path": straight_run, "config_overrides": "image_size=[24,16]", "save_steps": 3}
+    straight, killed = (command(image_shards, tmp_path / name, **options) for name in ("straight", "killed"))
+    output = finish(prepare(straight))
+    assert f"{straight_run} is of 16 px: its positions are made to fit (24, 16) px\n" in output
+    kill_after(prepare(killed), tmp_path / "killed", 8)
+    output = finish(prepare(killed))
+    assert "resuming after step" in output
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+    model, report = MawsMAEForPreTraining.from_pretrained(tmp_path / "killed", output_loading_info=True)
+    assert not any(report.values()), report
+    assert model.config.image_size == (24, 16)
+    made = MawsMAEForPreTraining(MawsViTConfig(**TINY_FIELDS | {"image_size": [24, 16]}))
+    assert torch.equal(model.decoder.position_embeddings, made.decoder.position_embeddings)
+    assert torch.equal(model.vit.embeddings.position_embeddings, made.vit.embeddings.position_embeddings)
+    assert AutoImageProcessor.from_pretrained(tmp_path / "killed").crop_size == {"height": 24, "width": 16}
+    assert [stage.name for stage in read_ledger(str(tmp_path / "killed"))] == ["mae", "mae"]
+
+
 def test_an_objective_that_is_not_the_papers_is_one_flag_and_counted_as_what_it_costs(
     prepare, image_shards: Path, tmp_path: Path
 ):
@@ -279,7 +300,8 @@ def test_a_compiled_run_trains_alike_and_saves_plain_names(
         ({"config_overrides": "hidden_size"}, "must be field=value"),
         ({"report_to": "wandb"}, "pip install wandb"),
         ({"picture_steps": 0}, "--picture_steps 0 is not possible"),
-        ({"model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"model_name_or_path": "/nowhere/at/all"}, "there is no folder /nowhere/at/all"),
+        ({"model_name_or_path": "README.md"}, "`maws-hf convert README.md --output_dir FOLDER`"),
     ],
 )
 def test_a_bad_option_is_one_line_that_names_it(

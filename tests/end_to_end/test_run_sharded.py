@@ -135,6 +135,16 @@ def test_wsp_ends_in_the_weights_of_a_data_parallel_run(run, labelled: Path, tmp
     assert MawsViTForImageClassification.from_pretrained(tmp_path / "sharded").config.num_labels == 3
 
 
+def test_a_start_at_another_size_is_read_by_rows_but_for_its_positions(run, labelled: Path, tmp_path: Path):
+    run("run_mae.py", labelled, tmp_path / "start", {}, processes=1, max_steps=1)
+    options = {"model_name_or_path": tmp_path / "start", "config_overrides": "image_size=24", "max_steps": 1}
+    for script_name in ("run_mae.py", "run_wsp.py"):
+        for name, environment in (("whole", {}), ("sharded", SHARDED)):
+            printed = run(script_name, labelled, tmp_path / f"{script_name}-{name}", environment, **options)
+            assert printed.count("is of 16 px: its positions are made to fit 24 px") == 1
+        assert_same_weights(tmp_path / f"{script_name}-sharded", tmp_path / f"{script_name}-whole")
+
+
 def test_copies_that_are_sharded_end_in_the_weights_of_a_data_parallel_run_and_continue_as_one(
     run, image_shards: Path, tmp_path: Path
 ):

@@ -178,6 +178,30 @@ def test_a_mae_run_is_continued_and_the_ledger_adds_up(prepare, labelled: Path, 
             assert torch.equal(after[name], before[name]), name
 
 
+def test_a_start_is_trained_at_another_size_with_its_own_shape(
+    prepare, straight_run: Path, labelled: Path, tmp_path: Path
+):
+    options = {"model_name_or_path": straight_run, "max_steps": 1, "warmup_steps": 0, "learning_rate": 0}
+    options |= {"config": "examples/recipes/wsp_laptop.yaml", "config_overrides": "image_size=24", "ema_decay": 0}
+    output = finish(prepare(command(labelled, tmp_path, **options)))
+    assert (
+        f"the recipe file give way to {straight_run}: patch_size=8 (it has 4), hidden_size=128 (it has 16)" in output
+    )
+    assert f"{straight_run} is of 16 px: its positions are made to fit 24 px\n" in output
+    model = MawsViTForImageClassification.from_pretrained(tmp_path)
+    expected = MawsViTForImageClassification.from_pretrained(straight_run)
+    expected.set_image_size(24)
+    assert model.config.image_size == 24
+    assert model.config.id2label == expected.config.id2label
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert AutoImageProcessor.from_pretrained(tmp_path).crop_size == {"height": 24, "width": 24}
+    options |= {"config_overrides": "hidden_size=32"}
+    output = finish(prepare(command(labelled, tmp_path / "other", **options)), expected=1)
+    contradiction = f"{straight_run} is contradicted by hidden_size=32 of --config_overrides (it has 16); leave out"
+    assert contradiction in output.rstrip().splitlines()[-1]
+
+
 def test_a_head_is_kept_for_the_same_classes_only(prepare, straight_run: Path, labelled: Path, tmp_path: Path):
     content = json.loads((labelled / "vocabulary.json").read_text())
     options = {"model_name_or_path": straight_run, "config_overrides": "", "max_steps": 1, "learning_rate": 0}

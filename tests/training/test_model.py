@@ -4,10 +4,14 @@ import importlib
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_config
 
-from maws_hf import MawsLiTConfig, MawsViTForImageClassification
+from maws_hf import MawsLiTConfig, MawsMAEForPreTraining, MawsViTForImageClassification, MawsViTModel
+from maws_hf.models.weight_files import ModelLoadingError
+from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.arguments import parse_recipe
+from maws_hf.training.initial_weights import new_model
 from maws_hf.training.model import ModelRecipe, build_config, build_model, parse_overrides
 
 ROOT = Path(__file__).parents[2]
@@ -29,18 +33,106 @@ def test_config_overrides_are_json_values(text: str, fields: dict):
     assert parse_overrides(text) == fields
 
 
-def test_overrides_that_contradict_the_start_are_named_and_others_are_not(tmp_path: Path):
-    MawsViTForImageClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path / "start")
-    options = {"model_name_or_path": str(tmp_path / "start"), "output_dir": str(tmp_path / "run")}
-    recipe = ModelRecipe(**options, config_overrides="drop_path_rate=0.1,patch_size=8")
-    assert build_model(MawsViTForImageClassification, recipe).config.drop_path_rate == 0.1
-    for overrides, named, reason in (
-        ("hidden_size=64,patch_size=8", r"hidden_size=64 \(it has 32\)", "another shape"),
-        ("patch_size=8,num_hidden_layers=1", r"num_hidden_layers=1 \(it has 2\)", "not possible"),
-    ):
-        recipe = ModelRecipe(**options, config_overrides=overrides)
-        with pytest.raises(ValueError, match=rf"contradict .*start: {named}; leave out .* {reason}"):
-            build_model(MawsViTForImageClassification, recipe)
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    new_model(MawsMAEForPreTraining, tiny_config(), 1).save_pretrained(tmp_path / "start")
+    return tmp_path / "start"
+
+
+def parse_vision(*argv: object) -> ModelRecipe:
+    return parse_recipe(ModelRecipe, "", ["--output_dir", "x", *map(str, argv)])
+
+
+@pytest.mark.parametrize("model_class", [MawsMAEForPreTraining, MawsViTForImageClassification])
+def test_a_start_may_be_trained_at_another_size(model_class: type, start: Path, capsys: pytest.CaptureFixture):
+    recipe = ModelRecipe(
+        output_dir="x", model_name_or_path=str(start), config_overrides="image_size=[48,32],drop_path_rate=0.1"
+    )
+    model = build_model(model_class, recipe)
+    assert capsys.readouterr().out == f"{start} is of 32 px: its positions are made to fit (48, 32) px\n"
+    expected = model_class.from_pretrained(start)
+    expected.set_image_size((48, 32))
+    for name, value in expected.state_dict().items():
+        assert name.startswith("classifier.") or torch.equal(model.state_dict()[name], value), name
+    assert model.config.drop_path_rate == 0.1
+    assert image_processor_of(model.config).crop_size == {"height": 48, "width": 32}
+    same = ModelRecipe(output_dir="x", model_name_or_path=str(start), config_overrides="image_size=[32,32]")
+    build_model(model_class, same)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_start_that_is_read_by_rows_gets_the_same_tables(start: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = ModelRecipe(output_dir="x", model_name_or_path=str(start), config_overrides="image_size=64")
+    for model_class in (MawsMAEForPreTraining, MawsViTForImageClassification):
+        whole = build_model(model_class, recipe).state_dict()
+        with monkeypatch.context() as patch:
+            patch.setattr("maws_hf.training.model.sharding_wanted", lambda: True)
+            parts = build_model(model_class, recipe).state_dict()
+        given = {name for name, tensor in parts.items() if not tensor.is_meta}
+        assert given == {name for name in whole if name.endswith("position_embeddings")}
+        assert all(torch.equal(parts[name], whole[name]) for name in given)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_start_without_a_decoder_says_that_it_gets_one(sharded: bool, tmp_path: Path, monkeypatch, capsys):
+    MawsViTModel(tiny_config()).save_pretrained(tmp_path)
+    recipe = ModelRecipe(
+        output_dir="x", model_name_or_path=str(tmp_path), config_overrides="image_size=64,decoder_hidden_size=768"
+    )
+    monkeypatch.setattr("maws_hf.training.model.sharding_wanted", lambda: sharded)
+    model = build_model(MawsMAEForPreTraining, recipe)
+    parameters = sum(parameter.numel() for parameter in model.decoder.parameters()) / 1e6
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{tmp_path} has no decoder: it gets a new one of {parameters:.1f} M parameters"
+    assert lines[1].endswith("made to fit 64 px")
+    expected = MawsMAEForPreTraining(model.config).decoder.position_embeddings
+    found = model.decoder.position_embeddings
+    assert found.is_meta if sharded else torch.equal(found, expected)
+    assert found.shape == expected.shape
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ("hidden_size=64,patch_size=8", "hidden_size=64 of --config_overrides (it has 32)"),
+        ("patch_size=[8,8],num_hidden_layers=1", "num_hidden_layers=1 of --config_overrides (it has 2)"),
+        ("decoder_hidden_size=12,image_size=64", "decoder_hidden_size=12 of --config_overrides (it has 24)"),
+    ],
+)
+def test_what_contradicts_the_start_is_named_before_weights_are_read(
+    overrides: str, named: str, start: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(MawsMAEForPreTraining, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(ModelLoadingError) as raised:
+        build_model(
+            MawsMAEForPreTraining, parse_vision("--model_name_or_path", start, "--config_overrides", overrides)
+        )
+    assert str(raised.value) == f"{start} is contradicted by {named}; leave out what a start brings along"
+
+
+def test_the_shape_in_a_recipe_file_gives_way_to_the_start_unless_the_file_names_it(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    file = tmp_path / "recipe.yaml"
+    overrides = "config_overrides: {image_size: 64, hidden_size: 48, decoder_hidden_size: 12, mask_ratio: 0.5}\n"
+    file.write_text(overrides)
+    arguments = ("--config", file, "--model_name_or_path", start)
+    config = build_model(MawsMAEForPreTraining, parse_vision(*arguments)).config
+    assert (config.image_size, config.hidden_size, config.mask_ratio) == (32, 32, 0.5)
+    assert capsys.readouterr().out == (
+        f"config_overrides of the recipe file give way to {start}: image_size=64 (it has 32), hidden_size=48 (it has "
+        "32), decoder_hidden_size=12 (it has 24)\n"
+    )
+    typed = parse_vision(*arguments, "--config_overrides", "image_size=48")
+    assert build_model(MawsMAEForPreTraining, typed).config.image_size == 48
+    with pytest.raises(ModelLoadingError, match=r"by hidden_size=64 of --config_overrides \(it has 32\); leave"):
+        build_config(parse_vision(*arguments, "--config_overrides", "hidden_size=64"))
+
+    file.write_text(f"model_name_or_path: {start}\nconfig_overrides: {{image_size: 64}}\n")
+    assert build_config(parse_vision("--config", file)).image_size == 64
+    file.write_text(f"model_name_or_path: {start}\n{overrides}")
+    with pytest.raises(ModelLoadingError, match=r"by hidden_size=48 of the recipe file \(it has 32\), decoder_hidden"):
+        build_config(parse_vision("--config", file))
 
 
 @pytest.fixture

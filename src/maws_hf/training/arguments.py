@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -24,6 +25,9 @@ def option(default: Any, help: str) -> Any:
 @dataclass(kw_only=True)
 class Options:
     """What all groups of options have: a recipe inherits from several, and each checks its own."""
+
+    # Options of the recipe file in the words of flags; set by `parse_recipe`, and no option itself.
+    from_file = MappingProxyType({})
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the option that is impossible and what would do."""
@@ -141,7 +145,9 @@ def parse_recipe(recipe_class: type[Recipe], description: str, argv: list[str] |
             given = values[name]
             if isinstance(value, dict) and given != _as_text(value):
                 values[name] = f"{_as_text(value)},{given}"  # a mapping is extended by its flag, not replaced
-        return recipe_class(**values)
+        recipe = recipe_class(**values)
+        recipe.from_file = {name: " ".join(_as_flag(name, value)[1:]) for name, value in from_file.items()}
+        return recipe
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 

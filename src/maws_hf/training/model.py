@@ -13,8 +13,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import BitImageProcessorPil, PreTrainedModel, ProcessorMixin
 
-from ..models.configuration_maws_vit import SIZES, MawsViTConfig
+from ..models.configuration_maws_vit import SIZES, MawsViTConfig, as_pair
 from ..models.loading import refuse_adapter
+from ..models.modeling_maws_mae import MawsMAEForPreTraining
 from ..models.weight_files import ModelLoadingError
 from .arguments import Options, TrainingArguments, option
 from .initial_weights import draw_weights, meta_model, new_model
@@ -27,6 +28,25 @@ from .weight_sums import remove_weight_sums, write_weight_sums
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+# What a start's weights are made for.
+_OF_ENCODER = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "qkv_bias",
+    "patch_size",
+    "num_channels",
+)
+_OF_DECODER = (
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_num_attention_heads",
+    "decoder_intermediate_size",
+    "decoder_attention",
+    "decoder_inter_block_attention",
+)
+
 
 @dataclass(kw_only=True)
 class ModelOptions(Options):
@@ -34,7 +54,11 @@ class ModelOptions(Options):
 
     model_name_or_path: str | None = option(None, "Start from these weights (a run, a Hub id) instead of new ones.")
     model_size: str = option("vit_b16", f"Size of a new model: {', '.join(SIZES)}.")
-    config_overrides: str = option("", "Config fields that differ, as image_size=96,patch_size=[8,8] (JSON values).")
+    config_overrides: str = option(
+        "",
+        "Config fields that differ, as image_size=96,patch_size=[8,8] (JSON values). With --model_name_or_path: "
+        "image_size, to which positions are fitted, and what no weight depends on, as drop_path_rate.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,17 +89,12 @@ def build_model(model_class: type[Model], recipe: ModelRecipe, **fields: Any) ->
 
     Raises:
         ValueError: `config_overrides` describes a model that cannot be.
-        ModelLoadingError: the start is damaged, or of another shape; names the overrides that contradict it.
+        ModelLoadingError: the start is damaged, or of another shape than `config_overrides`; names those.
     """
     config = build_config(recipe, **fields)
     options = {"attn_implementation": recipe.attn_implementation, "dtype": torch.float32}
     if recipe.model_name_or_path is not None:
-        try:
-            model = _started(model_class, config, recipe, options)
-        except ModelLoadingError as error:
-            if "another shape" not in str(error):
-                raise
-            raise ModelLoadingError(f"{_contradictions(recipe)}{error}") from error
+        model = _started(model_class, config, recipe, options)
     elif sharding_wanted():
         model = meta_model(model_class, config, **options)
     else:
@@ -90,56 +109,101 @@ def build_model(model_class: type[Model], recipe: ModelRecipe, **fields: Any) ->
 
 
 def _started(model_class: type[Model], config: MawsViTConfig, recipe: ModelRecipe, options: dict[str, Any]) -> Model:
-    where = recipe.model_name_or_path
-    if sharding_wanted():
-        start = NativeStart.of(where, model_class)
-        if start is not None:
-            model = meta_model(model_class, config, **options)
-            start.refuse_another_model(model, where)
-            start_from(model, start)
-            model.name_or_path = where
-            return model
-        if dist.get_rank() == 0:
-            print(
+    where, image_size = recipe.model_name_or_path, config.image_size
+    config.image_size = MawsViTConfig.from_pretrained(where).image_size
+    resized = as_pair(config.image_size) != as_pair(image_size)
+    start = NativeStart.of(where, model_class) if sharding_wanted() else None
+    if start is not None:
+        model = meta_model(model_class, config, **options)
+        start.refuse_another_model(model, where)
+        start_from(model, start)
+        model.name_or_path = where
+        new = model.state_dict().keys() - start.names
+        if resized:  # needs the values of the tables, which `shard_model` keeps then
+            tables = {name for name in model.state_dict().keys() - new if name.endswith("position_embeddings")}
+            model.load_state_dict({name: start.read(name).float() for name in tables}, strict=False, assign=True)
+    else:
+        if sharding_wanted():
+            _say(
                 f"{where} is no folder in our own format, nor one that `hf download` has fetched: each process reads "
                 "it whole, once, and keeps its part"
             )
-    torch.manual_seed(seed_for("weights", recipe.seed))
-    model = model_class.from_pretrained(where, config=config, **options)
-    start = NativeStart.of(where, model_class)
-    if start is not None:
-        draw_weights(model, recipe.seed, only=model.state_dict().keys() - start.names)
+        torch.manual_seed(seed_for("weights", recipe.seed))
+        model, report = model_class.from_pretrained(where, config=config, output_loading_info=True, **options)
+        model.refuse_half_a_model(where, report)  # who asks for the report is to do that
+        new = report["missing_keys"]
+        start = NativeStart.of(where, model_class)
+        if start is not None:
+            draw_weights(model, recipe.seed, only=model.state_dict().keys() - start.names)
+    if any(name.startswith("decoder.") for name in new):
+        parameters = sum(parameter.numel() for parameter in model.decoder.parameters())
+        _say(f"{where} has no decoder: it gets a new one of {parameters / 1e6:.1f} M parameters")
+    if resized:
+        _say(f"{where} is of {config.image_size} px: its positions are made to fit {image_size} px")
+        model.set_image_size(image_size)
     return model
-
-
-def _contradictions(recipe: ModelOptions) -> str:
-    """Overrides that are not what the start has, to begin an error with; empty if there are none."""
-    start = MawsViTConfig.from_pretrained(recipe.model_name_or_path).to_dict()
-    wanted = parse_overrides(recipe.config_overrides)
-    listed = [
-        f"{name}={value} (it has {start.get(name)})" for name, value in wanted.items() if value != start.get(name)
-    ]
-    if not listed:
-        return ""
-    return (
-        f"--config_overrides, or those of the recipe file, contradict {recipe.model_name_or_path}: "
-        f"{', '.join(listed)}; leave out what a start brings along: "
-    )
 
 
 def build_config(recipe: ModelOptions, **fields: Any) -> MawsViTConfig:
     """The config of `model_name_or_path` or of `model_size`, under `fields`, under `config_overrides`."""
+    overrides = parse_overrides(recipe.config_overrides)
     if recipe.model_name_or_path is not None:
         refuse_adapter(recipe.model_name_or_path)
         start = MawsViTConfig.from_pretrained(recipe.model_name_or_path).to_dict()
+        overrides = _overrides_of_start(recipe, start, overrides)
     else:
         start = SIZES[recipe.model_size]
-    overrides = parse_overrides(recipe.config_overrides)
     try:
         return MawsViTConfig(**{**start, **fields, **overrides})
     except (StrictDataclassError, ValueError) as error:
-        given = "" if recipe.model_name_or_path is None else _contradictions(recipe)
-        raise ValueError(f"{given or f'--config_overrides {recipe.config_overrides}: '}{error}") from error
+        raise ValueError(f"--config_overrides {recipe.config_overrides}: {error}") from error
+
+
+def _overrides_of_start(
+    recipe: ModelOptions, start: dict[str, Any], overrides: dict[str, object]
+) -> dict[str, object]:
+    """Without those of a recipe file that was written for models of another shape or size.
+
+    What was typed, or stands in a file that names the start, holds.
+
+    Raises:
+        ModelLoadingError: it contradicts the start.
+    """
+    where = recipe.model_name_or_path
+    has_decoder = MawsMAEForPreTraining.__name__ in (start.get("architectures") or ())
+    shape = _OF_ENCODER + (_OF_DECODER if has_decoder else ())
+    written = recipe.from_file.get("config_overrides", "")
+    typed = parse_overrides(recipe.config_overrides.removeprefix(written))
+    differing = {
+        name: value
+        for name, value in overrides.items()
+        if name in (*shape, "image_size") and _comparable(name, value) != _comparable(name, start[name])
+    }
+    written_for_it = recipe.from_file.get("model_name_or_path") == where
+    giving_way = set() if written_for_it else differing.keys() - typed.keys()
+    contradicting = [
+        f"{name}={value} of {'--config_overrides' if name in typed else 'the recipe file'} (it has {start[name]})"
+        for name, value in differing.items()
+        if name in shape and name not in giving_way
+    ]
+    if contradicting:
+        raise ModelLoadingError(
+            f"{where} is contradicted by {', '.join(contradicting)}; leave out what a start brings along"
+        )
+    if giving_way:
+        told = [f"{name}={value} (it has {start[name]})" for name, value in differing.items() if name in giving_way]
+        _say(f"config_overrides of the recipe file give way to {where}: {', '.join(told)}")
+    return {name: value for name, value in overrides.items() if name not in giving_way}
+
+
+def _comparable(name: str, value: object) -> object:
+    value = list(value) if isinstance(value, tuple) else value
+    return [value, value] if name in ("image_size", "patch_size") and isinstance(value, int) else value
+
+
+def _say(line: str) -> None:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+        print(line)
 
 
 def parse_overrides(text: str) -> dict[str, object]:
