@@ -35,7 +35,7 @@ from ..masking import (
 from .configuration_maws_vit import MawsViTConfig, as_pair
 from .maws_mae_cross_decoder import MawsMAECrossDecoder, MawsMAECrossLayer, encode_all_layers
 from .modeling_maws_vit import MawsViTLayer, MawsViTModel, MawsViTPreTrainedModel
-from .patch_grid import fit_position_table, gather_patches, resample_position_table, sincos_position_table
+from .patch_grid import gather_patches, resample_position_table, sincos_position_table
 
 
 @dataclass
@@ -150,11 +150,7 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
         return loaded
 
     def set_image_size(self, image_size: int | tuple[int, int]) -> None:
-        """Stores both position tables for another size, for training at that size.
-
-        They are fixed, and become those that a new model of that size has, where images of another size would
-        otherwise meet interpolated ones. Only a table that is not the fixed one, of an encoder that has learned its
-        positions elsewhere, is resampled as [`MawsViTModel`]'s is.
+        """Stores both position tables as images of another size have met them so far, for training at that size.
 
         Args:
             image_size: pixels, or (height, width); becomes the config's.
@@ -162,11 +158,9 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
         Raises:
             ValueError: it is no multiple of the patch.
         """
-        old_grid, table = self.config.grid_size, self.vit.embeddings.position_embeddings.detach()
+        old_grid, table = self.config.grid_size, self.decoder.position_embeddings
         super().set_image_size(image_size)
-        grid = self.config.grid_size
-        self.vit.embeddings.position_embeddings.data = fit_position_table(table, old_grid, grid)
-        self.decoder.position_embeddings = fit_position_table(self.decoder.position_embeddings, old_grid, grid)
+        self.decoder.position_embeddings = resample_position_table(table, old_grid, self.config.grid_size)
 
     def _fix_constants(self) -> None:
         self.vit.embeddings.position_embeddings.requires_grad_(False)

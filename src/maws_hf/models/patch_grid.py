@@ -49,22 +49,6 @@ def resample_position_table(table: Tensor, old_grid: tuple[int, int], new_grid: 
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
 
 
-def fit_position_table(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """As [`resample_position_table`], but the fixed table of one grid becomes that of the other, to the last bit."""
-    if old_grid != new_grid and _is_fixed(table, old_grid):
-        return sincos_position_table(table.shape[2], new_grid).to(table)
-    return resample_position_table(table, old_grid, new_grid)
-
-
-def _is_fixed(table: Tensor, grid: tuple[int, int]) -> bool:
-    """Whether it is [`sincos_position_table`], also where it has been stored in half precision on its way."""
-    if table.is_meta:
-        return False
-    fixed = sincos_position_table(table.shape[2], grid).to(table.device)
-    roundings = (torch.float32, torch.bfloat16, torch.float16)
-    return any(torch.allclose(table.float(), fixed.to(dtype).float(), rtol=0, atol=1e-6) for dtype in roundings)
-
-
 def gather_patches(pixel_values: Tensor, ids: Tensor, patch_size: tuple[int, int]) -> Tensor:
     """Reads chosen patches straight from the image, in any dtype, without laying out the others.
 
@@ -84,4 +68,4 @@ def gather_patches(pixel_values: Tensor, ids: Tensor, patch_size: tuple[int, int
     return patches[images, ids.div(columns, rounding_mode="floor"), ids.remainder(columns)]
 
 
-__all__ = ["fit_position_table", "gather_patches", "resample_position_table", "sincos_position_table"]
+__all__ = ["gather_patches", "resample_position_table", "sincos_position_table"]
