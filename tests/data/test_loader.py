@@ -169,8 +169,8 @@ def test_a_process_that_still_holds_an_iterator_can_end(tmp_path):
         "sys.held = iter(test_loader.loader_of(dataset, workers=2))\n"
         "next(sys.held)\n"
     )
-    here = os.path.dirname(__file__)
-    environment = {**os.environ, "PYTHONPATH": here}
+    paths = [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
 
 

@@ -1,13 +1,11 @@
 """Two real processes over gloo give the loss and the gradients of one with all the pairs."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from contrastive_probe import NO_DROPOUT, PAIRS
+from launching import launch
 from safetensors.torch import load_file
 from tiny_lit import padded, random_captions, random_images, tiny_lit
 
@@ -17,15 +15,7 @@ PROBE = Path(__file__).with_name("contrastive_probe.py")
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("contrastive")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    finished = subprocess.run(
-        [*launch, str(PROBE), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROBE.parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr
+    launch(PROBE, folder)
     return folder
 
 

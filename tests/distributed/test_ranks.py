@@ -1,12 +1,10 @@
 """Two real processes over gloo."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 PROBE = Path(__file__).with_name("ranks_probe.py")
 
@@ -18,17 +16,7 @@ def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(image_shards: Path, output_dir: Path) -> list[dict]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    finished = subprocess.run(
-        [*launch, str(PROBE), str(image_shards), str(output_dir)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROBE.parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr
-    answer = next(line for line in finished.stdout.splitlines() if line.startswith("ANSWER "))
-    return json.loads(answer.removeprefix("ANSWER "))
+    return launch(PROBE, image_shards, output_dir)
 
 
 @pytest.mark.slow

@@ -3,14 +3,11 @@
 Two share a model; and four share two copies of it.
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 from safetensors.torch import save_file
 from sharded_steps import CONFIGS, MODELS, SEED, batch, make_optimizer, update
 from tiny import tiny_config
@@ -79,19 +76,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, copies: int) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path, references: dict[str, dict], copies: int) -> list[dict]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={2 * copies}"]
     sizes = {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": str(copies), "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"}
-    path = f"{PROBE.parents[1]}:{os.getenv('PYTHONPATH', '')}"
-    finished = subprocess.run(
-        [*launch, str(PROBE), str(folder)],
-        env={**os.environ, **sizes, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr
-    answer = next(line for line in finished.stdout.splitlines() if line.startswith("ANSWER "))
-    return json.loads(answer.removeprefix("ANSWER "))
+    return launch(PROBE, folder, processes=2 * copies, **sizes)
 
 
 def assert_close(folder: Path, expected: dict[str, torch.Tensor], **tolerance: float) -> None:
