@@ -159,3 +159,17 @@ def test_inputs_are_cast_once_as_autocast_would():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(cast_for_autocast(inputs), inputs.bfloat16())
         assert cast_for_autocast(inputs.double()).dtype == torch.float64
+
+
+def test_float16_under_autocast_to_bfloat16_is_left_to_torch(products: list[torch.Size]):
+    layer, rows = Linear(8, 6), torch.randn(5, 8, dtype=torch.float16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = layer(rows), F.linear(rows, layer.weight, layer.bias)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+    assert not products
+
+
+def test_an_input_of_another_width_is_refused_in_torchs_words():
+    with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes cannot be multiplied \(4x6 and 3x5\)"):
+        Linear(3, 5)(torch.randn(4, 6))
