@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from maws_hf.losses import (
     binary_weak_label_loss,
     classification_loss,
+    contrastive_loss,
     masked_pixel_loss,
     normalize_patches,
     soft_target_loss,
@@ -32,6 +34,12 @@ def test_bfloat16_predictions_are_compared_in_float32():
 
 def test_a_flat_patch_normalizes_to_zero_not_to_infinity():
     assert torch.equal(normalize_patches(torch.full((1, 1, 12), 0.7)), torch.zeros(1, 1, 12))
+
+
+def test_epsilon_is_added_to_the_variance_of_a_patch_that_is_nearly_flat():
+    patch = 0.5 + 1e-3 * torch.randn(2, 3, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = (patch - patch.mean(-1, keepdim=True)) / (patch.var(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(normalize_patches(patch).double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def dense_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -111,7 +119,7 @@ def test_binary_lists_equal_binary_cross_entropy_of_labelled_rows_summed_over_cl
     generator = torch.Generator().manual_seed(1)
     logits, labels = torch.randn(8, 9, generator=generator), random_labels(8, 3, 9, generator)
     targets = torch.zeros(8, 9).scatter_add_(1, labels.clamp(min=0), (labels >= 0).float())
-    expected = 9 * torch.nn.functional.binary_cross_entropy_with_logits(logits[1:].double(), targets[1:].double())
+    expected = 9 * F.binary_cross_entropy_with_logits(logits[1:].double(), targets[1:].double())
     assert binary_weak_label_loss(logits, labels).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -126,3 +134,37 @@ def test_multi_hot_rows_of_integers_are_no_lists():
     assert classification_loss(logits, lists) == weak_label_loss(logits, lists)
     both = torch.tensor([[0, 1], [1, -100]])
     assert classification_loss(logits[:, :2], both) == weak_label_loss(logits[:, :2], both)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_dense_targets_of_bfloat16_logits_are_compared_in_float32(binary: bool):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, 50, generator=generator).bfloat16()
+    targets = torch.rand(16, 50, generator=generator)
+    targets /= targets.sum(dim=1, keepdim=True)
+    exact = (F.binary_cross_entropy_with_logits if binary else F.cross_entropy)(logits.double(), targets.double())
+    loss = classification_loss(logits, targets, binary=binary)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+
+
+def test_binary_lists_of_bfloat16_logits_are_compared_in_float32():
+    logits = torch.randn(8, 200, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.tensor([[3, 7]] * 8)
+    targets = torch.zeros(8, 200, dtype=torch.float64)
+    targets[:, [3, 7]] = 1
+    exact = 200 * F.binary_cross_entropy_with_logits(logits.double(), targets)
+    loss = classification_loss(logits, labels, binary=True)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+
+
+def test_a_contrastive_loss_under_autocast_is_that_of_float32():
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (F.normalize(torch.randn(16, 64, generator=generator), dim=1) for _ in range(2))
+    scale, own = torch.tensor(100.0), torch.arange(16)
+    logits = 100 * images.double() @ texts.double().T
+    exact = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = contrastive_loss(images, texts, scale)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
