@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from maws_hf.masking import mask_from_ids, num_kept_patches, split_by_mask, split_by_noise
+from maws_hf.masking import (
+    draw_noise,
+    mask_from_ids,
+    num_kept_patches,
+    num_predicted_patches,
+    shuffle_ids,
+    split_by_mask,
+    split_by_noise,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,3 +52,20 @@ def test_an_explicit_mask_must_hide_equally_many():
 def test_an_explicit_mask_may_not_hide_all_or_nothing(value: int):
     with pytest.raises(ValueError, match="of 3 patches"):
         split_by_mask(torch.full((2, 3), value))
+
+
+def test_the_predicted_patches_are_the_nearest_whole_number():
+    assert [num_predicted_patches(147, ratio) for ratio in (1e-6, 0.25, 0.5, 0.253, 1.0)] == [1, 37, 74, 37, 147]
+
+
+def test_noise_is_float32_and_what_the_generator_gives():
+    noise = draw_noise((3, 500), torch.device("cpu"), torch.Generator().manual_seed(5))
+    assert noise.dtype == torch.float32
+    assert torch.equal(noise, torch.rand(3, 500, generator=torch.Generator().manual_seed(5)))
+
+
+def test_each_row_is_shuffled_in_an_order_of_its_own_by_the_generator():
+    ids = torch.arange(40).expand(3, -1) + torch.tensor([[0], [100], [200]])
+    shuffled = shuffle_ids(ids, torch.Generator().manual_seed(0))
+    order = torch.rand(3, 40, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+    assert torch.equal(shuffled, torch.stack([row[places] for row, places in zip(ids, order, strict=True)]))
