@@ -82,6 +82,16 @@ def test_outputs_are_those_of_the_plain_model(model_class, hidden_act):
             assert_same_outputs(prepared(images, **options, **asked), plain(images, **options, **asked))
 
 
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@torch.no_grad()
+def test_torchs_own_gelu_is_fused_in_the_form_it_has(approximate: str):
+    plain = randomize(MawsViTModel(tiny_config()))
+    for layer in plain.layers:
+        layer.mlp.activation_fn = nn.GELU(approximate=approximate)
+    prepared = prepare_for_inference(copy.deepcopy(plain))
+    assert_same_outputs(prepared(pictures(2)), plain(pictures(2)))
+
+
 @needs_packing
 @torch.no_grad()
 def test_fused_blocks_do_not_write_over_hidden_states():

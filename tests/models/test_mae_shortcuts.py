@@ -250,6 +250,14 @@ def test_decoders_that_cannot_be_are_refused(fields: dict, message: str):
         tiny_config(**fields)
 
 
+def test_inter_block_weights_start_with_variance_1_over_the_encoders_states():
+    torch.manual_seed(0)
+    model = MawsMAEForPreTraining(tiny_config(num_hidden_layers=24, decoder_num_hidden_layers=4, **INTER_BLOCK))
+    weights = model.decoder.feature_weights
+    assert weights.shape == (4, 25)
+    assert weights.std().item() == pytest.approx(25**-0.5, rel=0.3)
+
+
 def test_the_paper_objective_is_the_default():
     config = tiny_config()
     assert (config.prediction_ratio, config.decoder_attention, config.decoder_inter_block_attention) == (

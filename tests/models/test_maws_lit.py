@@ -117,6 +117,42 @@ def test_features_are_projected_and_not_normalised():
     assert not torch.allclose(image.norm(dim=1), torch.ones(3))
 
 
+def test_embeddings_of_a_bfloat16_model_are_brought_to_length_1_in_float32():
+    model, captions = tiny_lit().to(torch.bfloat16), random_captions(6)
+    with torch.no_grad():
+        outputs = model(**padded(captions), pixel_values=random_images(6))
+        packed = model.embed_captions(captions)
+    for embeds in (outputs.image_embeds, outputs.text_embeds, packed):
+        assert embeds.dtype == torch.float32
+        torch.testing.assert_close(embeds.norm(dim=1), torch.ones(6), rtol=0, atol=1e-6)
+
+
+def test_logits_under_autocast_are_float32_products():
+    model = tiny_lit()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**padded(random_captions(4)), pixel_values=random_images(4))
+    expected = model.logit_scale.detach().exp() * outputs.image_embeds @ outputs.text_embeds.T
+    assert outputs.logits_per_image.dtype == torch.float32
+    torch.testing.assert_close(outputs.logits_per_image, expected, rtol=0, atol=2e-5)
+
+
+def test_hidden_states_asked_for_by_the_config_are_whole_in_training():
+    model = tiny_lit(output_hidden_states=True).train()
+    outputs = model(**padded(random_captions(2)), pixel_values=random_images(2))
+    assert outputs.vision_model_output.last_hidden_state.shape == (2, 17, 32)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_pairs_of_other_processes_count_in_training_only(training: bool, monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    loss = "maws_hf.models.modeling_maws_lit.contrastive_loss"
+    monkeypatch.setattr(loss, lambda *args, across_ranks: asked.append(across_ranks))
+    model = tiny_lit().train(training)
+    model(**padded(random_captions(2)), pixel_values=random_images(2), return_loss=True)
+    assert asked == [training]
+
+
 def test_the_whole_sequence_of_patches_is_handed_out_on_request():
     model = tiny_lit()
     outputs = model.get_image_features(pixel_values=random_images(2), output_hidden_states=True)
@@ -190,6 +226,25 @@ def test_gradient_caching_draws_the_same_dropout_in_both_passes():
         torch.testing.assert_close(cached[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize(("parts", "calls"), [(1, 1), (3, 6)])
+def test_several_parts_are_encoded_again_in_the_backward_pass(parts: int, calls: int):
+    model, seen = tiny_lit().train(), []
+    model.text_model.register_forward_pre_hook(lambda *_: seen.append(1))
+    batches = model.batch_captions(random_captions(6), parts)
+    model(text_batches=batches, pixel_values=random_images(6), return_loss=True).loss.backward()
+    assert len(seen) == calls
+
+
+def test_two_forward_passes_may_come_before_their_backward_passes():
+    model = tiny_lit().train()
+    losses = [
+        model(**padded(random_captions(4, seed=seed)), pixel_values=random_images(4), return_loss=True).loss
+        for seed in range(2)
+    ]
+    sum(losses).backward()
+    assert model.logit_scale.grad.isfinite()
+
+
 @pytest.mark.parametrize(
     "inputs",
     [
@@ -215,6 +270,15 @@ def test_logit_scale_cannot_pass_100_and_can_come_back():
     assert model.logit_scale.item() == pytest.approx(MAX_LOGIT_SCALE)
     outputs.loss.backward()
     assert model.logit_scale.grad != 0
+
+
+def test_a_scale_beyond_the_bound_is_clamped_in_evaluation_too():
+    model = tiny_lit()
+    model.logit_scale.data.fill_(7.0)
+    with torch.no_grad():
+        outputs = model(**padded(random_captions(3)), pixel_values=random_images(3))
+    expected = 100 * outputs.image_embeds @ outputs.text_embeds.T
+    torch.testing.assert_close(outputs.logits_per_image, expected, rtol=0, atol=2e-4)
 
 
 def test_logit_scale_stays_float32_and_without_decay(tmp_path):

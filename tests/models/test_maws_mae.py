@@ -3,6 +3,7 @@ import torch
 from tiny import tiny_config
 
 from maws_hf import MawsMAEForPreTraining
+from maws_hf.models.patch_grid import resample_position_table
 
 
 @pytest.fixture
@@ -75,6 +76,7 @@ def test_mask_tokens_are_projected_once_for_all_images():
     torch.manual_seed(0)
     model = MawsMAEForPreTraining(tiny_config(decoder_num_hidden_layers=3)).double()
     decoder, shapes = model.decoder, []
+    decoder.position_embeddings.normal_()  # the row of the class token begins as zeros
     for layer in decoder.layers:
         layer.attention.k_proj.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[:-1]))
     encoded = torch.randn(2, 1 + 4, model.config.hidden_size, dtype=torch.float64, requires_grad=True)
@@ -84,9 +86,10 @@ def test_mask_tokens_are_projected_once_for_all_images():
     assert shapes == [(2 * 5 + 16,), (2, 17), (2, 17)]
 
     # As the original does it: every token of every image by itself.
-    patch_positions = decoder.position_embeddings[0, 1:]
+    class_position, patch_positions = decoder.position_embeddings[0].split([1, 16])
     embedded, masked = decoder.embed(encoded), decoder.mask_token + patch_positions[ids_mask]
-    tokens = torch.cat([embedded[:, :1], embedded[:, 1:] + patch_positions[ids_keep], masked], dim=1)
+    tokens = [embedded[:, :1] + class_position, embedded[:, 1:] + patch_positions[ids_keep], masked]
+    tokens = torch.cat(tokens, dim=1)
     for layer in decoder.layers:
         tokens = layer(tokens)
     expected = decoder.head(decoder.layernorm(tokens[:, 5:]))
@@ -113,19 +116,59 @@ def test_reconstruct_keeps_visible_patches_and_returns_pictures(model, images):
     assert torch.allclose(hidden, torch.tensor(model.config.image_mean)[None, :, None].expand_as(hidden))
 
 
-@pytest.mark.parametrize("norm_pix_loss", [True, False])
-@pytest.mark.parametrize("as_float", [True, False])
-def test_a_perfect_prediction_reconstructs_the_original(norm_pix_loss: bool, as_float: bool, images, monkeypatch):
-    model = MawsMAEForPreTraining(tiny_config(norm_pix_loss=norm_pix_loss))
+@pytest.mark.parametrize("decoder_attention", ["self", "cross"])
+def test_a_decoder_of_another_grid_reads_the_resampled_table(decoder_attention: str):
+    torch.manual_seed(0)
+    of_small, of_large = (
+        MawsMAEForPreTraining(tiny_config(image_size=size, decoder_attention=decoder_attention)).decoder
+        for size in (32, [48, 64])
+    )
+    table = of_small.position_embeddings.normal_()
+    resampled = resample_position_table(table, (4, 4), (6, 8))
+    of_large.load_state_dict({**of_small.state_dict(), "position_embeddings": resampled})
+    ids = torch.stack([torch.randperm(48) for _ in range(2)])
+    inputs = torch.randn(2, 13, 32), ids[:, :12], ids[:, 12:], (6, 8)
+    torch.testing.assert_close(of_small(*inputs), of_large(*inputs))
 
+
+def test_single_vectors_start_with_the_configured_deviation():
+    torch.manual_seed(0)
+    model = MawsMAEForPreTraining(tiny_config(hidden_size=512, decoder_hidden_size=480, initializer_range=0.05))
+    for token in (model.vit.embeddings.cls_token, model.decoder.mask_token):
+        assert token.std().item() == pytest.approx(0.05, rel=0.15)
+
+
+def test_targets_of_a_bfloat16_model_are_float32(model, images):
+    ids = torch.tensor([[0, 5], [9, 23]])
+    expected = model.target_pixels(images, ids)
+    targets = model.to(torch.bfloat16).target_pixels(images, ids)
+    assert targets.dtype == torch.float32
+    assert torch.equal(targets, expected)
+
+
+def predict_perfectly(model: MawsMAEForPreTraining, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     def perfect(encoded, ids_keep, ids_mask, grid):
         targets = model.target_pixels(pixels, ids_mask)
-        if not norm_pix_loss:
+        if not model.config.norm_pix_loss:
             return targets
         return (targets - targets.mean(-1, keepdim=True)) / (targets.var(-1, keepdim=True) + 1e-6).sqrt()
 
     monkeypatch.setattr(model.decoder, "forward", perfect)
+
+
+def test_a_nearly_flat_patch_gets_its_own_contrast_back(model, monkeypatch):
+    pixels = 1e-3 * torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    predict_perfectly(model, pixels, monkeypatch)
+    result = model.reconstruct(pixels)
+    torch.testing.assert_close(result.reconstruction, result.original, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+@pytest.mark.parametrize("as_float", [True, False])
+def test_a_perfect_prediction_reconstructs_the_original(norm_pix_loss: bool, as_float: bool, images, monkeypatch):
+    model = MawsMAEForPreTraining(tiny_config(norm_pix_loss=norm_pix_loss))
     pixels = model.vit.embeddings.normalize(images, channel_dim=1) if as_float else images
+    predict_perfectly(model, pixels, monkeypatch)
     result = model.reconstruct(pixels)
     assert result.loss.item() < 1e-10
     assert torch.allclose(result.reconstruction, images / 255, atol=1e-5)

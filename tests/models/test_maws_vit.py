@@ -277,6 +277,13 @@ def test_pixel_statistics_stay_float32_in_a_bfloat16_model(images: torch.Tensor)
     assert torch.equal(*normalised)
 
 
+def test_bytes_are_normalised_in_float32_for_a_bfloat16_model():
+    model = MawsViTModel(tiny_config())
+    every_grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    expected = model.embeddings.normalize(every_grey, channel_dim=1).to(torch.bfloat16)
+    assert torch.equal(model.to(torch.bfloat16).embeddings.normalize(every_grey, channel_dim=1), expected)
+
+
 @pytest.mark.parametrize("model_class", [MawsViTModel, MawsMAEForPreTraining])
 def test_bfloat16_is_close_to_float32_and_the_loss_stays_float32(model_class, images: torch.Tensor, tmp_path):
     reference = randomize(model_class(tiny_config())).eval()
@@ -452,6 +459,13 @@ def test_storing_another_size_changes_no_feature_at_that_size(tmp_path):
     assert torch.equal(MawsViTForImageClassification.from_pretrained(tmp_path).eval()(images).logits, before)
 
 
+def test_a_fixed_table_stays_fixed_when_it_is_resampled():
+    model = MawsViTModel(tiny_config())
+    model.embeddings.position_embeddings.requires_grad_(False)
+    model.set_image_size(48)
+    assert not model.embeddings.position_embeddings.requires_grad
+
+
 def test_a_size_that_is_no_multiple_of_the_patch_is_not_stored():
     model = MawsViTModel(tiny_config())
     with pytest.raises(ValueError, match="multiples of"):
@@ -459,10 +473,14 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_not_stored():
     assert model.config.image_size == 32
 
 
-def test_a_head_of_given_spread_is_that_small():
-    model = MawsViTForImageClassification(tiny_config(num_labels=3))
-    model.reset_classifier([str(index) for index in range(50)], std=2e-5)
-    assert float(model.classifier.weight.detach().std()) == pytest.approx(2e-5, rel=0.15)
+def test_a_head_has_the_spread_of_the_configuration_or_that_asked_for():
+    torch.manual_seed(0)
+    model = MawsViTForImageClassification(tiny_config(num_labels=500, initializer_range=0.01))
+    assert model.classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    for std in (2e-5, 0.3):
+        model.reset_classifier([str(index) for index in range(300)], bias=-5.0, std=std)
+        assert model.classifier.weight.std().item() == pytest.approx(std, rel=0.05)
+        assert torch.equal(model.classifier.bias, torch.full((300,), -5.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
