@@ -1,7 +1,7 @@
 """The smallest run of the training loop: one weight that learns the mean pixel."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def run(
     after_step=None,
     batches: int | None = None,
     bad_batch: int | None = None,
+    groups: Callable[[Line], list[dict]] | None = None,
     **options,
 ) -> tuple[Outcome, Line]:
     """Trains on this rank's share; `batches` is where its data end, `bad_batch` the one that cannot be read."""
@@ -84,7 +85,8 @@ def run(
     loader = build_loader(stream, batch_size=recipe.per_device_train_batch_size)
     if batches is not None or bad_batch is not None:
         loader = Limited(loader, batches, bad_batch)
-    return train(model, batch_loss, loader, recipe, accelerator, after_step=after_step), model
+    own = groups and groups(model)
+    return train(model, batch_loss, loader, recipe, accelerator, groups=own, after_step=after_step), model
 
 
 class Limited:

@@ -59,6 +59,32 @@ def test_a_step_that_is_saved_again_replaces_the_first_save(tmp_path: Path):
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
+def test_all_is_on_the_disk_before_the_name_and_the_name_before_older_ones_go(tmp_path: Path, monkeypatch):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    done: list[tuple[str, int | str]] = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(("fsync", os.fstat(file).st_ino)), fsync(file)))
+    monkeypatch.setattr(os, "rename", lambda old, new: (done.append(("rename", Path(new).name)), rename(old, new)))
+    write(tmp_path, 3)
+    paths = {path.stat().st_ino: path.name for path in (tmp_path, *tmp_path.rglob("*"))}
+    files = ("model.safetensors", "rank.json", "manifest.json", "step-00000003")
+    assert [(call, paths.get(what, what)) for call, what in done] == [
+        *(("fsync", name) for name in files),
+        ("rename", "step-00000003"),
+        ("fsync", tmp_path.name),
+        ("rename", ".tmp-step-00000001-removed"),
+    ]
+
+
+def test_only_the_main_process_removes_older_ones(tmp_path: Path):
+    for step in (1, 2, 3):
+        write(tmp_path, step, keep=3)
+    (tmp_path / ".tmp-step-00000004").mkdir()
+    ckpt.save_checkpoint(tmp_path, 4, lambda directory: None, facts={}, keep=2, is_main=False)
+    assert names(tmp_path)[1:] == ["step-00000001", "step-00000002", "step-00000003"]
+
+
 def flip_a_bit(path: Path) -> None:
     data = bytearray((path / "model.safetensors").read_bytes())
     data[3] ^= 1
@@ -219,6 +245,16 @@ def test_ranks_find_what_one_process_finds_and_say_the_same(count: int, damage, 
         count, lambda rank, exchange: ckpt.find_latest(tmp_path, print, strict=True, rank=rank, exchange=exchange)
     )
     assert all("leave out --strict_resume" in str(error) for error in strict)
+
+
+def test_one_that_only_another_rank_sees_is_not_passed_over(tmp_path: Path):
+    for rank, step in ((0, 1), (1, 1), (1, 2)):
+        write(tmp_path / str(rank), step)
+    reasons = together(
+        2, lambda rank, exchange: ckpt.find_latest(tmp_path / str(rank), print, rank=rank, exchange=exchange)
+    )
+    assert all("do not find the same checkpoint" in str(reason) for reason in reasons)
+    assert all("step-00000002 (rank 0: " in str(reason) for reason in reasons)
 
 
 def test_what_one_rank_alone_cannot_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from line_run import objective, run
+from safetensors.torch import load_file
 
 from maws_hf.training.interruption import GracefulStop
 
@@ -95,3 +98,17 @@ def test_the_end_of_the_launcher_counts_as_sigterm():
         launcher.communicate(b"\n")
         assert stop.requested
         assert stop.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_run_that_is_interrupted_keeps_its_live_weights(image_shards: Path, tmp_path: Path):
+    calls: list[int] = []
+
+    def interrupted(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+        if calls.append(1) or len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return objective(model, batch)
+
+    outcome, model = run(image_shards, tmp_path, interrupted, ema_decay=0.9)
+    assert (outcome.step, outcome.exit_code) == (4, 128 + signal.SIGTERM)
+    saved = load_file(tmp_path / "checkpoints" / "step-00000004" / "model.safetensors")
+    assert torch.equal(model.line.weight, saved["line.weight"])

@@ -275,6 +275,16 @@ def test_the_rate_of_bad_images_is_one_of_all_images_of_a_large_update(tmp_path:
     assert too_many(210)
 
 
+def test_one_bad_image_met_again_and_again_never_ends_a_run(tmp_path: Path):
+    def verdicts(keys: list[str]) -> list[bool]:
+        recent, file = [], JsonLines(tmp_path / "skipped.jsonl")
+        updates = [{"keys": ["good"], "skipped": [{"key": key, "reason": "broken"}]} for key in keys]
+        return [note_skipped([update], step, recent, file, 0.0)[1] for step, update in enumerate(updates)]
+
+    assert verdicts(["same"] * 30) == [False] * 30
+    assert verdicts([str(number) for number in range(11)]) == [False] * 9 + [True] * 2
+
+
 def test_bad_images_in_a_row_are_as_many_as_their_rate_allows():
     assert most_in_a_row(0.01) == 1000, "they say nothing about the others yet"
     assert most_in_a_row(0.9) == 9000

@@ -121,6 +121,15 @@ def test_another_batch_continues_the_stream_and_tells_both_learning_rates(image_
     assert keys == whole[12:36]
 
 
+def test_another_batch_is_told_where_the_learning_rate_does_not_follow_from_it(image_shards: Path, tmp_path, capsys):
+    run(image_shards, tmp_path, max_steps=1)
+    capsys.readouterr()
+    run(image_shards, tmp_path, max_steps=2, per_device_train_batch_size=8)
+    said = capsys.readouterr().out
+    assert "had 4 images (batch x accumulation x processes), now 8; the peak" in said
+    assert "learning rate was 0.05, now 0.05\n" in said
+
+
 @pytest.mark.parametrize("change", ["added", "exchanged", "removed"])
 def test_other_files_are_read_from_the_next_epoch_on(change: str, tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setattr(sources, "MOST_IMAGE_SHARDS", 12)  # fewer than there are images: their number says nothing
@@ -173,7 +182,11 @@ def test_files_may_change_but_not_the_classes(image_shards: Path, tmp_path: Path
 
 def positions_of(*loaders) -> SimpleNamespace:
     """A checkpoint, as far as positions go, of processes that have these loaders."""
-    files = {f"rank-{rank:05d}.json": {"state": {}, "stream": loader_state(each)} for rank, each in enumerate(loaders)}
+    states = [{"step": 3, "recent_skips": [[3, f"bad of {rank}"]]} for rank in range(len(loaders))]
+    files = {
+        f"rank-{rank:05d}.json": {"state": state, "stream": loader_state(loader)}
+        for rank, (state, loader) in enumerate(zip(states, loaders, strict=True))
+    }
     manifest = {"world_size": len(loaders), "recipe": {"dataloader_num_workers": 0}}
     return SimpleNamespace(manifest=manifest, read_json=lambda name: json.loads(json.dumps(files[name])))
 
@@ -182,9 +195,24 @@ def test_with_other_processes_the_epoch_after_all_of_theirs_begins(image_shards:
     old = [loader_of(image_shards, rank, 2) for rank in range(2)]
     read(old[1], IMAGES // 4)  # the second is an epoch ahead
     new, said = loader_of(image_shards), []
-    restore_position(new, positions_of(*old), SimpleNamespace(dataloader_num_workers=0), 0, 1, said.append)
+    recipe = SimpleNamespace(dataloader_num_workers=0)
+    state = restore_position(new, positions_of(*old), recipe, 0, 1, said.append)
+    assert state == {"step": 3, "recent_skips": []}
     assert new.dataset.first_epoch == 2
     assert "reading goes on with epoch 2" in said[0]
+
+
+def test_each_process_goes_on_with_its_own_position_and_state(image_shards: Path):
+    old = [loader_of(image_shards, rank, 2) for rank in range(2)]
+    iterators = [iter(loader) for loader in old]
+    for batches, iterator in enumerate(iterators, start=1):
+        read(iterator, batches)
+    saved, recipe = positions_of(*old), SimpleNamespace(dataloader_num_workers=0)
+    for rank, iterator in enumerate(iterators):
+        new = loader_of(image_shards, rank, 2)
+        state = restore_position(new, saved, recipe, rank, 2, print)
+        assert state["recent_skips"] == [[3, f"bad of {rank}"]]
+        assert read(new, 5) == read(iterator, 5)
 
 
 def test_a_run_from_before_whole_shards_were_dealt_begins_the_next_epoch(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ def test_there_is_none_before_the_median_means_something_nor_without_a_factor():
     assert highest_loss([1.0] * LEAST, 3.0) == 3.0
     assert highest_loss([1.0] * LEAST, 0.0) == math.inf
     assert highest_loss([-1.0] * LEAST, 3.0) == math.inf, "three times as low is no jump"
+    assert highest_loss([1.0] * LEAST + [1000.0] * 2, 3.0) == 3.0, "those few would move a mean"
 
 
 def test_a_loss_at_the_limit_is_judged_alike_on_host_and_device():
@@ -62,19 +64,19 @@ def test_only_the_window_is_remembered():
 
 
 class Jumping:
-    """The objective, a hundred times larger from the update `first` to `last`; notes the weights before each."""
+    """The objective, a hundred times larger in the updates `jumps`; notes the weights before each."""
 
-    def __init__(self, first: int, last: int):
-        self.calls, self.jump, self.weights = 0, range(first, last + 1), []
+    def __init__(self, jumps: Collection[int]):
+        self.calls, self.jumps, self.weights = 0, jumps, []
 
     def __call__(self, model: torch.nn.Module, batch: dict) -> torch.Tensor:
         self.calls += 1
         self.weights.append(model.line.weight.item())
-        return objective(model, batch) * (100 if self.calls in self.jump else 1)
+        return objective(model, batch) * (100 if self.calls in self.jumps else 1)
 
 
 def test_a_spike_is_told_with_its_images_and_changes_nothing_by_default(image_shards: Path, tmp_path: Path, capsys):
-    jumping = Jumping(25, 25)
+    jumping = Jumping([25])
     run(image_shards, tmp_path, jumping, max_steps=30, save_steps=30, learning_rate=1e-4)
     (spike,) = lines(tmp_path / "spikes.jsonl")
     assert (spike["step"], spike["skipped"], len(spike["keys"])) == (25, False, 4)
@@ -89,7 +91,7 @@ def test_skipped_spikes_are_bounded_and_the_bound_outlives_a_restart(
 ):
     monkeypatch.setattr(loop, "DECIDING_DEVICES", deciding)
     options = {"save_steps": save_steps, "learning_rate": 1e-4, "skip_loss_spikes": True}
-    jumping = Jumping(26, 30)
+    jumping = Jumping(range(26, 31))
     if save_steps == 27:  # the restart comes after two of them
         run(image_shards, tmp_path, jumping, max_steps=27, **options)
     run(image_shards, tmp_path, jumping, max_steps=31, **options)
@@ -97,3 +99,10 @@ def test_skipped_spikes_are_bounded_and_the_bound_outlives_a_restart(
     assert spikes == [(step, step < 26 + MOST_SKIPPED) for step in range(26, 31)]
     weights = jumping.weights
     assert weights[25] == weights[26] == weights[27] == weights[28] != weights[29]
+
+
+def test_an_ordinary_loss_ends_a_row_of_spikes(image_shards: Path, tmp_path: Path):
+    jumping = Jumping([26, 27, 29, 30])  # more than may be left out in a row
+    run(image_shards, tmp_path, jumping, max_steps=30, save_steps=30, learning_rate=1e-4, skip_loss_spikes=True)
+    spikes = [(line["step"], line["skipped"]) for line in lines(tmp_path / "spikes.jsonl")]
+    assert spikes == [(step, True) for step in jumping.jumps]
