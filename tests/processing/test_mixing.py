@@ -70,6 +70,20 @@ def test_erasing_hits_the_asked_share_of_images_with_rectangles_of_noise():
     assert float(noise.std()) == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.parametrize("size", [(16, 64), (64, 16)])
+def test_the_erased_area_is_a_share_of_the_image_whatever_its_shape(size):
+    erased = erase(torch.full((300, 3, *size), 7.0), 1.0, np.random.default_rng(0))
+    shares = (erased[:, 0] != 7.0).float().mean(dim=(1, 2))
+    assert 0.25 < float(shares.max()) < 0.36  # of at most a third, but for rounding
+
+
+def test_erasing_reaches_every_border():
+    erased = erase(torch.full((300, 3, 12, 16), 7.0), 1.0, np.random.default_rng(0))
+    touched = (erased[:, 0] != 7.0).any(dim=0)
+    assert touched[[0, -1]].any(dim=1).all()
+    assert touched[:, [0, -1]].any(dim=0).all()
+
+
 def test_nothing_is_erased_or_mixed_when_switched_off():
     pixels = torch.randn(4, 3, 8, 8)
     assert torch.equal(erase(pixels.clone(), 0.0, np.random.default_rng(0)), pixels)

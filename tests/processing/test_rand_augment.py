@@ -142,6 +142,28 @@ def test_the_same_generator_state_gives_the_same_picture_and_every_operation_com
     assert (strengths > 0).mean() == pytest.approx(0.5, abs=0.03)
 
 
+def strengths_of(monkeypatch: pytest.MonkeyPatch, images: int, **settings: float) -> list[float]:
+    """Of all operations that are carried out on so many images."""
+    used: list[float] = []
+    only = (lambda image, strength, fill: used.append(strength) or image,)
+    monkeypatch.setattr("maws_hf.processing.rand_augment._ALL", only)
+    augment, rng = RandAugment(**settings), np.random.default_rng(0)
+    for _ in range(images):
+        augment(PICTURE, rng)
+    return used
+
+
+@pytest.mark.parametrize(("probability", "times"), [(0.0, 0), (1.0, 3 * 50)])
+def test_as_many_operations_are_carried_out_as_asked_for(monkeypatch, probability: float, times: int):
+    assert len(strengths_of(monkeypatch, 50, operations=3, probability=probability)) == times
+
+
+def test_strengths_are_normal_with_the_mean_and_deviation_asked_for(monkeypatch):
+    found = 10 * np.abs(strengths_of(monkeypatch, 2000, magnitude=5.0, magnitude_std=1.5, probability=1.0))
+    assert found.mean() == pytest.approx(5.0, abs=0.1)
+    assert found.std() == pytest.approx(1.5, abs=0.1)
+
+
 @pytest.mark.parametrize("wrong", [{"magnitude": 11}, {"magnitude_std": -1}, {"operations": -1}, {"probability": 2}])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="expected"):

@@ -119,6 +119,11 @@ def test_both_resizers_give_the_same_pixels_to_a_fraction_of_a_grey_level(box, s
     assert difference.max() <= 2
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_crop_of_the_size_turned_by_a_quarter_is_resized(backend):
+    assert resize_crop(picture(40, 60), (0, 0, 24, 32), (32, 24), backend).shape == (32, 24, 3)
+
+
 def test_rows_are_resized_before_columns_in_every_version_of_pillow():
     # The numbers are what Pillow 12.3 returns for this picture from a single call of resize; 13.0 differs.
     noise = np.random.default_rng(0).integers(0, 256, (40, 6, 3), dtype=np.uint8)
