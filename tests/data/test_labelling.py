@@ -126,6 +126,14 @@ def test_tags_of_one_synset_are_one_class(rows, done):
     assert (classes[DOG].name, classes[DOG].gloss[:12]) == ("dog", "a member of ")
 
 
+def test_classes_of_one_frequency_are_ordered_by_their_ids(tmp_path):
+    rows = [{"key": str(number), "tags": [tag]} for number, tag in enumerate(["cat", "dog"] * 3)]
+    label(write_shards(tmp_path / "tagged", rows, shards=2), tmp_path / "out")  # the cats are counted first
+    classes = Vocabulary.load(tmp_path / "out" / "vocabulary.json").classes
+    assert [(each.id, each.count) for each in classes] == [(DOG, 3), (CAT, 3)]
+    assert DOG < CAT
+
+
 def test_any_number_of_processes_gives_the_same_bytes(source, done, tmp_path):
     label(source, tmp_path / "two", num_proc=2)
     ours, theirs = contents(tmp_path / "two"), contents(done)

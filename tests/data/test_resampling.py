@@ -6,6 +6,7 @@ import math
 import pickle
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,6 +181,14 @@ def test_ratio_that_only_a_longer_epoch_would_reach_is_refused():
         solve_threshold([9, 1], [9, 1], 10, ratio=1.21)
 
 
+def test_rounding_at_the_limit_never_asks_for_more_than_all_images():
+    counts, rarest = [19, 27, 15, 18, 108], [19, 27, 15, 18, 29]
+    most = sum(part * (108 / count) ** 0.5 for part, count in zip(rarest, counts, strict=True)) / 108
+    factors = RepeatFactors.from_ratio(counts, rarest, 108, most)
+    assert factors.threshold == 1.0
+    assert factors.ratio == pytest.approx(most)
+
+
 def test_a_class_that_decides_no_image_does_not_raise_the_end():
     # Every image has label 0, and another that is rarer: at the end those of label 1 have the factor 1.
     counts, rarest, images = count_labels([[0, 1]] * 9 + [[0, 2]], 3)
@@ -323,6 +332,13 @@ def test_other_ratio_is_refused_on_resume():
     message = rf"a stream with repeats {before} \(now {now}\): continue with the same values"
     with pytest.raises(StreamStateError, match=message):
         restore_loader(build_loader(stream_of(1.6), batch_size=2), state)
+
+
+def test_rows_of_other_factors_or_other_classes_have_another_fingerprint():
+    few, many = (RepeatFactors([4, 8], [4, 4], 8, threshold) for threshold in (0.0, 0.9))
+    one, other = (SimpleNamespace(fingerprint=name) for name in ("one", "other"))
+    names = {RepeatRows(factors, labels).fingerprint for factors in (few, many) for labels in (one, other)}
+    assert len(names) == 4
 
 
 def test_rule_goes_to_a_worker_by_pickle():

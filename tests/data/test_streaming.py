@@ -198,10 +198,11 @@ def test_shuffle_mixes_shards_and_blocks_anew_in_each_epoch(as_worker):
     assert list(numbers[:8]) != sorted(numbers[:8])  # as are the samples within
 
 
-def test_single_shard_is_shuffled_anew_in_each_epoch(as_worker):
-    (first,), (second,) = all_consumers(memory_shards([40]), as_worker, 1, 0, block_size=16)
-    assert first != second
-    assert set(first[:16]) == set(second[:16])
+def test_single_shard_is_shuffled_anew_in_each_epoch_and_block(as_worker):
+    found = [keys for (keys,) in all_consumers(memory_shards([64]), as_worker, 1, 0, block_size=16)]
+    blocks = [[int(key) for key in keys[start : start + 16]] for keys in found for start in range(0, 64, 16)]
+    assert [sorted(block) for block in blocks[:4]] == [sorted(block) for block in blocks[4:]]
+    assert len({tuple(np.array(block) - min(block)) for block in blocks}) == 8
 
 
 def test_without_shuffle_every_epoch_is_in_file_order(tmp_path, as_worker):
@@ -219,11 +220,12 @@ def test_seed_decides_and_global_generators_do_not():
     assert take(ImageStream(dataset, keep_key, seed=2), 50) != first
 
 
-def test_draws_differ_between_ranks_epochs_and_samples(as_worker):
+@pytest.mark.parametrize("repeats", [None, lambda sample: 2.0])
+def test_draws_differ_between_ranks_epochs_blocks_and_samples(repeats):
     draws = []
     for rank in range(2):
-        stream = ImageStream(memory_shards([8] * 2), keep_key, seed=1, rank=rank, world_size=2)
-        draws += [draw for _, draw in take(stream, 24)]
+        options = {"rank": rank, "world_size": 2, "block_size": 8, "repeats": repeats}
+        draws += [draw for _, draw in take(ImageStream(memory_shards([32] * 2), keep_key, seed=1, **options), 128)]
     assert len(set(draws)) == len(draws)
 
 
