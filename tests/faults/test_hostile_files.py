@@ -3,6 +3,7 @@
 The numbers are the cases of the table of faults that the package is built against.
 """
 
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from hostile_pictures import pictures
 from hostile_targets import target
 from mutations import chunks_of, damage, damage_json
+from PIL import Image, ImageOps
+
+from maws_hf.processing.decode import decode_image
 
 # Reader, damaged files, and how many of them must at least be refused: damage that never shows would prove nothing.
 READERS = [
@@ -48,9 +52,21 @@ def test_a_damaged_file_is_read_or_refused_in_words(name: str, files: int, least
     assert outcomes["refused"] + outcomes["read"] == files
 
 
+def shown_on_white(data: bytes) -> np.ndarray:
+    """Upright, each colour mixed with white by its alpha, the whole range of deep greys; not rounded."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.mode in ("I;16", "F"):
+        grey = np.asarray(image, dtype=np.float64) * 255 / (65_535 if image.mode == "I;16" else 1)
+        return np.stack([grey] * 3, axis=-1)
+    colour, alpha = np.split(np.asarray(image.convert("RGBA"), dtype=np.float64), [3], axis=-1)
+    return 255 + (colour - 255) * alpha / 255
+
+
 @pytest.mark.parametrize("kind", pictures())
-def test_the_undamaged_pictures_are_read(kind: str, tmp_path: Path):
-    target("decode").attempt(pictures()[kind], tmp_path)
+def test_the_undamaged_pictures_are_read_as_they_look(kind: str, tmp_path: Path):
+    data = pictures()[kind]
+    target("decode").attempt(data, tmp_path)
+    assert decode_image(data) == pytest.approx(shown_on_white(data), abs=1)
 
 
 def test_a_damaged_file_follows_from_its_numbers():
