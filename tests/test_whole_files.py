@@ -101,6 +101,8 @@ def test_a_folder_is_as_old_as_the_newest_in_it(tmp_path: Path):
     left = temporary_of(tmp_path / "model", host="0a1b2c3d")
     left.mkdir()
     (left / "weights").write_bytes(b"half")
+    (left / "link").symlink_to("nowhere")
+    os.utime(left / "link", (1, 1), follow_symlinks=False)
     os.utime(left, (1, 1))
     remove_leftovers(tmp_path)
     assert left.exists()

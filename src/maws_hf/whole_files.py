@@ -57,7 +57,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 def _is_abandoned(temporary: Path, *, host: str, process: int) -> bool:
     if host == _here() and process != os.getpid():  # our own number may have been another's before
         return not _is_running(process)
-    written = max(path.stat().st_mtime for path in (temporary, *temporary.rglob("*")))
+    written = max(path.lstat().st_mtime for path in (temporary, *temporary.rglob("*")))
     return written < time.time() - _ABANDONED_AFTER
 
 

@@ -1,6 +1,7 @@
 """A model loads whole or not at all; formats of others are read as what they are."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -431,6 +432,10 @@ def test_a_file_is_no_model_and_how_it_becomes_one_is_said(folder: Path):
     for read in (MawsViTModel.from_pretrained, MawsViTConfig.from_pretrained, refuse_adapter):
         with pytest.raises(ModelLoadingError, match=r"mae\.pth is a file, .*`maws-hf convert .*mae\.pth --output_dir"):
             read(str(file))
+    with pytest.raises(
+        ModelLoadingError, match=re.escape(f"is a file, and the folder of a model is wanted: give {folder}")
+    ):
+        MawsViTModel.from_pretrained(folder / "model.safetensors")
     assert MawsViTConfig.from_pretrained(folder / "config.json").hidden_size == 32
 
 

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -38,8 +39,8 @@ def test_each_arm_changes_its_own_fields_of_the_recipe_and_no_other(study: Modul
         expected = {**configs[study.PLAIN].to_dict(), **changes}
         assert configs[arm].to_dict() == MawsViTConfig(**expected).to_dict()
         assert configs[arm].hidden_size == 128, "the laptop recipe's"
-        same = vars(recipes[study.PLAIN]) | {"output_dir": None, "config_overrides": None}
-        assert vars(recipes[arm]) | {"output_dir": None, "config_overrides": None} == same
+        same = asdict(recipes[study.PLAIN]) | {"output_dir": None, "config_overrides": None}
+        assert asdict(recipes[arm]) | {"output_dir": None, "config_overrides": None} == same
         assert (recipes[arm].seed, recipes[arm].max_steps, recipes[arm].warmup_steps) == (3, 40, 2)
 
 

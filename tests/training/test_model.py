@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_config
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from maws_hf import MawsLiTConfig, MawsMAEForPreTraining, MawsViTForImageClassification, MawsViTModel
 from maws_hf.models.weight_files import ModelLoadingError
@@ -86,8 +87,20 @@ def test_a_start_without_a_decoder_says_that_it_gets_one(sharded: bool, tmp_path
     assert lines[0] == f"{tmp_path} has no decoder: it gets a new one of {parameters:.1f} M parameters"
     assert lines[1].endswith("made to fit 64 px")
     table = model.decoder.position_embeddings
-    assert table.is_meta == sharded
     assert table.shape == (1, 1 + 8 * 8, 768)
+    made = MawsMAEForPreTraining(model.config).decoder.position_embeddings
+    assert table.is_meta if sharded else torch.equal(table, made)
+
+
+def test_the_decoder_of_a_start_in_the_format_of_vit_mae_is_known(tmp_path: Path):
+    fields = {f"{part}{name}": 2 for part in ("", "decoder_") for name in ("num_hidden_layers", "num_attention_heads")}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "decoder_hidden_size": 24, "decoder_intermediate_size": 48}
+    config = ViTMAEConfig(image_size=32, patch_size=8, **fields, **sizes)
+    ViTMAEForPreTraining(config).save_pretrained(tmp_path / "vit_mae")
+    file = tmp_path / "recipe.yaml"
+    file.write_text("config_overrides: {decoder_hidden_size: 12}\n")
+    recipe = parse_vision("--config", file, "--model_name_or_path", tmp_path / "vit_mae")
+    assert build_model(MawsMAEForPreTraining, recipe).config.decoder_hidden_size == 24
 
 
 @pytest.mark.parametrize(
@@ -124,6 +137,12 @@ def test_the_shape_in_a_recipe_file_gives_way_to_the_start_unless_the_file_names
     )
     typed = parse_vision(*arguments, "--config_overrides", "image_size=48")
     assert build_model(MawsMAEForPreTraining, typed).config.image_size == 48
+    file.write_text("config_overrides: {image_size: 64}\n")
+    for same in ("image_size=64", "image_size=64,drop_path_rate=0.1"):  # what is typed holds, also if the file says so
+        assert build_config(parse_vision(*arguments, f"--config_overrides={same}")).image_size == 64
+    file.write_text("config_overrides: image_size=4\n")  # a text is replaced by its flag
+    assert build_config(parse_vision(*arguments, "--config_overrides", "image_size=48")).image_size == 48
+    file.write_text(overrides)
     with pytest.raises(ModelLoadingError, match=r"by hidden_size=64 of --config_overrides \(it has 32\); leave"):
         build_config(parse_vision(*arguments, "--config_overrides", "hidden_size=64"))
 

@@ -1,6 +1,7 @@
 """`from_pretrained` of all MAWS models: our own folders, exports of them, and nothing that is only half there."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,12 +81,12 @@ def refuse_missing_folder(where: Any) -> None:
         ModelLoadingError: it is a file.
     """
     name = str(where)
-    if Path(name).is_file():
-        raise ModelLoadingError(
-            f"{name} is a file, and the folder of a model is wanted: of an original PyTorch checkpoint, "
-            f"`maws-hf convert {name} --output_dir FOLDER` makes one"
-        )
-    if Path(name).exists():
+    if os.path.isfile(name):
+        remedy = f"of an original PyTorch checkpoint, `maws-hf convert {name} --output_dir FOLDER` makes one"
+        if name.endswith((".safetensors", ".json")):
+            remedy = f"give {Path(name).parent}"
+        raise ModelLoadingError(f"{name} is a file, and the folder of a model is wanted: {remedy}")
+    if os.path.exists(name):
         return
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     # A folder may have the name of an organisation.

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -26,8 +25,8 @@ def option(default: Any, help: str) -> Any:
 class Options:
     """What all groups of options have: a recipe inherits from several, and each checks its own."""
 
-    # Options of the recipe file in the words of flags; set by `parse_recipe`, and no option itself.
-    from_file = MappingProxyType({})
+    # Flags and what followed each, without what a recipe file says; set by `parse_recipe`, and no option itself.
+    typed = None
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the option that is impossible and what would do."""
@@ -141,12 +140,12 @@ def parse_recipe(recipe_class: type[Recipe], description: str, argv: list[str] |
         parser.given = flags + argv
         values = vars(parser.parse_args(parser.given))
         del values["config"]
+        typed = _typed(recipe_class, argv)
         for name, value in from_file.items():
-            given = values[name]
-            if isinstance(value, dict) and given != _as_text(value):
-                values[name] = f"{_as_text(value)},{given}"  # a mapping is extended by its flag, not replaced
+            if isinstance(value, dict) and name in typed:
+                values[name] = f"{_as_text(value)},{values[name]}"  # a mapping is extended by its flag, not replaced
         recipe = recipe_class(**values)
-        recipe.from_file = {name: " ".join(_as_flag(name, value)[1:]) for name, value in from_file.items()}
+        recipe.typed = typed
         return recipe
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
@@ -188,6 +187,14 @@ def _values_from_yaml(recipe_class: type[Recipe], path: str) -> dict[str, Any]:
             guess = difflib.get_close_matches(str(name), known, n=1)
             raise ValueError(f"{path}: unknown option {name!r}" + (f"; did you mean {guess[0]!r}?" if guess else ""))
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _typed(recipe_class: type[Options], argv: Sequence[str]) -> dict[str, list[str]]:
+    """The options in a command that was found to be right."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for item in fields(recipe_class):
+        parser.add_argument(f"--{item.name}", nargs="*")
+    return vars(parser.parse_known_args(argv)[0])
 
 
 def _as_flag(name: str, value: Any) -> list[str]:

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import BitImageProcessorPil, PreTrainedModel, ProcessorMixin
+from transformers import BitImageProcessorPil, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ..models.configuration_maws_vit import SIZES, MawsViTConfig, as_pair
 from ..models.loading import refuse_adapter
-from ..models.modeling_maws_mae import MawsMAEForPreTraining
+from ..models.patch_grid import sincos_position_table
 from ..models.weight_files import ModelLoadingError
 from .arguments import Options, TrainingArguments, option
 from .initial_weights import draw_weights, meta_model, new_model
@@ -28,6 +28,7 @@ from .weight_sums import remove_weight_sums, write_weight_sums
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+_WITH_DECODER = {"MawsMAEForPreTraining", "ViTMAEForPreTraining"}  # of a config's architectures
 # What a start's weights are made for.
 _OF_ENCODER = (
     "hidden_size",
@@ -115,33 +116,51 @@ def _started(model_class: type[Model], config: MawsViTConfig, recipe: ModelRecip
     start = NativeStart.of(where, model_class) if sharding_wanted() else None
     if start is not None:
         model = meta_model(model_class, config, **options)
-        start.refuse_another_model(model, where)
-        start_from(model, start)
-        model.name_or_path = where
-        new = model.state_dict().keys() - start.names
-        if resized:  # needs the values of the tables, which `shard_model` keeps then
-            tables = {name for name in model.state_dict().keys() - new if name.endswith("position_embeddings")}
-            model.load_state_dict({name: start.read(name).float() for name in tables}, strict=False, assign=True)
+        new = _lay_out(start, model, where, with_positions=resized)
     else:
-        if sharding_wanted():
-            _say(
-                f"{where} is no folder in our own format, nor one that `hf download` has fetched: each process reads "
-                "it whole, once, and keeps its part"
-            )
-        torch.manual_seed(seed_for("weights", recipe.seed))
-        model, report = model_class.from_pretrained(where, config=config, output_loading_info=True, **options)
-        model.refuse_half_a_model(where, report)  # who asks for the report is to do that
-        new = report["missing_keys"]
-        start = NativeStart.of(where, model_class)
-        if start is not None:
-            draw_weights(model, recipe.seed, only=model.state_dict().keys() - start.names)
+        model, new = _read_whole(model_class, config, recipe, options)
     if any(name.startswith("decoder.") for name in new):
         parameters = sum(parameter.numel() for parameter in model.decoder.parameters())
         _say(f"{where} has no decoder: it gets a new one of {parameters / 1e6:.1f} M parameters")
     if resized:
         _say(f"{where} is of {config.image_size} px: its positions are made to fit {image_size} px")
         model.set_image_size(image_size)
+        if "decoder.position_embeddings" in new:  # has met no images of the old size
+            table = model.decoder.position_embeddings
+            table.copy_(sincos_position_table(table.shape[2], model.config.grid_size))
     return model
+
+
+def _lay_out(start: NativeStart, model: PreTrainedModel, where: str, *, with_positions: bool) -> set[str]:
+    """Has each process read its rows later, but position tables now, if they are to be resampled; returns what the
+    start lacks."""
+    start.refuse_another_model(model, where)
+    start_from(model, start)
+    model.name_or_path = where
+    names = model.state_dict().keys()
+    if with_positions:
+        tables = [name for name in names & start.names if name.endswith("position_embeddings")]
+        model.load_state_dict({name: start.read(name).float() for name in tables}, strict=False, assign=True)
+    return names - start.names
+
+
+def _read_whole(
+    model_class: type[Model], config: MawsViTConfig, recipe: ModelRecipe, options: dict[str, Any]
+) -> tuple[Model, set[str]]:
+    """The model, and the names of what the start lacks."""
+    where = recipe.model_name_or_path
+    if sharding_wanted():
+        _say(
+            f"{where} is no folder in our own format, nor one that `hf download` has fetched: each process reads it "
+            "whole, once, and keeps its part"
+        )
+    torch.manual_seed(seed_for("weights", recipe.seed))
+    model, report = model_class.from_pretrained(where, config=config, output_loading_info=True, **options)
+    model.refuse_half_a_model(where, report)  # who asks for the report is to do that
+    start = NativeStart.of(where, model_class)
+    if start is not None:
+        draw_weights(model, recipe.seed, only=model.state_dict().keys() - start.names)
+    return model, set(report["missing_keys"])
 
 
 def build_config(recipe: ModelOptions, **fields: Any) -> MawsViTConfig:
@@ -170,17 +189,18 @@ def _overrides_of_start(
         ModelLoadingError: it contradicts the start.
     """
     where = recipe.model_name_or_path
-    has_decoder = MawsMAEForPreTraining.__name__ in (start.get("architectures") or ())
-    shape = _OF_ENCODER + (_OF_DECODER if has_decoder else ())
-    written = recipe.from_file.get("config_overrides", "")
-    typed = parse_overrides(recipe.config_overrides.removeprefix(written))
+    architectures = PreTrainedConfig.get_config_dict(where)[0].get("architectures") or ()
+    shape = _OF_ENCODER + (_OF_DECODER if _WITH_DECODER & {*architectures} else ())
+    typed, file_names_it = overrides, False
+    if recipe.typed is not None:
+        typed = parse_overrides(",".join(recipe.typed.get("config_overrides", ())))
+        file_names_it = "model_name_or_path" not in recipe.typed
     differing = {
         name: value
         for name, value in overrides.items()
         if name in (*shape, "image_size") and _comparable(name, value) != _comparable(name, start[name])
     }
-    written_for_it = recipe.from_file.get("model_name_or_path") == where
-    giving_way = set() if written_for_it else differing.keys() - typed.keys()
+    giving_way = set() if file_names_it else differing.keys() - typed.keys()
     contradicting = [
         f"{name}={value} of {'--config_overrides' if name in typed else 'the recipe file'} (it has {start[name]})"
         for name, value in differing.items()
