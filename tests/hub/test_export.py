@@ -21,6 +21,7 @@ from maws_hf import (
     MawsViTModel,
 )
 from maws_hf.cli import main
+from maws_hf.hub import export as exporting
 from maws_hf.hub.export import ARCHITECTURES, ExportError, export_model, largest_first_token
 from maws_hf.models.foreign import POOLER_SCALE
 from maws_hf.processing.image_processors import square_image_processor_of
@@ -232,6 +233,23 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         export_model(tmp_path / "ours", tmp_path / "theirs")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]
+
+
+def test_exports_to_one_folder_at_once_write_apart_and_one_of_them_is_whole(tmp_path, monkeypatch):
+    random_model(MawsViTModel).save_pretrained(tmp_path / "ours")
+    save_processor = exporting._save_processor
+
+    def overtaken(ours, name, partial):
+        monkeypatch.setattr(exporting, "_save_processor", save_processor)
+        export_model(tmp_path / "ours", tmp_path / "theirs")
+        assert (partial / "config.json").is_file()
+        save_processor(ours, name, partial)
+
+    monkeypatch.setattr(exporting, "_save_processor", overtaken)
+    with pytest.raises(OSError, match="theirs"):
+        export_model(tmp_path / "ours", tmp_path / "theirs")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "theirs"]
+    assert AutoModel.from_pretrained(tmp_path / "theirs").config.model_type == "pixio"
 
 
 def test_a_model_read_from_an_export_is_saved_in_our_own_names(tmp_path):

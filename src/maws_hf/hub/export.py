@@ -56,6 +56,7 @@ from ..models.modeling_maws_lit import MawsLiTModel
 from ..models.modeling_maws_mae import MawsMAEForPreTraining
 from ..models.modeling_maws_vit import MawsViTBackbone, MawsViTForImageClassification, MawsViTModel
 from ..processing.image_processors import image_processor_of
+from ..whole_files import remove_leftovers, temporary_beside
 
 # What each of our classes can become; the first is the default.
 ARCHITECTURES: dict[type[PreTrainedModel], tuple[str, ...]] = {
@@ -125,8 +126,8 @@ def export_model(model_name_or_path: str | Path, output_dir: str | Path, archite
         raise ExportError(f"{output_dir} is there already and no empty folder; name a new one")
     ours = model_class.from_pretrained(model_name_or_path)
     theirs = in_tree_model(ours, architecture)
-    partial = output_dir.with_name(f".{output_dir.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_leftovers(output_dir.parent, output_dir.name)
+    partial = temporary_beside(output_dir)
     try:
         _save_model(theirs, partial)
         _save_processor(ours, model_name_or_path, partial)
