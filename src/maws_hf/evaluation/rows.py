@@ -4,7 +4,9 @@ import hashlib
 import json
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import fsspec.asyn
@@ -86,7 +88,9 @@ def read_rows(
     interval = 0.1 if sys.stderr.isatty() else 10  # seconds; a log file keeps every update
     name = "reading" if transform is None else "encoding"
     with tqdm(desc=name, unit=" images", dynamic_ncols=True, mininterval=interval, delay=interval, leave=False) as bar:
-        for rows, pixels in loader:
+        with _interrupts_held_back():
+            batches = iter(loader)
+        for rows, pixels in batches:
             yield rows, pixels
             bar.update(len(rows))
 
@@ -147,6 +151,22 @@ class _Rows(torch.utils.data.IterableDataset):
 def _collate(samples: list[tuple[Row, Tensor | None]]) -> tuple[list[Row], Tensor | None]:
     pictures = [pixels for _, pixels in samples if pixels is not None]
     return [row for row, _ in samples], torch.stack(pictures) if pictures else None
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Around the start of workers: an exception out of what Python does at a fork would be printed and forgotten."""
+    if threading.current_thread() is not threading.main_thread():  # handlers are run in that one
+        yield
+        return
+    interrupts = []
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if interrupts:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:
