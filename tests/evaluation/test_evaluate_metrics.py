@@ -35,3 +35,8 @@ def test_metrics_work_batch_by_batch_offline_and_leave_no_files(tmp_path: Path, 
         {"top_2_accuracy": top_k_accuracy(scores, labels, 2)}
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_scores_keep_the_precision_of_float32():
+    scores = [[1.0, 1.0 + 2**-20]]
+    assert TopKAccuracy().compute(predictions=scores, references=[1], k=1) == {"top_1_accuracy": 1.0}

@@ -9,6 +9,7 @@ from maws_hf.evaluation.few_shot import (
     ONE_SHOT_DECAY,
     few_shot_probe,
     few_shot_split,
+    folds_of,
     logistic_regression,
     scores,
 )
@@ -40,6 +41,12 @@ def test_another_class_does_not_change_a_class_s_choice():
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 1])
     more = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
     assert few_shot_split(labels, 2, 0).tolist() == few_shot_split(more, 2, 0).tolist()[:4]
+
+
+def test_each_class_has_a_draw_of_its_own():
+    chosen = few_shot_split(torch.arange(6).repeat(40), 3, seed=0)
+    places = {tuple((chosen[chosen % 6 == label] // 6).tolist()) for label in range(6)}
+    assert len(places) == 6, "not the same places in the list of every class"
 
 
 def test_for_rows_that_cannot_be_had_the_next_of_their_class_stand_in():
@@ -102,3 +109,43 @@ def test_scale_of_the_features_does_not_matter():
     features, labels = clouds(5)
     left, right = (logistic_regression(scale * features, labels, 4, 1e-3) for scale in (1, 1000))
     torch.testing.assert_close(left.weight, right.weight, rtol=1e-4, atol=1e-4)
+
+
+def test_scores_take_features_of_any_length():
+    features, labels = clouds(5)
+    head = logistic_regression(features, labels, 4, 1e-3)
+    torch.testing.assert_close(scores(head, 1000 * features), scores(head, features), rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_is_fitted_also_where_gradients_are_off():
+    features, labels = clouds(5)
+    with torch.no_grad():
+        head = logistic_regression(features, labels, 4, 1e-3)
+    torch.testing.assert_close(head.weight, logistic_regression(features, labels, 4, 1e-3).weight)
+    assert head.weight.abs().max() > 0
+
+
+def test_images_are_judged_by_heads_that_have_not_seen_them():
+    features, labels = clouds(8, spread=0.0)
+    noise = torch.randn(len(features), 60, generator=torch.Generator().manual_seed(3))  # says nothing of the labels
+    validation = few_shot_probe(noise, labels, 4).validation
+    assert max(validation.values()) < 0.5, "chance is a quarter"
+
+
+def test_of_decays_that_are_all_right_the_middle_one_is_taken():
+    features, labels = torch.eye(2).repeat(6, 1), torch.arange(2).repeat(6)
+    found = few_shot_probe(features, labels, 2)
+    assert found.validation == dict.fromkeys(DECAYS, 1.0)
+    assert found.decay == sorted(DECAYS)[len(DECAYS) // 2]
+
+
+def test_every_part_has_its_share_of_each_class():
+    labels = torch.tensor([0, 1] * 7 + [0] * 5 + [2])
+    folds = folds_of(labels)
+    shares = [torch.bincount(folds[labels == label], minlength=5).tolist() for label in range(3)]
+    assert shares == [[3, 3, 2, 2, 2], [2, 2, 1, 1, 1], [1, 0, 0, 0, 0]]
+
+
+def test_two_images_of_one_class_are_enough_to_hold_one_out():
+    assert folds_of(torch.tensor([0, 1, 1, 2])).tolist() == [0, 0, 1, 0]
+    assert folds_of(torch.tensor([0, 3, 1, 2])) is None

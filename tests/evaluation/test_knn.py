@@ -81,3 +81,18 @@ def test_data_of_other_classes_or_encoders_are_refused():
         knn_classify(train, LabelledFeatures(train.features, train.labels, 9), [1])
     with pytest.raises(ValueError, match=r"expected \(N, 5\)"):
         knn_votes(train, train.features[:, :4], [1])
+    with pytest.raises(ValueError, match=r"expected \(N, 5\)"):
+        knn_votes(train, train.features[:, :, None], [1])
+    lists = LabelledFeatures(train.features, train.label_lists, 8)
+    for voters, asked in ((train, lists), (lists, train)):
+        with pytest.raises(ValueError, match="one of them has label lists"):
+            knn_classify(voters, asked, [1])
+
+
+def test_twenty_neighbours_at_temperature_007_are_the_default():
+    train, asked = LabelledFeatures(random_features(30, 5), torch.arange(30) % 3, 3), random_features(4, 6)
+    votes = knn_votes(train, asked)
+    torch.testing.assert_close(votes, knn_votes(train, asked, [20], temperature=0.07))
+    test = LabelledFeatures(random_features(200, 7), torch.arange(200) % 3, 3)
+    top1 = float((knn_votes(train, test.features)[20].argmax(dim=1) == test.labels).double().mean())
+    assert knn_classify(train, test) == {20: {"top1": pytest.approx(top1)}}

@@ -9,6 +9,7 @@ from maws_hf.evaluation.metrics import (
     mean_per_class_accuracy,
     multi_hot,
     score_classification,
+    score_ranks,
     top_k_accuracy,
 )
 
@@ -94,3 +95,21 @@ def test_rare_classes_count_as_much_as_frequent_ones():
     predicted, labels = torch.tensor([0, 0, 0, 0, 2]), torch.tensor([0, 0, 0, 2, 2])
     scores = torch.eye(4)[predicted]  # the class 3 and the class 1 never occur
     assert mean_per_class_accuracy(scores, labels) == pytest.approx((1 + 1 / 2) / 2)
+
+
+def test_top1_is_always_told_and_top5_of_more_than_five_classes():
+    ranks = torch.tensor([0, 0, 4, 5])
+    assert score_ranks(ranks, 6) == {"top1": 0.5, "top5": 0.75}
+    assert score_ranks(ranks[:3], 5) == {"top1": pytest.approx(2 / 3)}
+    assert score_ranks(ranks[:2], 1) == {"top1": 1.0}
+
+
+def test_one_nan_among_the_scores_of_an_image_makes_it_wrong():
+    scores = torch.tensor([[9.0, 1.0, 2.0], [9.0, float("nan"), 2.0]])
+    assert label_ranks(scores, torch.tensor([0, 0])).tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (3, 3), (2, 2)])
+def test_positives_of_another_shape_are_refused(shape: tuple[int, int]):
+    with pytest.raises(ValueError, match="shapes must agree"):
+        average_precision(torch.zeros(3, 2), torch.ones(shape, dtype=torch.bool))

@@ -52,7 +52,9 @@ def test_a_random_choice_succeeds_by_chance():
     assert scores["image_to_text"]["recall@1"] == pytest.approx(scores["chance@1"], abs=0.02)  # 4 deviations
 
 
-def test_captions_of_a_model_are_scored_as_its_logits_say():
+@pytest.mark.parametrize("at_once", [1, 3, 256])
+def test_captions_of_a_model_are_scored_as_its_logits_say(at_once, monkeypatch):
+    monkeypatch.setattr("maws_hf.evaluation.retrieval.CAPTIONS_AT_ONCE", at_once)
     torch.manual_seed(0)
     model = tiny_lit().eval()
     captions = [[0, 5, 6, 2], [0, 7, 2], [0, 5, 6, 2], [0, 8, 9, 10, 2], [0, 11, 2]]
