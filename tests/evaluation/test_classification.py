@@ -118,3 +118,18 @@ def test_single_labels_are_scored_by_the_first_and_the_first_five_predictions():
     scores = torch.arange(7.0).repeat(4, 1)
     targets = torch.eye(7, dtype=torch.bool)[[6, 2, 1, 6]]
     assert score_targets(scores, targets, False) == {"top1": 0.5, "top5": 0.75}
+
+
+def test_dropout_is_off_meanwhile(tmp_path):
+    dataset = corpus(tmp_path, ClassLabel(names=NAMES), [0, 1, 2])
+    torch.manual_seed(0)
+    dropping = MawsViTForImageClassification(tiny_config(num_labels=3, hidden_dropout_prob=0.5)).train()
+    reader = find_labels(dataset.features, "label")
+    scores = [classify(model, dataset, EvalTransform(32), reader).scores for model in (dropping, dropping.eval())]
+    torch.testing.assert_close(scores[0], scores[1])
+
+
+def test_classes_that_no_image_has_are_left_out_of_the_mean():
+    scores = torch.tensor([[3.0, 1.0, 0.0], [2.0, 2.0, 0.0], [1.0, 3.0, 0.0]])
+    targets = torch.tensor([[True, True, False], [False, False, False], [True, True, False]])
+    assert score_targets(scores, targets, True) == {"mAP": pytest.approx((1 + 2 / 3) / 2)}

@@ -29,6 +29,8 @@ def test_other_channels_and_other_scales_are_refused():
             statistics_of(ViTImageProcessorPil(**options), "large")
     with pytest.raises(ValueError, match="efficient also shifts its pixels, or scales them twice"):
         statistics_of(EfficientNetImageProcessorPil(), "efficient")
+    with pytest.raises(ValueError, match="shifted also shifts its pixels"):
+        statistics_of(EfficientNetImageProcessorPil(rescale_offset=True, include_top=False), "shifted")
 
 
 def test_a_processor_that_keeps_its_numbers_elsewhere_is_not_taken_for_none():

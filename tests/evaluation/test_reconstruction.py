@@ -48,3 +48,35 @@ def test_the_patch_mean_of_plain_pixels_is_their_variance(trained):
     pixels = model.vit.embeddings.normalize(images[:1], channel_dim=1).unfold(2, 4, 4).unfold(3, 4, 4)
     variance = pixels.permute(0, 2, 3, 1, 4, 5).flatten(3).var(-1, correction=0).mean()
     assert losses["patch_mean_loss"] == pytest.approx(variance.item(), rel=0.15)  # a random three quarters of it
+
+
+def test_a_model_that_predicts_a_part_is_judged_on_every_hidden_patch(trained, monkeypatch):
+    model, images = trained
+    noise = torch.rand(16, 16)
+    expected = reconstruction_losses(model, images, noise)
+    monkeypatch.setattr(model.config, "prediction_ratio", 0.25)
+    assert reconstruction_losses(model, images, noise) == pytest.approx(expected)
+
+
+def test_dropout_is_off_meanwhile():
+    torch.manual_seed(0)
+    model = MawsMAEForPreTraining(tiny_config(hidden_dropout_prob=0.5)).train()
+    images, noise = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.rand(2, 16)
+    losses = reconstruction_losses(model, images, noise)
+    assert model.training
+    assert losses == reconstruction_losses(model.eval(), images, noise)
+
+
+def test_the_positions_of_patches_are_shuffled_and_that_of_the_class_token_stays(trained):
+    model, images = trained
+    tables = [model.vit.embeddings.position_embeddings, model.decoder.position_embeddings]
+    seen = []
+    hook = model.register_forward_pre_hook(lambda *_: seen.append([table.detach().clone() for table in tables]))
+    try:
+        reconstruction_losses(model, images, torch.rand(16, 16))
+    finally:
+        hook.remove()
+    for whole, shuffled in zip(*seen, strict=True):
+        assert torch.equal(shuffled[:, 0], whole[:, 0])
+        assert not torch.equal(shuffled, whole)
+        assert sorted(shuffled[0].tolist()) == sorted(whole[0].tolist())

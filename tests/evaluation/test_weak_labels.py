@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import tiny_config
 from transformers.modeling_outputs import ImageClassifierOutput
 
@@ -35,3 +36,21 @@ def test_fewer_than_five_classes_are_no_problem():
     scores = weak_label_scores(model, torch.rand(2, 3, 32, 32), torch.tensor([[0, -100], [1, 2]]))
     assert scores.predictions.shape == (2, 3)
     assert scores.hit_at_5 == 1.0
+
+
+def test_the_loss_of_a_model_of_many_labels_is_the_sum_over_classes(model: MawsViTForImageClassification):
+    model.config.problem_type = "multi_label_classification"
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 6], [4, -100], [5, 2]])
+    dense = torch.zeros(3, 7)
+    dense[[0, 0, 1, 2, 2], [0, 6, 4, 5, 2]] = 1
+    losses = F.binary_cross_entropy_with_logits(images[:, 0, 0, :7], dense, reduction="none")
+    found = weak_label_scores(model, images, labels).loss
+    assert found == pytest.approx(losses.sum(dim=1).mean().item(), rel=1e-5)
+
+
+def test_dropout_is_off_meanwhile():
+    torch.manual_seed(0)
+    model = MawsViTForImageClassification(tiny_config(num_labels=7, hidden_dropout_prob=0.5)).train()
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)[:, None] % 7
+    assert weak_label_scores(model, images, labels).loss == weak_label_scores(model.eval(), images, labels).loss
