@@ -1,6 +1,7 @@
 """From folders and tables on disk to the logits and class numbers of a test set."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from tiny import draw_image, tiny_config
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from maws_hf import MawsViTForImageClassification
 from maws_hf.evaluation.benchmark_images import BenchmarkImages, classify_images, fingerprint, open_benchmark
@@ -213,3 +215,72 @@ def test_a_classifier_without_its_head_is_refused(tmp_path):
     MawsViTForImageClassification(tiny_config(num_labels=5)).vit.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a trained classifier is wanted"):
         load_classifier(str(tmp_path))
+
+
+def test_a_classifier_comes_in_evaluation_mode(classifier):
+    assert not load_classifier(str(classifier)).training
+
+
+def test_another_size_can_be_asked_for_if_patches_divide_it(classifier):
+    model = load_classifier(str(classifier))
+    picture = np.random.default_rng(0).integers(0, 256, (40, 75, 3), np.uint8)
+    assert preprocessing_of(str(classifier), model, "square", 48)(picture).shape == (3, 48, 48)
+    with pytest.raises(ValueError, match="--image_size 36 is not possible: .* has patches of 8"):
+        preprocessing_of(str(classifier), model, "square", 36)
+
+
+def test_resizing_otherwise_keeps_the_mean_and_the_deviation_of_the_processor(classifier, tmp_path):
+    model = load_classifier(str(classifier))
+    ViTImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7]).save_pretrained(tmp_path)
+    picture = np.full((40, 75, 3), 51, np.uint8)  # a fifth of 255
+    found = preprocessing_of(str(tmp_path), model, "crop")(picture)[:, 0, 0]
+    assert found.tolist() == pytest.approx([0.1 / 0.5, 0.0, -0.1 / 0.7], abs=1e-6)
+
+
+def test_a_model_without_a_processor_is_normalised_as_its_config_says(classifier):
+    model = load_classifier(str(classifier))
+    model.config.image_mean, model.config.image_std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+    found = preprocessing_of(str(classifier), model, "crop")(np.full((40, 75, 3), 51, np.uint8))[:, 0, 0]
+    assert found.tolist() == pytest.approx([0.1 / 0.5, 0.0, -0.1 / 0.7], abs=1e-6)
+
+
+def test_all_that_pixels_depend_on_is_described():
+    processor = ViTImageProcessorPil()
+    changes = {"resize": "crop", "size": (16, 8), "mean": (0.0,) * 3, "std": (1.0,) * 3, "border": 2}
+    settings = [Preprocessing(), *(Preprocessing(**{name: value}) for name, value in changes.items())]
+    settings += [Preprocessing(processor), Preprocessing(processor, border=2)]
+    settings += [Preprocessing(ViTImageProcessorPil(resample=3))]
+    descriptions = {json.dumps(setting.description()) for setting in settings}
+    assert len(descriptions) == len(settings)
+
+
+def test_the_whole_picture_is_squared_unless_a_crop_is_asked_for():
+    picture = np.random.default_rng(0).integers(0, 256, (40, 75, 3), np.uint8)
+    assert torch.equal(Preprocessing(size=(8, 8))(picture), Preprocessing(resize="square", size=(8, 8))(picture))
+
+
+@pytest.fixture(scope="module")
+def other() -> ViTForImageClassification:
+    """One of transformers', which takes other sizes only if it is told to."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    return ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8, num_labels=5)).eval()
+
+
+def test_other_models_resample_their_positions_for_another_size(other):
+    pixels = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = other(pixel_values=pixels, interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(logits_of(other, pixels), expected)
+
+
+def test_bfloat16_is_used_when_asked_for(other):
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    exact, rounded = logits_of(other, pixels), logits_of(other, pixels, bf16=True)
+    assert rounded.dtype == torch.float32
+    assert 0 < (exact - rounded).abs().max() < 0.05
+
+
+def test_logits_that_are_no_numbers_are_an_error(other):
+    with pytest.raises(ValueError, match="logits that are not finite"):
+        logits_of(other, torch.full((1, 3, 32, 32), float("nan")))

@@ -52,3 +52,24 @@ def test_a_split_without_an_image_says_why(tmp_path: Path):
     write(tmp_path, set(range(6)))
     with pytest.raises(ValueError, match=r"none of 6 images of the split train can be decoded: .*\w"):
         read(tmp_path)
+
+
+def test_rows_are_counted_through_the_split_also_with_workers(tmp_path: Path):
+    found = read(write(tmp_path, set()), only=[0, 4, 5], num_workers=2)
+    assert found.labels == [0, 4, 5]
+
+
+def test_a_row_without_a_label_is_an_error_unless_it_may_lack_one(tmp_path: Path):
+    images = [{"bytes": draw_image(row), "path": f"{row}.png"} for row in range(2)]
+    Dataset.from_dict({"image": images, "label": [3, -1]}, features=COLUMNS).to_parquet(tmp_path / "train-0.parquet")
+    with pytest.raises(ValueError, match=r"1\.png has no label in label"):
+        read(tmp_path)
+    assert read(tmp_path, may_lack_labels=True).labels == [3, -1]
+
+
+def test_a_key_may_be_the_number_nought(tmp_path: Path):
+    images = [{"bytes": b"no image" if row < 2 else draw_image(row), "path": f"{row}.png"} for row in range(3)]
+    columns = Features({**COLUMNS, "id": Value("int64")})
+    rows = {"image": images, "label": [0, 1, 2], "id": [0, None, 7]}
+    Dataset.from_dict(rows, features=columns).to_parquet(tmp_path / "train-0.parquet")
+    assert [record["key"] for record in read(tmp_path).skipped] == ["0", "1.png"]

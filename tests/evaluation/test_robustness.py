@@ -128,3 +128,10 @@ def test_test_sets_compare_as_many_classes_as_they_are_known_for():
     assert [len(benchmark_of(name).groups) for name in names] == [1000, 1000, 1000, 200, 200, 113]
     assert [benchmark_of(name).border for name in names] == [0, 0, 0, 0, 0, 2]
     assert len(benchmark_of("objectnet").needed) == 125
+    published = (50_000, 10_000, None, 7_500, 30_000, None)  # images, by the papers of the sets
+    assert tuple(benchmark_of(name).published_images for name in names) == published
+
+
+def test_without_an_image_there_is_no_accuracy():
+    with pytest.raises(ValueError, match="no image to score"):
+        score_classes(random_logits(0), torch.empty(0, dtype=torch.int64), range(1000))
