@@ -225,7 +225,7 @@ def test_another_size_can_be_asked_for_if_patches_divide_it(classifier):
     model = load_classifier(str(classifier))
     picture = np.random.default_rng(0).integers(0, 256, (40, 75, 3), np.uint8)
     assert preprocessing_of(str(classifier), model, "square", 48)(picture).shape == (3, 48, 48)
-    with pytest.raises(ValueError, match="--image_size 36 is not possible: .* has patches of 8"):
+    with pytest.raises(ValueError, match=r"--image_size 36 is not possible: .* has patches of 8"):
         preprocessing_of(str(classifier), model, "square", 36)
 
 

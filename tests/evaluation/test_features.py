@@ -245,10 +245,19 @@ def test_the_label_column_is_found_or_asked_for(shards: Path):
     }.items():
         with pytest.raises(DataSourceError, match=message):
             find_label_column(dataset, name)
+    for kind in ("int8", "uint16", "int32", "large_string"):
+        assert find_label_column(dataset.cast_column("label", Value(kind)), "label") == "label"
     with pytest.raises(DataSourceError, match=r"--label_column_name$"):
         find_label_column(dataset.remove_columns(["label"]))
     with pytest.raises(DataSourceError, match=r"if there are two or more class folders$"):
         find_label_column(dataset.select_columns(["image"]))
+
+
+def test_of_two_columns_of_classes_only_one_called_label_is_taken(shards: Path):
+    dataset = open_stream(shards).cast_column("word", ClassLabel(names=NAMES))
+    assert find_label_column(dataset) == "label"
+    with pytest.raises(DataSourceError, match="no label column 'label'"):
+        find_label_column(dataset.rename_column("label", "other"))
 
 
 # ---------------------------------------------------------------- encoders
@@ -302,7 +311,7 @@ def small_networks() -> list[PreTrainedModel]:
 def test_networks_of_other_kinds_have_one_feature_an_image(shards: Path):
     torch.manual_seed(2)
     tokens, pooled, maps = small_networks()
-    pixels = torch.cat([pixels_of(number) for number in range(3)])
+    pixels = torch.cat([pixels_of(number, EvalTransform(64)) for number in range(3)])  # maps of more than one place
     with torch.no_grad():
         expected = [
             tokens.eval()(normalize(pixels)).pooler_output,
@@ -393,6 +402,25 @@ def test_changed_rows_are_other_features(edit: Callable, cached: tuple[Features,
 def test_other_settings_are_other_features(options: dict, cached: tuple[Features, Path], encoder, shards: Path):
     assert not extract(encoder, shards, cache_dir=cached[1], **options).from_cache
     assert extract(encoder, shards, cache_dir=cached[1], **options).from_cache
+
+
+def test_other_statistics_are_other_features_of_a_model_that_does_not_normalise(shards: Path, tmp_path: Path):
+    torch.manual_seed(2)
+    model, *_ = small_networks()
+    statistics = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.5, 0.6, 0.7)}
+    assert not extract(model, shards, cache_dir=tmp_path, **statistics).from_cache
+    assert extract(model, shards, cache_dir=tmp_path, **statistics).from_cache
+    for changed in ({"image_mean": (0.5,) * 3}, {"image_std": (0.5,) * 3}):
+        assert not extract(model, shards, cache_dir=tmp_path, **{**statistics, **changed}).from_cache
+
+
+def test_an_entry_of_another_format_is_not_read(
+    cached: tuple[Features, Path], encoder: MawsViTModel, shards: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("maws_hf.evaluation.feature_cache.FORMAT", 2)
+    said: list[str] = []
+    assert not extract(encoder, shards, cache_dir=cached[1], say=said.append).from_cache
+    assert "another format than 2" in said[0]
 
 
 def test_one_changed_weight_or_config_field_is_another_encoder(encoder: MawsViTModel):

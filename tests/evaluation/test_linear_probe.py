@@ -68,30 +68,35 @@ def test_every_head_of_a_sweep_is_as_if_trained_alone(protocol: Protocol, part: 
     assert (together[0].weight - together[2].weight).abs().max() > 1e-3
 
 
-def reference_head(data: LabelledFeatures, start: LinearHead, steps: int, peak: float) -> tuple[torch.Tensor, ...]:
+def reference_scores(
+    data: LabelledFeatures, start: LinearHead, steps: int, peak: float, momentum: float, decay: float
+) -> torch.Tensor:
     """Logistic regression by torch's own layers, loss and optimizer on all images at once, in double precision."""
     features = data.features.double()
     norm = torch.nn.BatchNorm1d(features.shape[1], affine=False, eps=1e-6, dtype=torch.float64)
     layer = torch.nn.Linear(features.shape[1], data.num_classes, dtype=torch.float64)
     layer.weight.data.copy_(start.weight)
     layer.bias.data.zero_()
-    optimizer = torch.optim.SGD(layer.parameters(), lr=peak, momentum=0.9, nesterov=True, weight_decay=1e-9)
+    options = {"momentum": momentum, "nesterov": momentum > 0, "weight_decay": decay}
+    optimizer = torch.optim.SGD(layer.parameters(), lr=peak, **options)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(layer(norm(features)), data.labels).backward()
         optimizer.step()
         schedule.step()
-    return layer.weight.detach(), layer.bias.detach(), norm(features) @ layer.weight.T.detach() + layer.bias.detach()
+    return layer(norm(features)).detach()
 
 
-def test_a_head_is_what_torchs_own_layers_make_of_it():
+@pytest.mark.parametrize(("momentum", "decay"), [(0.9, 1e-9), (0.5, 0.3), (0.0, 0.0)])
+def test_a_head_is_what_torchs_own_layers_make_of_it(momentum: float, decay: float):
     data, rows = clusters(30), torch.arange(30)  # so few that a batch holds them all
     assert SGD.batch_size_for(30) == 30
     (start,) = train_heads(data, rows, [1e-30], SGD, standardize=False)
     assert float(start.weight.std()) == pytest.approx(0.01, rel=0.3)
-    (head,) = train_heads(data, rows, [0.3], replace(SGD, epochs=20))
-    _, _, scores = reference_head(data, start, steps=20, peak=0.3)
+    protocol = replace(SGD, epochs=20, momentum=momentum, weight_decay=decay)
+    (head,) = train_heads(data, rows, [0.3], protocol)
+    scores = reference_scores(data, start, 20, 0.3, momentum, decay)
     torch.testing.assert_close(head.scores(data.features).double(), scores, rtol=1e-4, atol=1e-4)
 
 
@@ -108,6 +113,46 @@ def test_images_left_out_of_one_epoch_come_in_another(monkeypatch: pytest.Monkey
     assert [len(set(batch)) for batch in seen] == [32] * 6  # the batch for 40 images: one an epoch, without repeats
     assert len({tuple(batch) for batch in seen}) == 6
     assert set().union(*seen) == set(range(40))
+
+
+def test_images_without_a_label_do_not_thin_out_those_with_one():
+    data = clusters(30)
+    lists = data.labels[:, None].clone()
+    lists[20:] = -100
+    thinned = LabelledFeatures(data.features, lists, 4)
+    options = {"learning_rates": [1e-4], "protocol": SGD, "standardize": False}
+    (all_rows,), (labelled,) = (train_heads(thinned, torch.arange(count), **options) for count in (30, 20))
+    torch.testing.assert_close(all_rows.weight, labelled.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_without_a_label_changes_nothing():
+    labels = torch.full((64, 1), -100)
+    labels[5] = 1
+    data = LabelledFeatures(clusters(64).features, labels, 4)
+    assert SGD.batch_size_for(64) == 32  # so one of two batches has none
+    (head,) = train_heads(data, torch.arange(64), [0.1], replace(SGD, epochs=1))
+    assert head.weight.isfinite().all()
+
+
+def test_a_seed_decides_the_initial_weights():
+    data = clusters(40)
+    starts = [train_heads(data, torch.arange(40), [1e-30], SGD, seed=seed)[0].weight for seed in (0, 0, 1)]
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def test_a_seed_decides_the_order_of_images(monkeypatch: pytest.MonkeyPatch):
+    seen: list[list[int]] = []
+
+    def watch(logits: torch.Tensor, labels: torch.Tensor, *arguments: object) -> torch.Tensor:
+        seen.append(labels[:, 0].tolist())
+        return logit_gradient(logits, labels, *arguments)
+
+    monkeypatch.setattr(linear_heads, "logit_gradient", watch)
+    data = LabelledFeatures(torch.randn(40, 3), torch.arange(40), 40)
+    for seed in (0, 0, 1):
+        train_heads(data, torch.arange(40), [0.1], replace(SGD, epochs=1), seed=seed)
+    assert seen[0] == seen[1] != seen[2]
 
 
 def test_images_outside_of_the_rows_have_no_say():
@@ -255,6 +300,15 @@ def test_the_global_generator_is_left_alone():
     before = torch.get_rng_state()
     linear_probe(clusters(60), clusters(20, seed=1), SGD)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_protocols_have_the_numbers_of_their_sources():
+    mae, sgd = PROTOCOLS["mae"], PROTOCOLS["sgd"]  # He et al. 2021, table 10; pytorch/vision#5793
+    assert (mae.optimizer, mae.batch_size, mae.epochs, mae.warmup_epochs) == ("lars", 16384, 90, 10)
+    assert (mae.momentum, mae.weight_decay, mae.objective) == (0.9, 0, "softmax")
+    assert 0.1 in mae.base_learning_rates
+    assert (sgd.optimizer, sgd.batch_size, sgd.epochs, sgd.warmup_epochs) == ("sgd", 1024, 28, 0)
+    assert (sgd.momentum, sgd.weight_decay, sgd.objective) == (0.9, 1e-9, "softmax")
 
 
 @pytest.mark.parametrize(
