@@ -37,6 +37,47 @@ def test_a_grid_has_masked_reconstructed_original_of_each_image():
             assert grid.getpixel(middle) == (round(shades[column, image].item() * 255),) * 3
 
 
+@pytest.mark.parametrize(("tile", "scale"), [(1, 1), (6, 1), (7, 2), (12, 2), (13, 3)])
+def test_small_pictures_are_enlarged_to_the_least_height_without_smoothing(tile, scale):
+    pixels = torch.randint(0, 256, (1, 3, 6, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = pixels[0].permute(1, 2, 0).numpy().repeat(scale, axis=0).repeat(scale, axis=1)
+    parts = MawsMAEReconstruction(masked=pixels / 255, reconstruction=pixels / 255, original=pixels / 255)
+    grid = np.asarray(reconstruction_grid(parts, tile=tile, gap=2, across=1))
+    assert np.array_equal(grid[20 + 2 : -2, 2 : 2 + 4 * scale], expected)
+    predictions = np.asarray(prediction_grid(pixels, [[("a", True)]], tile=tile))
+    assert np.array_equal(predictions[8 : 8 + 6 * scale, 8 : 8 + 4 * scale], expected)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved."""
+    figures = []
+    savefig = Figure.savefig
+
+    def keep(figure, *arguments, **options):
+        figures.append(figure)
+        savefig(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def test_a_curve_is_the_loss_over_the_images_seen_beside_what_it_is_compared_with(tmp_path, drawn):
+    losses, rates = [2.0, None, 0.5], [0.3, 0.2, 0.1]
+    lines = [
+        {"step": step, "images_seen": 4 * step, "loss": loss, "learning_rate": rate}
+        for step, loss, rate in zip((1, 2, 3), losses, rates, strict=True)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plot_curve(tmp_path / "metrics.jsonl", tmp_path / "loss.png", references={"mean": 0.9, "colour": 0.6})
+    loss_axis, rate_axis = drawn[0].axes
+    curve, *references = loss_axis.lines
+    assert curve.get_xydata().tolist() == [[4, 2.0], [12, 0.5]]
+    assert [list(line.get_ydata()) for line in references] == [[0.9, 0.9], [0.6, 0.6]]
+    assert [(text.get_text(), text.xy[1]) for text in loss_axis.texts] == [("mean", 0.9), ("colour", 0.6)]
+    assert rate_axis.lines[0].get_xydata().tolist() == [[4, 0.3], [12, 0.1]]
+
+
 def test_a_curve_is_drawn_from_the_metrics_file(tmp_path):
     file = tmp_path / "metrics.jsonl"
     lines = [{"step": s, "images_seen": 4 * s, "loss": 1 / s, "learning_rate": 0.1} for s in (1, 2, 3)]
@@ -141,20 +182,48 @@ def test_scores_over_cost_have_a_line_a_method_and_a_dot_a_seed(tmp_path):
         assert (colours == colour).all(axis=1).any()
 
 
-def test_an_axis_ends_at_the_highest_possible_score(tmp_path, monkeypatch):
-    limits = []
-    savefig = Figure.savefig
+def test_lines_join_the_means_of_the_seeds_by_rising_cost(tmp_path, drawn):
+    points = {"MAE": {2e12: [0.3, 0.5], 1e12: [0.1, 0.2]}}
+    plot_scaling({"kNN": points}, tmp_path / "study.png", xlabel="operations", ylabel="accuracy")
+    (axis,) = drawn[0].axes
+    np.testing.assert_allclose(axis.lines[0].get_xydata(), [[1e12, 0.15], [2e12, 0.4]])
+    dots = [[1e12, 0.1], [1e12, 0.2], [2e12, 0.3], [2e12, 0.5]]
+    np.testing.assert_allclose(axis.collections[0].get_offsets(), dots)
+    assert axis.get_xscale() == "log"
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1e+12", "2e+12"]
 
-    def look(figure, *arguments, **options):
-        limits.append(figure.axes[0].get_ylim())
-        savefig(figure, *arguments, **options)
 
-    monkeypatch.setattr(Figure, "savefig", look)
+def test_an_axis_ends_at_the_highest_possible_score(tmp_path, drawn):
     for scores in ([90.0, 100.0], [10.0, 20.0]):
         points = {"probe": {1.0: scores, 5.0: scores}}
         plot_scaling({"top-1": points}, tmp_path / "a.png", xlabel="shots", ylabel="%", highest=100)
-    assert limits[0][1] == 100
-    assert 20 < limits[1][1] < 25
+    high, low = (figure.axes[0].get_ylim()[1] for figure in drawn)
+    assert high == 100
+    assert 20 < low < 25
+
+
+def test_the_extremes_are_the_highest_and_the_lowest_in_falling_order(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("maws_hf.visualization.plot_bars", lambda bars, *_, xlabel: drawn.append((bars, xlabel)))
+    scores = [("c", 3.0), ("a", 1.0), ("e", 5.0), ("b", 2.0), ("d", 4.0)]
+    for some in (scores, scores[:4]):
+        plot_extremes(some, tmp_path / "bars.png", label="top-1", xlabel="%", most=2)
+    (many, told), (few, plain) = drawn
+    assert list(many.items()) == [(name, {"top-1": value}) for name, value in zip("edba", (5, 4, 2, 1), strict=True)]
+    assert told == "%\n2 highest and 2 lowest of 5"
+    assert (list(few), plain) == (["e", "c", "b", "a"], "%")
+
+
+def test_groups_of_bars_stand_from_the_top_with_their_values(tmp_path, drawn):
+    scores = {"MAE": {"linear": 40.25, "kNN": 20.0}, "WSP": {"linear": 80.0, "kNN": 60.0}}
+    plot_bars(scores, tmp_path / "bars.png", xlabel="%")
+    (axis,) = drawn[0].axes
+    assert axis.yaxis_inverted()
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["MAE", "WSP"]
+    middles = [bar.get_y() + bar.get_height() / 2 for bar in axis.patches]
+    assert middles == pytest.approx([-0.2, 0.8, 0.2, 1.2])  # linear above kNN, in both groups
+    assert [bar.get_width() for bar in axis.patches] == [40.25, 80.0, 20.0, 60.0]
+    assert [text.get_text() for text in axis.texts] == ["40.2", "80", "20", "60"]
 
 
 def test_bars_have_the_lengths_of_their_scores(tmp_path):

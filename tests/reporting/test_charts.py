@@ -56,3 +56,24 @@ def test_a_reference_shares_the_axes():
 @pytest.mark.parametrize("logarithmic", [False, True])
 def test_one_value_can_be_drawn(logarithmic):
     assert len(chart([(1, 1)], logarithmic=logarithmic).points) == 1
+
+
+def test_a_range_to_have_room_for_widens_the_axis():
+    drawn = chart([(1, 2.0), (2, 3.0)], y_range=(0.0, 10.0))
+    assert [point.y for point in drawn.points] == [80, 70]
+
+
+def test_numbers_at_an_axis_are_short():
+    assert [tick.text for tick in chart([(1000, 1.0), (4000, 2.0)]).x_ticks] == ["0", "1k", "2k", "3k", "4k"]
+    ticks = chart([(1, 2.0e6), (1000, 0.5e9)], logarithmic=True)
+    assert [tick.text for tick in ticks.x_ticks] == ["1", "10", "100", "1k"]
+    assert [tick.text for tick in ticks.y_ticks] == ["1M", "10M", "100M", "1G"]
+
+
+def test_an_axis_of_places_begins_at_nought_and_ends_at_the_last_value():
+    ticks = chart([(50, 1.0), (120, 2.0)]).x_ticks
+    assert [(tick.place, tick.text) for tick in ticks] == [
+        (0, "0"),
+        (pytest.approx(50 / 1.2, abs=1e-3), "50"),
+        (pytest.approx(100 / 1.2, abs=1e-3), "100"),
+    ]
