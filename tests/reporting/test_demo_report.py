@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from demo_runs import CLASSES, HOSTILE, make_demo_runs
+from demo_runs import CLASSES, HOSTILE, draw, make_demo_runs
 from PIL import Image
 
 from maws_hf.cli import main
 from maws_hf.reporting.demo_report import build_report
 from maws_hf.reporting.demo_steps import demo_steps
 from maws_hf.reporting.pictures import embed_picture
+from maws_hf.reporting.records import Curve, read_curve, share
+from maws_hf.reporting.sections import draw_curves, read_encoders, read_frames, read_weak_labels
+from maws_hf.reporting.zero_shot import read_zero_shot
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -215,3 +218,139 @@ def test_the_command_writes_the_page(folders, tmp_path, capsys):
     assert ended.value.code == 0
     assert output.as_uri() in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+# ---------------------------------------------------------------- what is read
+
+
+def test_frames_are_evenly_chosen_and_end_with_the_final_picture(tmp_path):
+    for step in range(10, 90, 10):
+        draw(tmp_path / "reconstructions" / f"step-{step:08d}.png", str(step))
+    frames = read_frames(tmp_path)
+    assert frames.names == ["step 10", "step 20", "step 40", "step 50", "step 70"]
+    draw(tmp_path / "reconstruction.png", "80")  # drawn at the last step as well
+    frames = read_frames(tmp_path)
+    assert frames.names == ["step 10", "step 20", "step 40", "step 60", "the end"]
+    assert len({picture.uri for picture in frames.pictures}) == 5
+
+
+def test_wsp_is_drawn_behind_mae_wsp_on_the_same_axes():
+    def curve(*losses: float) -> Curve:
+        return Curve([1, 2], [64, 128], list(losses), [0.1, 0.1], 1.0, None)
+
+    runs = {"mae": curve(1.0, 0.5), "wsp": curve(6.0, 3.0), "mae-wsp": curve(5.0, 1.0)}
+    charts = draw_curves(runs, {key: key for key in runs})
+    assert charts["mae-wsp"].reference_path == charts["wsp"].path
+    assert charts["wsp"].y_ticks == charts["mae-wsp"].y_ticks != charts["mae"].y_ticks
+    assert [chart.reference_path for key, chart in charts.items() if key != "mae-wsp"] == [None, None]
+    assert "from 5 to 1 over 128 images" in charts["mae-wsp"].summary
+
+
+def test_labels_are_listed_by_falling_frequency_on_logarithmic_axes(folders, tmp_path):
+    content = json.loads((folders[2] / "vocabulary.json").read_text())
+    content["classes"].reverse()
+    (tmp_path / "vocabulary.json").write_text(json.dumps(content))
+    labels = read_weak_labels(tmp_path)
+    assert [label["count"] for label in labels.most_frequent] == [700 // rank for rank in range(1, 13)]
+    assert [tick.text for tick in labels.chart.x_ticks] == ["1", "10"]
+    assert labels.chart.points[0].text.startswith("no. 1: label 1 · 700 images")
+    assert (labels.classes, labels.images, labels.tags, labels.dropped) == (60, 6784, 0, [])
+
+
+def test_encoders_come_best_first_with_all_that_their_training_cost(folders):
+    encoders = read_encoders(folders[0] / "evaluation")
+    assert [row.name.split("/")[-1] for row in encoders.rows] == ["mae-wsp", "wsp", "mae"]
+    assert encoders.best == {"linear top-1": 0.6305, "linear top-5": 0.9184, "20-NN top-1": 0.623}
+    assert [(row.operations, row.images) for row in encoders.rows[:2]] == [(24_600_000_000_000, 256_000)] + [
+        (12_300_000_000_000, 128_000)
+    ]
+    assert (encoders.classes, encoders.images, encoders.split) == (9, 931, "unseen")
+
+
+def zero_shot_row(**changes) -> dict:
+    row = {"model": "lit", "split": "unseen", "language": "en", "prompts": "captions", "classes": 4, "images": 8}
+    return {**row, "top1": 0.5, "top5": None, "chance": 0.25, "per_class": {}, "examples": None, **changes}
+
+
+def read_rows(folder: Path, *rows: dict):
+    (folder / "results.json").write_text(json.dumps({"results": rows}))
+    return read_zero_shot(folder)
+
+
+def test_the_headline_is_english_and_of_the_first_way_of_prompting(tmp_path):
+    rows = [zero_shot_row(language="de", top1=0.4), zero_shot_row(), zero_shot_row(prompts="names", top1=0.1)]
+    untrained = zero_shot_row(model="lit-untrained", top1=0.2)
+    found = read_rows(tmp_path, untrained, *rows, zero_shot_row(split="test", language="fr"))
+    assert found.model == "lit"
+    assert (found.headline("unseen").top1, found.headline("unseen").untrained) == (0.5, 0.2)
+    assert found.headline("test").language.code == "fr"
+    assert found.headline("train") is None
+    assert [score.top1 for score in found.scores] == [0.4, 0.5, 0.5]
+
+
+def test_bars_of_all_splits_share_an_axis_that_reaches_over_every_score(tmp_path):
+    rows = [zero_shot_row(top1=0.3), zero_shot_row(split="test", top1=0.2, chance=0.45)]
+    first, second = read_rows(tmp_path, *rows, zero_shot_row(model="lit-untrained", top1=0.1)).bars
+    assert first.ticks == second.ticks
+    assert first.longest == second.longest == 0.5
+    assert [(tick.place, tick.text) for tick in first.ticks][::5] == [(0, "0"), (100, "50")]
+
+
+def test_words_are_the_best_found_and_the_most_pictured_of_the_missed(tmp_path):
+    told = {
+        "half": (4, 0.5),
+        "whole": (2, 1.0),
+        "more": (6, 1.0),
+        "rare": (1, 0.0),
+        "often": (9, 0.0),
+        "never": (0, None),
+    }
+    per_class = {name: {"images": images, "top1": top1} for name, (images, top1) in told.items()}
+    (words,) = read_rows(tmp_path, zero_shot_row(per_class=per_class)).words
+    assert words.found == [("more", 6), ("whole", 2), ("half", 4)]
+    assert words.missed == [("often", 9), ("rare", 1)]
+
+
+def test_a_curve_has_the_points_that_are_numbers_and_the_time_of_all(tmp_path):
+    lines = [
+        {"step": step, "loss": loss, "learning_rate": 0.1, "images_seen": 100 * step, "images_per_second": rate}
+        for step, loss, rate in ((1, 2.0, 10.0), (2, float("nan"), 20.0), (3, 1.0, 50.0))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = read_curve(tmp_path)
+    assert (curve.steps, curve.images, curve.losses) == ([1, 3], [100, 300], [2.0, 1.0])
+    assert curve.seconds == 10 + 5 + 2
+    assert curve.operations is None
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.01, True, "0.5", float("nan")])
+def test_what_is_no_share_is_refused(value):
+    with pytest.raises(ValueError, match="is no share between 0 and 1"):
+        share(value)
+    assert [share(None), share(0), share(1)] == [None, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(("rate", "told"), [(1024.0, "50 s"), (320.0, "3 min"), (7.0, "2 h 02 min")])
+def test_the_time_of_a_run_is_told_in_its_own_unit(tmp_path, rate, told):
+    folders = make_demo_runs(tmp_path)
+    file = tmp_path / "runs" / "mae" / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"images_per_second": 320.0', f'"images_per_second": {rate}'))
+    page = Page(build_report(*folders, tmp_path / "report.html"))
+    assert f"800 steps, {told}" in page.text
+
+
+def test_a_run_whose_operations_are_not_known_adds_none(tmp_path):
+    folders = make_demo_runs(tmp_path)
+    (tmp_path / "runs" / "mae" / "training.json").unlink()
+    assert "204,800 images, 3.7 × 10 13 operations" in Page(build_report(*folders, tmp_path / "report.html")).text
+
+
+def test_versions_are_those_of_the_evaluation(page):
+    assert re.search(r"torch\W+2\.13\.0", page.text)
+
+
+def test_a_wide_picture_is_narrowed(tmp_path):
+    Image.new("RGB", (2800, 100), "red").save(tmp_path / "wide.png")
+    picture = embed_picture(tmp_path / "wide.png", "wide")
+    assert (picture.width, picture.height) == (1400, 50)
+    assert embed_picture(tmp_path / "wide.png", "wide", widest=700).height == 25
