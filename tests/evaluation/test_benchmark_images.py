@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tiny import draw_image, tiny_config
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from maws_hf import MawsViTForImageClassification
+from maws_hf.data.sources import DataSourceError
 from maws_hf.evaluation.benchmark_images import BenchmarkImages, classify_images, fingerprint, open_benchmark
 from maws_hf.evaluation.classifiers import Preprocessing, load_classifier, logits_of, preprocessing_of
 from maws_hf.evaluation.label_maps import LabelMapError, imagenet_classes, imagenet_subset
@@ -138,6 +140,36 @@ def test_minus_one_of_an_unlabelled_split_is_not_the_last_class(tmp_path):
         seen(images)
 
 
+def test_a_label_that_is_missing_is_not_a_class(tmp_path):
+    columns = Features({"image": ImageFeature(), "label": ClassLabel(names=WNIDS)})
+    rows = {"image": [{"bytes": draw_image(0), "path": "0.png"}], "label": [None]}
+    Dataset.from_dict(rows, features=columns).to_parquet(tmp_path / "test-0.parquet")
+    images = open_benchmark(str(tmp_path), benchmark_of("imagenet_val"), splits=ANY)
+    with pytest.raises(LabelMapError, match=r"0\.png: the label None is not a single class"):
+        seen(images)
+
+
+def test_a_column_of_other_classes_is_refused_also_where_labels_may_lack(tmp_path):
+    columns = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [{"bytes": draw_image(0), "path": "0.png"}], "label": [1]}
+    Dataset.from_dict(rows, features=columns).to_parquet(tmp_path / "test-0.parquet")
+    with pytest.raises(LabelMapError, match="'cat' is no class of ImageNet"):
+        open_benchmark(str(tmp_path), benchmark_of("imagenet_val"), splits=ANY, may_lack_labels=True)
+
+
+def test_only_a_missing_split_makes_way_for_the_next_one(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(source, *, split, **options):
+        asked.append(split)
+        raise DataSourceError("no split 'test'" if split == "test" else f"{split} is damaged")
+
+    monkeypatch.setattr("maws_hf.evaluation.benchmark_images.open_stream", refuse)
+    with pytest.raises(DataSourceError, match="validation is damaged"):
+        open_benchmark(str(tmp_path), benchmark_of("imagenet_val"), splits=ANY)
+    assert asked == ["test", "validation"]
+
+
 def test_a_flat_folder_has_no_labels_and_is_refused_where_they_are_wanted(tmp_path):
     put(tmp_path, "ILSVRC2012_val_00000002.png", "ILSVRC2012_val_00000001.png")
     benchmark = benchmark_of("imagenet_val")
@@ -162,8 +194,17 @@ def test_another_file_makes_another_fingerprint(tmp_path):
     put(tmp_path, "3/a.png", "7/b.png")
     before = fingerprint(str(tmp_path))
     assert fingerprint(str(tmp_path)) == before
+    file = tmp_path / "7" / "b.png"
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
+    assert fingerprint(str(tmp_path)) != before, "another time"
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert fingerprint(str(tmp_path)) == before
+    file.rename(tmp_path / "7" / "c.png")
+    assert fingerprint(str(tmp_path)) != before, "another name"
+    (tmp_path / "7" / "c.png").rename(file)
     put(tmp_path, "8/c.png")
-    assert fingerprint(str(tmp_path)) != before
+    assert fingerprint(str(tmp_path)) != before, "another file"
     assert fingerprint("user/name:part") == "user/name:part"
 
 

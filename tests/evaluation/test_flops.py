@@ -14,25 +14,27 @@ from maws_hf.evaluation.flops import (
 
 
 def small_config(**overrides) -> MawsViTConfig:
-    return MawsViTConfig(
-        image_size=(32, 48),
-        patch_size=8,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=40,
-        decoder_hidden_size=24,
-        decoder_num_hidden_layers=3,
-        decoder_num_attention_heads=3,
-        decoder_intermediate_size=56,
-        **overrides,
-    )
+    fields = {
+        "image_size": (32, 48),
+        "patch_size": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "decoder_hidden_size": 24,
+        "decoder_num_hidden_layers": 3,
+        "decoder_num_attention_heads": 3,
+        "decoder_intermediate_size": 56,
+    }
+    return MawsViTConfig(**{**fields, **overrides})
 
 
 INTER_BLOCK = {"decoder_attention": "cross", "decoder_inter_block_attention": True}
 
 
-@pytest.mark.parametrize("decoder", [{}, {"decoder_attention": "cross"}, INTER_BLOCK])
+@pytest.mark.parametrize(
+    "decoder", [{}, {"decoder_attention": "cross"}, INTER_BLOCK, {"decoder_num_hidden_layers": 0}]
+)
 @pytest.mark.parametrize("prediction_ratio", [1.0, 0.4])
 def test_the_closed_form_of_mae_equals_what_torch_counts(decoder: dict, prediction_ratio: float):
     config = small_config(prediction_ratio=prediction_ratio, **decoder)
@@ -70,6 +72,10 @@ def test_the_closed_form_of_lit_equals_what_torch_counts():
         (projections[0](image_features).sum() + projections[1](text_features).sum()).backward()
     ours = lit_training_flops(vision_config, text_config, text_tokens=11, projection_dim=20)
     assert counter.get_total_flops() == 3 * ours
+    cached = lit_training_flops(vision_config, text_config, text_tokens=11, projection_dim=20, cached_features=True)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        image_tower(images)
+    assert counter.get_total_flops() == 3 * (ours - cached)
 
 
 @pytest.mark.parametrize(("size", "counted"), [("vit_b16", 98.2), ("vit_l16", 356.7), ("vit_6.5b14", 9781.6)])

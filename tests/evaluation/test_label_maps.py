@@ -94,13 +94,15 @@ def test_a_model_of_1000_classes_is_taken_to_have_their_order():
     prompts = [names[0] for names in load_prompts("imagenet").classes]  # differ from WordNet's in many words
     for names in ([f"LABEL_{number}" for number in range(1000)], NAMES, prompts, WNIDS):
         assert model_columns(labels(names), [5, 0, 999], "model") == [5, 0, 999]
-    with pytest.raises(LabelMapError, match="model is not in ImageNet's order"):
-        model_columns(labels(NAMES[::-1]), [0], "model")
+    for names in (NAMES[::-1], [name.upper().replace(" ", "_") for name in NAMES[::-1]]):
+        with pytest.raises(LabelMapError, match="model is not in ImageNet's order"):
+            model_columns(labels(names), [0], "model")
 
 
 def test_wnids_say_where_a_class_is_whatever_their_number_and_order():
     assert model_columns(labels(WNIDS[::-1]), [0, 999], "model") == [999, 0]
     assert model_columns(labels([WNIDS[7], "n00000000", WNIDS[3]]), [3, 7], "model") == [2, 0]
+    assert model_columns({1: WNIDS[3], 0: WNIDS[7]}, [3, 7], "model") == [1, 0], "columns, not the order of writing"
     with pytest.raises(LabelMapError, match=f"model lacks 2 of 3 classes that it must know: {WNIDS[1]}, {WNIDS[2]}$"):
         model_columns(labels(WNIDS[:1]), [0, 1, 2], "model")
     with pytest.raises(LabelMapError, match="n01440764 twice"):

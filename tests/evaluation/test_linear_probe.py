@@ -231,7 +231,24 @@ def test_a_validation_share_that_leaves_nothing_is_named():
     for share in (0.01, 0.5, 1.0):
         with pytest.raises(ValueError, match=f"validation_share {share} of 9 images"):
             linear_probe(singles, singles, SGD, validation_share=share)
+    lists = LabelledFeatures(singles.features, singles.label_lists, 9)
+    with pytest.raises(ValueError, match=r"validation_share 1\.0 of 9 images"):
+        linear_probe(lists, lists, SGD, validation_share=1.0)
     assert linear_probe(singles, singles, SGD, learning_rates=[0.1], validation_share=0.01).validation == []
+
+
+def test_the_validation_loss_is_that_of_the_objective():
+    train = with_lists(clusters(120))
+    options = {"learning_rates": [0.01, 0.1], "refit": False}
+    result = linear_probe(train, train, replace(SGD, objective="binary"), **options)
+    _, held_out = split_off_validation(train, 0.1, seed=0)
+    lists = train.labels[held_out]
+    labelled = (lists >= 0).any(dim=1)
+    hot = torch.stack([(lists == label).any(dim=1) for label in range(4)], dim=1).float()
+    scores = result.head.scores(train.features[held_out])
+    expected = F.binary_cross_entropy_with_logits(scores[labelled], hot[labelled], reduction="sum") / labelled.sum()
+    (chosen,) = (found for found in result.validation if found["learning_rate"] == result.learning_rate)
+    assert chosen["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_standardised_heads_do_not_mind_scale_and_offset():

@@ -14,10 +14,11 @@ import torch.distributed as dist
 from tiny import tiny_config
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from maws_hf import MawsMAEForPreTraining, MawsViTConfig
+from maws_hf import MawsMAEForPreTraining, MawsViTConfig, MawsViTModel
 from maws_hf.cli import main
 from maws_hf.evaluation.memory_plan import GIB, RESERVED, largest_batch, plan_memory
 from maws_hf.evaluation.memory_stages import Setting
+from maws_hf.models.configuration_limits import MOST_LABELS
 
 # Activations must weigh something beside the parameters, or their formula is not tested.
 SMALL = {
@@ -212,3 +213,27 @@ def test_the_peak_of_each_of_two_sharing_processes_is_that_of_tensors_counted_on
         plan = plan_memory(MawsViTConfig(**WIDE), setting)
         assert plan.peak == pytest.approx(counted, rel=0.05), setting
         assert plan.copies > 0.15 * plan.peak, "little is gathered: says little"
+
+
+@pytest.mark.parametrize(
+    ("task", "besides"), [("wsp", 8 * 16), ("finetune", 4 * 100), ("lit", 2 * 8 * 20)], ids=["wsp", "finetune", "lit"]
+)
+def test_inputs_are_uint8_pixels_and_what_belongs_to_them(task: str, besides: int):
+    setting = Setting(task, 5, labels=100, text_tokens=20)
+    image = 3 * 32 * 32 + besides
+    assert plan_memory(tiny_config(), setting).inputs == 5 * image
+    assert plan_memory(tiny_config(), replace(setting, reads_ahead=True)).inputs == 2 * 5 * image
+    if task != "lit":
+        assert plan_memory(tiny_config(), replace(setting, accumulation=3)).inputs == 3 * 5 * image
+
+
+def test_the_most_labels_and_tokens_there_may_be_are_planned():
+    assert plan_memory(tiny_config(), Setting("wsp", 1, labels=MOST_LABELS)).logits == 4 * MOST_LABELS
+    assert plan_memory(tiny_config(), Setting("lit", 1, text_tokens=512)).peak > 0
+
+
+@pytest.mark.parametrize(("size", "millions"), [("base", 277.5), ("large", 558.8)])
+def test_text_towers_are_as_large_as_xlm_roberta(size: str, millions: float):
+    image = sum(p.numel() for p in MawsViTModel(tiny_config()).parameters())
+    parameters = plan_memory(tiny_config(), Setting("lit", 1, text_size=size)).parameters - image
+    assert parameters / 1e6 == pytest.approx(millions, rel=0.005)

@@ -1,7 +1,7 @@
 """Sizes by pretrainings: what stands where, and under which name."""
 
 import pytest
-from transformers import CLIPVisionConfig, ConvNextConfig, ViTConfig
+from transformers import CLIPConfig, CLIPVisionConfig, ConvNextConfig, ViTConfig
 
 from maws_hf import MawsViTConfig
 from maws_hf.evaluation.size_table import Entry, SizeTable, size_name, training_name
@@ -32,6 +32,12 @@ def test_columns_ascend_and_rows_are_in_the_paper_s_order():
         "| MAE             |     56.5 |     65.1 |      76.1 |\n"
         "| MAWS            |     82.8 |     86.0 |      88.1 |\n"
     )
+
+
+def test_a_size_stands_where_its_smallest_model_does():
+    sizes = [("wide", 10), ("wide", 900), ("middle", 100)]
+    table = SizeTable.of([Entry("x", "MAE", size, parameters, 50.0) for size, parameters in sizes])
+    assert table.sizes == ["wide", "middle"]
 
 
 def test_what_was_not_measured_is_a_dash_in_the_table_and_no_point_of_a_curve():
@@ -71,6 +77,7 @@ def test_a_bar_in_a_name_does_not_end_its_cell():
         (lambda: ViTConfig(patch_size=32), "768x12/32"),
         (lambda: ViTConfig(patch_size=(16, 8)), "768x12/16x8"),
         (lambda: CLIPVisionConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, patch_size=8), "64x2/8"),
+        (lambda: CLIPConfig(vision_config={"num_hidden_layers": 2, "patch_size": 8}), "768x2/8"),
         (lambda: ConvNextConfig(), "28.6M"),
     ],
 )
@@ -89,6 +96,7 @@ def test_sizes_have_the_paper_s_names_or_say_their_shape(config, name):
         (["mae", "mae", "wsp", "wsp"], "MAWS"),
         (["mae", "wsp", "lit"], "MAWS, then LiT"),
         (["wsp", "mae"], "WSP, then MAE"),
+        (["mae", "wsp", "mae"], "MAWS, then MAE"),
         (["mae", "wsp", "finetune"], "MAWS, then fine-tuned"),
     ],
 )

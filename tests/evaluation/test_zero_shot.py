@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, Features, Value
+from safetensors.torch import load_file, save_file
 from tiny import draw_image, tiny_config
 from tiny_two_towers import POSITIONS, tiny_tokenizer, tiny_two_towers
 from torch import nn
-from transformers import CLIPImageProcessorPil, PreTrainedConfig, PreTrainedModel
+from transformers import CLIPImageProcessorPil, PreTrainedConfig, PreTrainedModel, Siglip2Config, Siglip2Model
 
 from maws_hf import MawsViTModel
 from maws_hf.data.prompts import Prompts
@@ -65,6 +66,19 @@ def test_the_batch_size_changes_nothing_but_rounding(two_towers):
     torch.testing.assert_close(one, many, atol=5e-6, rtol=0)
 
 
+def test_the_longest_prompts_come_first(monkeypatch):
+    lengths = []
+
+    def watch(model, tokenizer, texts, **options):
+        lengths.extend(len(text) for text in texts)
+        return torch.ones(len(texts), 2)
+
+    monkeypatch.setattr("maws_hf.evaluation.zero_shot.encode_texts", watch)
+    class_embeddings(None, None, PROMPTS, batch_size=4)
+    assert len(lengths) == 15
+    assert lengths == sorted(lengths, reverse=True)
+
+
 def test_bfloat16_stays_near_and_training_mode_is_restored():
     torch.manual_seed(0)
     model, tokenizer = tiny_two_towers("bert").train(), tiny_tokenizer()
@@ -114,6 +128,9 @@ def test_scores_are_cosines_and_accuracies_those_of_a_count():
     assert accuracy.mean_per_class == pytest.approx(sum(per_class) / 6)
     assert accuracy.images_per_class.tolist() == [int((labels == label).sum()) for label in range(7)]
     assert zero_shot_accuracy(images, classes[:5], labels.clamp(max=4)).top5 is None
+    told = accuracy.per_class(list("abcdefg"))
+    assert told["a"] == {"images": int((labels == 0).sum()), "top1": pytest.approx(per_class[0])}
+    assert told["g"] == {"images": 0, "top1": None}
 
 
 # ---------------------------------------------------------------- images
@@ -242,3 +259,22 @@ def test_what_is_no_two_tower_model_is_refused_in_one_sentence(tmp_path):
         tiny_two_towers(kind).save_pretrained(tmp_path / kind)
         with pytest.raises(ValueError, match=f"{kind} comes without a tokenizer"):
             load_two_towers(str(tmp_path / kind))
+
+
+def test_a_model_that_lacks_a_weight_is_refused(tmp_path):
+    tiny_two_towers("clip").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights of CLIPModel, among them text_projection\.weight"):
+        load_two_towers(str(tmp_path))
+
+
+def test_a_siglip_2_for_patches_of_any_shape_is_refused(tmp_path):
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = Siglip2Config(text_config={**small, "vocab_size": 50}, vision_config={**small, "patch_size": 8})
+    Siglip2Model(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a Siglip2Model for patches of any shape"):
+        load_two_towers(str(tmp_path))
