@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from maws_hf.processing import DecodeLimits, ImageDecodeError, decode_crop, decode_image
 from maws_hf.processing import decode as decode_module
-from maws_hf.processing.headers import JpegHeader, read_jpeg_header
+from maws_hf.processing.headers import JpegHeader, read_jpeg_header, read_webp_size
 
 BACKENDS = ["pillow", "simplejpeg"]
 ROW = [0, 1, 50, 128, 200, 255]
@@ -194,6 +194,15 @@ def test_cmyk_tiff_is_inverted_inks():
     assert decode_image(encode(Image.fromarray(inks, "CMYK"), "TIFF")).tolist() == expected
 
 
+def test_colours_that_are_already_weighted_by_alpha_are_not_weighted_twice():
+    values = np.uint8([[[40, 80, 120, 128], [10, 20, 30, 255], [0, 0, 0, 0]]])
+    data = encode(Image.fromarray(values, "RGBA"), "TIFF")
+    unassociated, associated = (struct.pack("<HHIHH", 338, 3, 1, kind, 0) for kind in (2, 1))  # ExtraSamples
+    assert data.count(unassociated) == 1
+    pixels = decode_image(data.replace(unassociated, associated)).astype(int)
+    assert np.abs(pixels - [[[167, 207, 247], [10, 20, 30], [255] * 3]]).max() <= 1
+
+
 def test_modes_without_a_defined_result_are_refused():
     assert "mode LAB" in refusal(encode(Image.new("LAB", (4, 4)), "TIFF"))
 
@@ -246,6 +255,15 @@ def test_jpegs_are_turned_as_pillow_turns_them(orientation, backend):
     data = encode(photo(24, 40), "JPEG", exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(decode_image(data, backend=backend), np.asarray(expected))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", [3, 4], ids=["short", "long"])
+def test_an_orientation_may_be_of_either_length(kind, backend):
+    entry = struct.pack("<HHII", 0x0112, kind, 1, 6)
+    tagged = encode(photo(8, 12), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4))
+    plain = decode_image(encode(photo(8, 12), "JPEG"), backend=backend)
+    np.testing.assert_array_equal(decode_image(tagged, backend=backend), np.rot90(plain, -1))
 
 
 BROKEN_EXIF = {
@@ -463,6 +481,26 @@ def test_each_limit_is_the_last_accepted_value(form):
     assert "399" in refusal(data, limits=DecodeLimits(max_pixels=399))
     assert "aspect limit of 3.9" in refusal(data, limits=DecodeLimits(max_aspect=3.9))
     assert f"{len(data)} bytes" in refusal(data, limits=DecodeLimits(max_bytes=len(data) - 1))
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0"}], ids=["VP8", "VP8L", "VP8X"])
+def test_the_size_of_a_webp_is_that_of_its_picture(options):
+    data = bytearray(encode(photo(11, 70), "WEBP", **options))
+    assert read_webp_size(bytes(data)) == (11, 70)
+    if not options:  # the two highest bits of each side say how large to show it
+        data[27] |= 0xC0
+        data[29] |= 0x40
+        assert read_webp_size(bytes(data)) == (11, 70)
+
+
+def test_a_jpeg_whose_colours_come_one_after_the_other_is_not_in_one_run():
+    whole = encode(photo(16, 16), "JPEG")
+    assert read_jpeg_header(whole).in_one_run
+    start = whole.index(b"\xff\xda")
+    one_colour = b"\xff\xda\0\x08\x01" + whole[start + 5 : start + 7] + b"\0\x3f\0"
+    assert not read_jpeg_header(whole[:start] + 3 * one_colour).in_one_run
+    with pytest.raises(ValueError, match="more than 100 scans"):
+        read_jpeg_header(whole[:start] + 101 * one_colour)
 
 
 def png_chunk(kind: bytes, payload: bytes) -> bytes:

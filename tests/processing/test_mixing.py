@@ -39,6 +39,10 @@ def test_a_batch_gets_mixup_or_cutmix_by_an_even_chance():
     assert np.mean(pasted) == pytest.approx(0.5, abs=0.08)
 
 
+def test_the_defaults_are_those_of_mae_s_fine_tuning():
+    assert Mixing() == Mixing(mixup=0.8, cutmix=1.0, smoothing=0.1)  # He et al. 2021, table 9
+
+
 def test_smoothing_spreads_a_share_over_all_classes():
     _, targets = Mixing(mixup=0, cutmix=0, smoothing=0.1)(torch.zeros(4, 3, 2, 2), ONE_HOT, np.random.default_rng(0))
     torch.testing.assert_close(targets[2], torch.tensor([0.025, 0.025, 0.925, 0.025]))
@@ -75,6 +79,7 @@ def test_the_erased_area_is_a_share_of_the_image_whatever_its_shape(size):
     erased = erase(torch.full((300, 3, *size), 7.0), 1.0, np.random.default_rng(0))
     shares = (erased[:, 0] != 7.0).float().mean(dim=(1, 2))
     assert 0.25 < float(shares.max()) < 0.36  # of at most a third, but for rounding
+    assert 0.01 < float(shares.min()) < 0.04  # of at least a fiftieth
 
 
 def test_erasing_reaches_every_border():

@@ -22,7 +22,7 @@ from maws_hf.processing import (
     random_resized_crop_box,
     resize_crop,
 )
-from maws_hf.processing.image_processors import square_image_processor_of
+from maws_hf.processing.image_processors import image_processor_of, square_image_processor_of
 
 BACKENDS = ["pillow", "torch", "auto"]
 
@@ -275,6 +275,26 @@ def test_square_evaluation_equals_the_stock_vit_processor_exactly(height, width)
     processor = square_image_processor_of(MawsViTConfig(image_size=48))
     expected = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"][0]
     assert torch.equal(EvalTransform(48, "square")(image), denormalize(expected))
+
+
+STATISTICS = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.5, 0.6, 0.7)}
+
+
+@pytest.mark.parametrize("resize", [None, 64])
+@pytest.mark.parametrize("size", [(48, 48), (32, 48), (48, 32)])
+def test_the_processor_of_a_model_is_its_evaluation(size, resize):
+    processor = image_processor_of(MawsViTConfig(image_size=size, **STATISTICS), resize)
+    for image in (picture(96, 104), picture(104, 96)):
+        found = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(denormalize(found, *STATISTICS.values()), EvalTransform(size, resize)(image))
+
+
+@pytest.mark.parametrize("size", [(32, 48), (48, 32)])
+def test_the_processor_of_a_classifier_squeezes_the_whole_picture(size):
+    processor = square_image_processor_of(MawsViTConfig(image_size=size, **STATISTICS))
+    image = picture(96, 104)
+    found = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(denormalize(found, *STATISTICS.values()), EvalTransform(size, "square")(image))
 
 
 def test_a_training_crop_is_augmented_by_the_same_generator():
