@@ -117,14 +117,6 @@ def test_scores_take_features_of_any_length():
     torch.testing.assert_close(scores(head, 1000 * features), scores(head, features), rtol=1e-4, atol=1e-4)
 
 
-def test_a_head_is_fitted_also_where_gradients_are_off():
-    features, labels = clouds(5)
-    with torch.no_grad():
-        head = logistic_regression(features, labels, 4, 1e-3)
-    torch.testing.assert_close(head.weight, logistic_regression(features, labels, 4, 1e-3).weight)
-    assert head.weight.abs().max() > 0
-
-
 def test_images_are_judged_by_heads_that_have_not_seen_them():
     features, labels = clouds(8, spread=0.0)
     noise = torch.randn(len(features), 60, generator=torch.Generator().manual_seed(3))  # says nothing of the labels

@@ -75,6 +75,12 @@ def test_rows_are_no_longer_than_needed(lengths):
     assert len(used) == 1 or sum(sorted(used.tolist())[:2]) > max(SHORTEST_ROW, max(lengths))
 
 
+def test_a_caption_goes_where_the_least_room_is_left():
+    # 27 beside 100, so that 19 and 19 fit beside 90.
+    batch = pack_captions(numbered([19, 27, 90, 19, 100]), pad_token_id=PAD, first_position=2)
+    assert sorted((batch.caption_ids > 0).sum(dim=1).tolist()) == [127, 128]
+
+
 @pytest.mark.parametrize("mean", [6, 18, 40])
 def test_rows_of_captions_as_they_are_written_are_nearly_full(mean):
     rng = np.random.default_rng(mean)

@@ -288,9 +288,12 @@ def test_the_headline_is_english_and_of_the_first_way_of_prompting(tmp_path):
     assert [score.top1 for score in found.scores] == [0.4, 0.5, 0.5]
 
 
-def test_bars_of_all_splits_share_an_axis_that_reaches_over_every_score(tmp_path):
-    rows = [zero_shot_row(top1=0.3), zero_shot_row(split="test", top1=0.2, chance=0.45)]
-    first, second = read_rows(tmp_path, *rows, zero_shot_row(model="lit-untrained", top1=0.1)).bars
+@pytest.mark.parametrize("highest", ["top1", "untrained", "chance"])
+def test_bars_of_all_splits_share_an_axis_that_reaches_over_every_score(tmp_path, highest):
+    shares = {"top1": 0.2, "untrained": 0.1, "chance": 0.05, highest: 0.45}
+    untrained = zero_shot_row(model="lit-untrained", top1=shares.pop("untrained"))
+    rows = [zero_shot_row(**shares), zero_shot_row(split="test", top1=0.3)]
+    first, second = read_rows(tmp_path, *rows, untrained).bars
     assert first.ticks == second.ticks
     assert first.longest == second.longest == 0.5
     assert [(tick.place, tick.text) for tick in first.ticks][::5] == [(0, "0"), (100, "50")]
