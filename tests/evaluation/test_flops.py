@@ -47,8 +47,9 @@ def test_the_closed_form_of_mae_equals_what_torch_counts(decoder: dict, predicti
     assert counter.get_total_flops() == 3 * mae_training_flops(config) - shared
 
 
-def test_the_closed_form_of_wsp_equals_what_torch_counts():
-    config = small_config(num_labels=17)
+@pytest.mark.parametrize("depth", [2, 0])
+def test_the_closed_form_of_wsp_equals_what_torch_counts(depth: int):
+    config = small_config(num_labels=17, num_hidden_layers=depth)
     model = MawsViTForImageClassification._from_config(config, attn_implementation="eager")
     labels = torch.tensor([[1, 2], [3, -100], [4, 5]])
     with FlopCounterMode(display=False) as counter:
