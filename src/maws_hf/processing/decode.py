@@ -322,9 +322,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         if image.format == "TIFF" and image.tag_v2.get(_TIFF_PHOTOMETRIC) == 0:
             grey = 255 - grey  # white is zero: Pillow inverts the 8-bit files of this kind, and only those
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if mode == "La":  # premultiplied alpha, as some TIFF files have it
-        image = image.convert("LA")
-    if image.mode in _ALPHA_MODES or (mode in _OPAQUE_MODES and "transparency" in image.info):
+    if mode in _ALPHA_MODES or (mode in _OPAQUE_MODES and "transparency" in image.info):
         return _on_white(np.asarray(image.convert("RGBA")))
     if mode in _OPAQUE_MODES:
         return np.array(image if mode == "RGB" else image.convert("RGB"))
