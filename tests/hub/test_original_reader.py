@@ -52,6 +52,12 @@ def test_a_training_checkpoint_gives_its_model_and_names_what_is_left_out(tmp_pa
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
+def test_a_file_that_was_saved_on_a_gpu_is_read_without_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    file = saved(training_checkpoint(encoder()), tmp_path / "file.pt")
+    assert_same(read_original(file).tensors, encoder())
+
+
 def test_prefixes_of_wrappers_are_stripped_but_never_merge_two_tensors(tmp_path):
     names = read_original(saved({"_orig_mod.module.norm.bias": torch.ones(2)}, tmp_path / "file.pt")).tensors
     assert list(names) == ["norm.bias"]

@@ -90,7 +90,7 @@ def _load_torch(path: Path) -> Any:
     both = [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
     try:
         with FakeTensorMode(), torch.serialization.safe_globals([argparse.Namespace, np.dtype, *scalars, *both]):
-            return torch.load(path, weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # torch's unpickler and reader raise whatever a damaged file leads them to
