@@ -71,6 +71,38 @@ def test_globals_that_torch_alone_would_let_through_are_named(tmp_path):
     assert "torch._utils._rebuild_sparse_tensor" in refused(tmp_path / "sparse.pt")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "builtins getattr",
+        "torch.storage _load_from_bytes",
+        "torch._utils _rebuild_qtensor",
+        "torch.nn.modules.linear Linear",
+        "numpy.core.multiarray _reconstruct",
+        "functools partial",
+        "_codecs decode",
+    ],
+)
+def test_what_can_do_more_than_make_a_tensor_is_refused(tmp_path, name):
+    file = archive_of(tmp_path / "file.pt", f"c{name.replace(' ', chr(10))}\n.".encode())
+    assert f"needs {name.replace(' ', '.')}, which no checkpoint" in refused(file)
+
+
+@pytest.mark.parametrize(
+    ("opcode", "content"),
+    [
+        ("INST", b"(icollections\nOrderedDict\n."),
+        ("OBJ", b"(ccollections\nOrderedDict\no."),
+        ("NEWOBJ_EX", b"ccollections\nOrderedDict\n)}\x92."),
+        ("EXT1", b"\x82\x01."),
+        ("EXT2", b"\x83\x01\x01."),
+        ("EXT4", b"\x84\x01\x01\x01\x01."),
+    ],
+)
+def test_a_call_that_torch_does_not_write_is_refused_whatever_it_calls(tmp_path, opcode, content):
+    assert f"by the opcode {opcode}," in refused(archive_of(tmp_path / "file.pt", content))
+
+
 def test_what_training_scripts_save_passes(tmp_path):
     state = {"weight": torch.nn.Parameter(torch.ones(2, 3)), "half": torch.ones(2).half()}
     content = {"model": state, "lr": np.float64(0.1), "best": np.float32(3), "epoch": np.int64(3)}
@@ -182,11 +214,68 @@ def test_a_compressed_bomb_is_refused(tmp_path):
     assert "compressed" in refused(tmp_path / "bomb.pt")
 
 
+def edited(file, name, place, change, *, in_directory=True):
+    """With some bytes of an entry's record in the directory, or of its own header, replaced."""
+    content = bytearray(file.read_bytes())
+    record = content.rindex(name) - 46 if in_directory else content.index(name) - 30
+    content[record + place : record + place + len(change)] = change
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [(8, b"\x01"), (10, b"\x08"), (24, struct.pack("<I", 4))],
+    ids=["encrypted", "deflated", "of two sizes"],
+)
+def test_an_entry_that_is_not_stored_as_it_is_is_refused(tmp_path, place, change):
+    file = archive_of(tmp_path / "file.pt", pickle.dumps({}, protocol=2), data__0=b"8 bytes.")
+    assert "compressed or encrypted entry 'archive/data/0'" in refused(edited(file, b"archive/data/0", place, change))
+
+
+def test_an_entry_that_is_deflated_by_its_own_header_is_refused(tmp_path):
+    file = archive_of(tmp_path / "file.pt", pickle.dumps({}, protocol=2), data__0=b"8 bytes.")
+    assert "at its place" in refused(edited(file, b"archive/data/0", 8, b"\x08", in_directory=False))
+
+
+def test_an_entry_inside_another_is_refused(tmp_path):
+    inner = archive_of(tmp_path / "inner.pt", b"", data__1=b"8 bytes.").read_bytes()
+    inner = inner[inner.index(b"PK\x03\x04", 4) : inner.index(b"PK\x01\x02")]
+    file = archive_of(tmp_path / "file.pt", pickle.dumps({}, protocol=2), data__0=inner, data__1=b"8 bytes.")
+    place = file.read_bytes().index(inner)
+    message = refused(edited(file, b"archive/data/1", 42, struct.pack("<I", place)))
+    assert "'archive/data/1'" in message
+    assert "overlaps another entry" in message
+
+
+def test_more_entries_and_a_longer_pickle_than_any_checkpoint_has_are_refused(tmp_path, monkeypatch):
+    file = saved({"weight": torch.ones(2)}, tmp_path / "file.pt")
+    monkeypatch.setattr(original_archive, "MOST_PICKLE_BYTES", 50)
+    assert "a data.pkl of" in refused(file)
+    monkeypatch.setattr(original_archive, "MOST_ENTRIES", 3)
+    assert "3 are the most that is read" in refused(file)
+
+
+def test_an_archive_that_announces_a_comment_is_refused(tmp_path):
+    file = archive_of(tmp_path / "file.pt", pickle.dumps({}, protocol=2))
+    file.write_bytes(file.read_bytes()[:-2] + b"\x05\0")
+    assert "cut off" in refused(file)
+
+
+def test_an_archive_of_two_checkpoints_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "two.pt", "w") as archive:
+        for folder in ("first", "second"):
+            archive.writestr(f"{folder}/data.pkl", pickle.dumps({}, protocol=2))
+    assert "data.pkl" in refused(tmp_path / "two.pt")
+
+
 def test_archives_that_are_no_checkpoint_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
         archive.writestr("readme.txt", "hello")
     assert "without data.pkl" in refused(tmp_path / "other.pt")
     script = archive_of(tmp_path / "script.pt", pickle.dumps({}, protocol=2), code__model="def forward(): pass")
+    assert "TorchScript" in refused(script)
+    script = archive_of(tmp_path / "constants.pt", pickle.dumps({}, protocol=2), **{"constants.pkl": b""})
     assert "TorchScript" in refused(script)
     assert "no intact pickle" in refused(archive_of(tmp_path / "noise.pt", b"\xff\xfe noise"))
 
@@ -215,6 +304,16 @@ def test_a_safetensors_header_bomb_is_refused(tmp_path):
     noise = tmp_path / "noise.safetensors"
     noise.write_bytes(struct.pack("<Q", 4) + b"nois")
     assert "no header" in refused(noise, check_safetensors_header)
+    noise.write_bytes(struct.pack("<Q", 100_000) + b"[" * 100_000)
+    assert "no header" in refused(noise, check_safetensors_header)
+
+
+def test_a_safetensors_header_longer_than_any_checkpoints_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    file = tmp_path / "file.safetensors"
+    file.write_bytes(safetensors_bytes({}) + b"\0" * 100)
+    check_safetensors_header(file)
+    monkeypatch.setattr(original_archive, "MOST_HEADER_BYTES", 1)
+    assert "at most 1 are read" in refused(file, check_safetensors_header)
 
 
 def safetensors_bytes(header):

@@ -58,6 +58,12 @@ def test_a_file_that_was_saved_on_a_gpu_is_read_without_one(tmp_path, monkeypatc
     assert_same(read_original(file).tensors, encoder())
 
 
+def test_of_the_arguments_only_plain_values_are_taken(tmp_path):
+    content = training_checkpoint(encoder(), model=["mae_vit_base_patch16"], betas=(0.9, 0.95), norm_pix_loss=True)
+    found = read_original(saved(content, tmp_path / "file.pt")).arguments
+    assert found == {"batch_size": 64, "blr": 1.5e-4, "output_dir": "./job", "resume": "", "norm_pix_loss": True}
+
+
 def test_prefixes_of_wrappers_are_stripped_but_never_merge_two_tensors(tmp_path):
     names = read_original(saved({"_orig_mod.module.norm.bias": torch.ones(2)}, tmp_path / "file.pt")).tensors
     assert list(names) == ["norm.bias"]
@@ -102,6 +108,33 @@ def test_a_storage_that_claims_more_than_its_record_is_refused(tmp_path):
         read_original(file)
 
 
+def test_a_tensor_that_would_reach_into_the_next_entry_is_refused(tmp_path):
+    file = saved({"short": torch.ones(10), "long": torch.ones(100)}, tmp_path / "file.pt")
+    content = file.read_bytes()
+    for claim in (b"K\nt", b"K\n\x85"):  # ten elements, of the storage and of the tensor
+        assert content.count(claim) == 1
+        content = content.replace(claim, claim.replace(b"\n", b"d"))  # a hundred, of which the file has a storage
+    file.write_bytes(content)
+    with pytest.raises(ConversionError, match="tensor short lies in no entry of the archive"):
+        read_original(file)
+
+
+def test_a_part_of_a_larger_table_is_read_from_its_own_place(tmp_path):
+    table = torch.arange(24.0).view(1, 6, 4)
+    found = read_original(saved({"cls_token": table[:, 3:4]}, tmp_path / "file.pt")).tensors
+    assert found["cls_token"].tolist() == [[[12, 13, 14, 15]]]
+
+
+def test_a_tensor_without_elements_keeps_its_shape(tmp_path):
+    found = read_original(saved({"weight": torch.ones(2), "none": torch.empty(3, 0)}, tmp_path / "file.pt")).tensors
+    assert found["none"].shape == (3, 0)
+
+
+def test_more_tensors_than_any_model_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(original_reader, "MOST_TENSORS", 3)
+    assert "has 4 tensors; 3 are the most" in refused({str(i): torch.ones(1) for i in range(4)}, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("value", "word"),
     [
@@ -120,6 +153,7 @@ def test_strange_contents_are_refused_with_what_they_are(tmp_path):
     assert "a list, not a dictionary" in refused([torch.ones(3)], tmp_path)
     assert "a dictionary of 0" in refused({}, tmp_path)
     assert "a Tensor" in refused(torch.ones(3), tmp_path)
+    assert "a Tensor as 3" in refused({3: torch.ones(3)}, tmp_path)
 
 
 def test_convolutions_saved_with_channels_last_are_read(tmp_path):
@@ -132,3 +166,5 @@ def test_an_old_torch_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(original_reader.torch, "__version__", "2.9.1+cpu")
     with pytest.raises(ConversionError, match=r"torch 2\.9\.1\+cpu is too old .*torch>=2\.10"):
         read_original(saved(encoder(), tmp_path / "file.pt"))
+    monkeypatch.setattr(original_reader.torch, "__version__", "2.10.0")
+    assert read_original(tmp_path / "file.pt").tensors

@@ -107,10 +107,40 @@ def test_whether_patches_are_normalised_has_to_be_said_if_the_file_does_not():
     assert config_of("mae", shapes, None, Sizes(**sizes, norm_pix_loss=False), NORMED).norm_pix_loss is False
 
 
-def test_the_arguments_of_the_training_script_tell_heads_and_mask():
-    shapes = encoder_shapes(width=768, depth=1, intermediate=8)
-    config = config_of("encoder", shapes, None, NOTHING_SAID, {"model": "mae_vit_base_patch16"})
-    assert config.num_attention_heads == 12
+@pytest.mark.parametrize(
+    ("model", "width", "heads"),
+    [("mae_vit_base_patch16", 768, 12), ("mae_vit_large_patch16", 1024, 16), ("mae_vit_huge_patch14", 1280, 16)],
+)
+def test_the_arguments_of_the_training_script_tell_the_heads(model, width, heads):
+    shapes = encoder_shapes(width=width, depth=1, intermediate=8)
+    config = config_of("encoder", shapes, None, NOTHING_SAID, {"model": model})
+    assert config.num_attention_heads == heads
+
+
+def test_the_arguments_of_the_training_script_tell_the_share_that_was_hidden():
+    shapes = shapes_of(golden_weights("mae_tiny.safetensors"))
+    sizes = Sizes(num_attention_heads=4, decoder_num_attention_heads=3)
+    assert config_of("mae", shapes, None, sizes, {**NORMED, "mask_ratio": 0.6}).mask_ratio == 0.6
+    assert config_of("mae", shapes, None, sizes, NORMED).mask_ratio == 0.75
+
+
+def test_the_epsilon_is_timms_unless_said_otherwise():
+    heads = {"num_attention_heads": 4}
+    assert config_of("encoder", encoder_shapes(), None, Sizes(**heads), {}).layer_norm_eps == 1e-6
+    assert config_of("encoder", encoder_shapes(), None, Sizes(**heads, layer_norm_eps=1e-5), {}).layer_norm_eps == 1e-5
+
+
+def test_the_published_decoders_paint_plain_pixels_unless_said_otherwise():
+    for size in ("base", "large", "huge"):
+        known = KNOWN_FILES[f"mae_visualize_vit_{size}"]
+        assert config_of("mae", {}, known, NOTHING_SAID, {}).norm_pix_loss is False
+        assert config_of("mae", {}, known, Sizes(norm_pix_loss=True), {}).norm_pix_loss is True
+
+
+def test_patches_that_are_no_square_give_height_before_width():
+    shapes = {**encoder_shapes(), "patch_embed.proj.weight": (WIDTH, 3, 8, 16)}
+    config = config_of("encoder", shapes, None, Sizes(num_attention_heads=4), {})
+    assert (config.patch_size, config.image_size) == ((8, 16), (32, 64))
 
 
 def test_images_that_are_no_square_have_to_be_said():
@@ -136,6 +166,9 @@ def test_two_towers_have_two_numbers_of_heads():
     assert config.text_config.vocab_size == VOCABULARY
     assert config.text_config.layer_norm_eps == 1e-5
     assert config.max_text_length == 18  # of 20 positions, two are before the first token
+    shapes["text_encoder.encoder.transformer.positional_embedding.embedding.weight"] = (514, 24)
+    config = config_of("clip", shapes, None, Sizes(num_attention_heads=4, text_num_attention_heads=3), {})
+    assert config.max_text_length == 102  # the original's hundred tokens with begin and end
 
 
 def test_a_classifier_of_no_class_is_the_files_fault():
