@@ -111,6 +111,27 @@ def test_vpt_starts_within_the_published_bound():
     bound = math.sqrt(6 / (3 * 8 * 8 + 32))
     assert prompts.abs().max() <= bound
     torch.testing.assert_close(prompts.std(), torch.tensor(bound / math.sqrt(3)), rtol=0.05, atol=0)
+    model = get_peft_model(MawsViTModel(tiny_config(patch_size=(8, 16))), VPTConfig(num_prompts=200))
+    prompts = model.base_model.model.layers[1].vpt_prompts["default"]
+    bound = math.sqrt(6 / (3 * 8 * 16 + 32))
+    assert 0.9 * bound < prompts.abs().max() <= bound
+
+
+def test_the_defaults_are_those_of_the_reference_implementations():
+    vpt, adaptformer = VPTConfig(), AdaptFormerConfig()
+    assert (vpt.num_prompts, vpt.deep, vpt.prompt_dropout) == (5, True, 0.1)
+    assert (adaptformer.bottleneck, adaptformer.scale, adaptformer.dropout) == (64, 0.1, 0.1)
+
+
+@torch.no_grad()
+def test_the_scale_is_a_factor_of_the_branch():
+    added = []
+    for scale in (0.1, 0.5):
+        model = adapted(encoder(), "adaptformer", scale=scale)
+        mlp, norm = (getattr(model.base_model.model.layers[0], name) for name in ("mlp", "layernorm_after"))
+        stream = torch.randn(2, 17, 32, generator=torch.Generator().manual_seed(3))
+        added.append(mlp(stream) - mlp.base_layer(norm.base_layer(stream)))
+    torch.testing.assert_close(added[1], 5 * added[0], rtol=1e-4, atol=1e-5)
 
 
 def test_adaptformer_starts_as_the_model_that_was_there():
@@ -122,15 +143,24 @@ def test_adaptformer_starts_as_the_model_that_was_there():
     down = model.base_model.model.layers[0].mlp.adaptformer_down["default"]
     assert down.weight.shape == (64, 32)
     assert down.weight.abs().max() <= 1 / math.sqrt(32)
-    assert down.weight.std() > 0.5 / math.sqrt(3 * 32)
+    torch.testing.assert_close(down.weight.std(), torch.tensor(1 / math.sqrt(3 * 32)), rtol=0.05, atol=0)
+    assert not down.bias.any()
 
 
-def test_dropout_is_for_training_only():
-    model = adapted(encoder(), "vpt_deep", prompt_dropout=0.9)
+@pytest.mark.parametrize(("method", "dropout"), [("vpt_deep", "prompt_dropout"), ("adaptformer", "dropout")])
+def test_dropout_is_for_training_only(method, dropout):
+    model = adapted(encoder(), method, **{dropout: 0.9})
     with torch.no_grad():
         assert torch.equal(model(IMAGES).pooler_output, model(IMAGES).pooler_output)
         model.train()
         assert not torch.equal(model(IMAGES).pooler_output, model(IMAGES).pooler_output)
+
+
+@torch.no_grad()
+def test_each_image_of_a_batch_loses_prompts_of_its_own():
+    model = adapted(encoder(), "vpt_deep", prompt_dropout=0.5).train()
+    first, second = model(IMAGES[:1].expand(2, -1, -1, -1)).pooler_output
+    assert not torch.equal(first, second)
 
 
 # ---------------------------------------------------------------- as PEFT's own
@@ -218,6 +248,54 @@ def test_two_adapters_take_turns(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_only_the_active_adapter_is_trained(method):
+    def trained() -> set[str]:
+        return {name.split(".")[-2 if "adaptformer" in name else -1] for name, p in parameters if p.requires_grad}
+
+    model = get_peft_model(encoder(), CONFIGS[method]())
+    model.add_adapter("other", CONFIGS[method]())
+    parameters = list(model.named_parameters())
+    assert trained() == {"default"}
+    model.set_adapter("other")
+    assert trained() == {"other"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_that_is_only_used_is_not_trained(method, tmp_path: Path):
+    model = get_peft_model(encoder(), CONFIGS[method](inference_mode=True))
+    assert not [name for name, p in model.named_parameters() if p.requires_grad]
+    adapted(encoder(), method).save_pretrained(tmp_path)
+    for trainable in (False, True):
+        again = PeftModel.from_pretrained(encoder(), tmp_path, is_trainable=trainable)
+        assert any(p.requires_grad for p in again.parameters()) is trainable
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_an_encoder_in_half_precision_stays_in_it(method, autocast):
+    expected = adapted(encoder(), method)(IMAGES).pooler_output
+    model = get_peft_model(encoder().bfloat16(), CONFIGS[method](), autocast_adapter_dtype=autocast)
+    kinds = {p.dtype for p in model.parameters() if p.requires_grad}
+    assert kinds == {torch.float32 if autocast else torch.bfloat16}  # as PEFT has it of LoRA
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = (torch.randn(parameter.shape, generator=generator) * 0.2).to(parameter.dtype)
+    found = model.eval()(IMAGES.bfloat16()).pooler_output
+    assert found.dtype == torch.bfloat16
+    assert F.cosine_similarity(found.float(), expected).min() > 0.99
+
+
+@pytest.mark.parametrize("name", ["VPT", "ADAPTFORMER"])
+def test_the_methods_are_members_like_pefts_own(name):
+    member = getattr(PeftType, name)
+    assert member is PeftType(name) is PeftType[name] is copy.deepcopy(member)
+    assert member in list(PeftType)
+    assert (member.name, member.value) == (name, name)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_merging_says_that_it_cannot_be(method):
     model = adapted(encoder(), method)
     for merge in (model.merge_and_unload, model.merge_adapter):
@@ -284,6 +362,23 @@ def test_exports_take_the_same_adapters(method, architecture, tmp_path: Path):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_an_exported_lit_model_takes_the_same_adapters(method, tmp_path: Path):
+    ours = tiny_lit(vision_config=tiny_config(intermediate_size=64))
+    ours.save_pretrained(tmp_path / "ours")
+    export_model(tmp_path / "ours", tmp_path / "theirs")
+    theirs = transformers.VisionTextDualEncoderModel.from_pretrained(tmp_path / "theirs")
+    expected = adapted(ours, method).base_model.model.get_image_features(IMAGES)
+    model = adapted(theirs, method)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert names
+    assert all(".vision_model." in name for name in names)
+    found = model.base_model.model.get_image_features(IMAGES)
+    found, expected = (getattr(features, "pooler_output", features) for features in (found, expected))
+    torch.testing.assert_close(F.normalize(found), F.normalize(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_in_a_lit_model_only_the_image_tower_is_adapted(method):
     model = get_peft_model(tiny_lit(), CONFIGS[method]())
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -330,6 +425,12 @@ def test_lora_knows_where_to_go(use_dora):
     model = get_peft_model(classifier(), LoraConfig(use_dora=use_dora, modules_to_save=["classifier"]))
     adapted_modules = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in model.state_dict() if ".lora_" in name}
     assert adapted_modules == {"q_proj", "v_proj"}
+    pixio = transformers.PixioModel(transformers.PixioConfig(hidden_size=32, num_attention_heads=4, image_size=32))
+    theirs = get_peft_model(pixio, LoraConfig(use_dora=use_dora))
+    assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in theirs.state_dict() if ".lora_" in name} == {
+        "q_proj",
+        "v_proj",
+    }
     in_lit = get_peft_model(tiny_lit(), LoraConfig(use_dora=use_dora))
     assert all(".vision_model." in name for name in in_lit.state_dict() if ".lora_" in name)
 

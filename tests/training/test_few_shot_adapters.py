@@ -112,6 +112,42 @@ def test_many_images_come_up_ten_times_each():
     assert 10_000 * 10 <= longer.updates * recipe.batch_size < 10_000 * 10 + recipe.updates * recipe.batch_size
 
 
+def test_lora_and_adaptformer_lie_in_the_last_two_layers_and_vpt_in_all():
+    places, sizes = {}, {}
+    for depth in (1, 4):
+        for method, recipe in RECIPES.items():
+            model = get_peft_model(MawsViTModel(tiny_config(num_hidden_layers=depth)), recipe.config(depth))
+            trained = {name.split("layers.")[1]: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+            places[method, depth] = sorted({int(name.split(".")[0]) for name in trained})
+            sizes[method, depth] = sum(trained.values())
+            if method == "lora":
+                assert {name.split(".")[2] for name in trained} == {"q_proj", "v_proj"}
+                assert set(model.base_model.model.layers[-1].attention.q_proj.scaling.values()) == {2.0}
+            model.train()
+            images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+            assert torch.equal(model(images).pooler_output, model(images).pooler_output), "there is no dropout"
+    assert places == {
+        **{(method, 1): [0] for method in RECIPES},
+        **{(method, 4): [2, 3] for method in ("lora", "adaptformer")},
+        ("vpt", 4): [0, 1, 2, 3],
+    }
+    # Of each layer: queries and values of rank 8; 64 units with their biases, and those of the way back; one token.
+    assert sizes["lora", 4] == 2 * 2 * 8 * (32 + 32)
+    assert sizes["adaptformer", 4] == 2 * (2 * 64 * 32 + 64 + 32)
+    assert sizes["vpt", 4] == 4 * 32
+
+
+def test_as_many_members_at_once_as_memory_allows_and_one_at_least(monkeypatch):
+    model, tokens = encoder(), torch.zeros(5, 2, 17, 32)
+    for method, layers in (("lora", 2), ("vpt", 3)):
+        recipe = replace(RECIPES[method], batch_size=4)
+        of_member = 4 * few_shot_adapters.FLOATS_KEPT * layers * 17 * 32 * 4  # images x floats x bytes
+        with adapted_tail(model, recipe.config(LAYERS)) as tail:
+            for room, members in ((3 * of_member, 3), (3 * of_member - 1, 2), (1, 1)):
+                monkeypatch.setitem(few_shot_adapters.ACTIVATION_BYTES, "cpu", room)
+                assert few_shot_adapters.members_at_once(tail, tokens, recipe) == members
+
+
 @pytest.mark.parametrize("at_once", [3, 2])  # all members together, or two and one
 @pytest.mark.parametrize("method", RECIPES)
 def test_members_are_what_they_would_be_alone(method, at_once, monkeypatch):
