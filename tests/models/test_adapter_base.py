@@ -288,6 +288,15 @@ def test_lora_knows_its_base_from_the_file_beside_it(base, other, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "options", [{"subfolder": "adapter"}, {"adapter_kwargs": {"subfolder": "adapter"}}], ids=["plain", "nested"]
+)
+def test_the_record_is_looked_for_where_the_adapter_lies(options, base, other, tmp_path):
+    save_adapter(base, tmp_path / "adapter", LoraConfig())
+    with pytest.raises(AdapterBaseError, match=f"made on {base} .*has other weights"):
+        Classifier.from_pretrained(other).load_adapter(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
     ("fields", "fault"),
     [
         ({"hidden_size": 48}, r"shape of classifier.*, vit\.layers\.0\S+ \(8, 32\), not \(8, 48\) and \d+ more$"),
@@ -392,6 +401,12 @@ def test_dora_comes_back_with_its_magnitudes(base, tmp_path):
     again = Classifier.from_pretrained(tmp_path / "adapter").eval()
     with torch.no_grad():
         torch.testing.assert_close(again(IMAGES).logits, model(IMAGES).logits, rtol=0, atol=1e-6)
+
+
+def test_a_lora_that_leaves_the_base_as_it_is_records_its_digest(base, tmp_path):
+    save_adapter(base, tmp_path / "adapter", LoraConfig(init_lora_weights="gaussian"))
+    record = json.loads((tmp_path / "adapter" / "base_record.json").read_text())
+    assert record["digest"] == encoder_digest(Classifier.from_pretrained(base))
 
 
 def test_pissa_moves_the_base_and_records_no_digest(base, tmp_path):

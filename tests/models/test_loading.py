@@ -17,7 +17,7 @@ from maws_hf.hub.export import export_model
 from maws_hf.models import loading
 from maws_hf.models.foreign import ForeignModelError, lit_fields, translate_dual_encoder, translate_encoder
 from maws_hf.models.loading import refuse_adapter
-from maws_hf.models.weight_files import ModelLoadingError
+from maws_hf.models.weight_files import ModelLoadingError, hub_options_of, without_hub_options
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -293,6 +293,27 @@ def test_a_damaged_file_of_an_adapter_is_named(adapter, file, content, message):
         MawsViTModel.from_pretrained(adapter)
 
 
+def test_an_adapter_may_lie_in_a_subfolder(adapter, tmp_path):
+    expected = MawsViTModel.from_pretrained(adapter).state_dict()
+    found = MawsViTModel.from_pretrained(tmp_path, subfolder="adapter").state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_of_where_an_adapter_lies_only_what_concerns_any_file_is_passed_on_to_its_base(adapter, tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def load(where, **options):
+        raise Asked(where, options)
+
+    monkeypatch.setattr(MawsViTModel, "_load", load)
+    with pytest.raises(Asked) as asked:
+        MawsViTModel.from_pretrained(tmp_path, subfolder="adapter", revision="v1", token="secret", dtype="auto")
+    base = str(tmp_path / "base")
+    assert asked.value.args == (base, {"config": None, "token": "secret", "dtype": "auto"})
+
+
 def test_an_adapter_of_a_model_made_in_memory_names_no_base(tmp_path):
     made = MawsViTModel(tiny_config())
     copied = MawsViTModel.from_pretrained(None, config=made.config, state_dict=made.state_dict())
@@ -341,6 +362,11 @@ def test_offline_says_how_to_fetch_before_any_tower_is_built(monkeypatch):
         MawsLiTModel.from_vision_text_pretrained("org/maws-vit-b", "org/text-tower")
     with pytest.raises(OSError, match="hf download org/maws-vit-b"):
         MawsViTConfig.from_pretrained("org/maws-vit-b")
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError) as said:
+        MawsViTModel.from_pretrained("org/maws-vit-b")
+    assert str(said.value).count("hf download") == 1
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "deeper", "half of our own"])
@@ -392,6 +418,20 @@ def test_a_variant_of_another_library_may_be_in_shards(exported, tmp_path):
     assert (tmp_path / "shards" / "model.safetensors.index.fp16.json").is_file()
     ours = MawsViTModel.from_pretrained(tmp_path / "shards", variant="fp16")
     assert torch.equal(ours.layernorm.bias, theirs.layernorm.bias)
+
+
+def test_shards_of_another_library_may_lie_in_a_subfolder(exported, tmp_path):
+    theirs = AutoModel.from_pretrained(exported)
+    theirs.save_pretrained(tmp_path / "shards" / "part", max_shard_size="20KB")
+    ours = MawsViTModel.from_pretrained(tmp_path / "shards", subfolder="part")
+    assert torch.equal(ours.layernorm.bias, theirs.layernorm.bias)
+
+
+def test_where_files_are_fetched_from_is_told_to_all_that_fetch():
+    options = {"cache_dir": "c", "force_download": True, "local_files_only": True, "proxies": {"https": "p"}}
+    options |= {"revision": "v1", "subfolder": "s", "token": "t"}
+    assert hub_options_of({**options, "dtype": "auto"}) == options
+    assert without_hub_options({**options, "dtype": "auto"}) == {"dtype": "auto"}
 
 
 def test_shards_lie_beside_their_index(exported):
@@ -466,8 +506,9 @@ def test_an_index_that_is_none_or_leads_out_of_its_folder_is_refused_by_name(tmp
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "outside.safetensors")
     (tmp_path / "model" / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(ModelLoadingError, match=r"model\.safetensors\.index\.json"):
-        MawsViTModel.from_pretrained(tmp_path / "model")
+    for where, options in ((tmp_path / "model", {}), (tmp_path, {"subfolder": "model"})):
+        with pytest.raises(ModelLoadingError, match=r"model\.safetensors\.index\.json"):
+            MawsViTModel.from_pretrained(where, **options)
 
 
 @pytest.mark.parametrize(
@@ -539,3 +580,11 @@ def test_a_folder_with_the_name_of_an_organisation_hides_no_repository(monkeypat
         loading.refuse_missing_folder("org/nothere")
     loading.refuse_missing_folder("other/nothere")
     assert asked == ["org/there", "org/nothere"]
+
+
+def test_what_was_fetched_before_is_known_without_asking(monkeypatch, tmp_path: Path):
+    (tmp_path / "org").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "model_info", lambda *_, **__: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(loading, "try_to_load_from_cache", lambda name, file: f"/cache/{name}/{file}")
+    loading.refuse_missing_folder("org/fetched")
