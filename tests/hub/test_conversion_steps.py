@@ -276,7 +276,7 @@ def test_the_image_processor_is_that_of_the_originals_evaluation(tmp_path, make,
 
 
 def test_a_step_takes_and_gives_plain_json(tmp_path):
-    file = saved(encoder(), tmp_path / "file.pt")
+    file = saved(classifier(3), tmp_path / "file.pt")
     (tmp_path / "folder").mkdir()
     request = {
         "step": "write",
@@ -284,9 +284,12 @@ def test_a_step_takes_and_gives_plain_json(tmp_path):
         "folder": str(tmp_path / "folder"),
         "known": None,
         "sizes": {"num_attention_heads": 4, "patch_size": [8, 8]},
-        "labels": None,
+        "labels": ["cat", "dog", "owl"],
         "shard_bytes": 1000,
     }
     answer = json.loads(json.dumps(run_step(json.loads(json.dumps(request)))))
-    assert answer["architecture"] == "MawsViTModel"
+    assert answer["architecture"] == "MawsViTForImageClassification"
+    model = MawsViTForImageClassification.from_pretrained(tmp_path / "folder")
+    assert model.config.id2label == {0: "cat", 1: "dog", 2: "owl"}
+    assert len(list((tmp_path / "folder").glob("model-*.safetensors"))) > 3
     assert "features" in run_step({**request, "step": "verify"})["differences"]

@@ -125,6 +125,34 @@ def test_an_autoencoder_that_predicted_a_part_is_exported_whole_and_keeps_its_sh
     assert back.config.prediction_ratio == 0.5
 
 
+@pytest.mark.parametrize(
+    ("model_class", "architecture"),
+    [
+        (MawsViTModel, "pixio"),
+        (MawsViTModel, "dinov2"),
+        (MawsViTForImageClassification, "vit"),
+        (MawsMAEForPreTraining, "vit_mae"),
+    ],
+)
+def test_plain_transformers_reads_every_field_that_it_has_a_place_for(model_class, architecture, tmp_path):
+    fields = {
+        "hidden_act": "relu",
+        "hidden_dropout_prob": 0.11,
+        "attention_probs_dropout_prob": 0.12,
+        "initializer_range": 0.03,
+        "layer_norm_eps": 1e-5,
+        "qkv_bias": False,
+    }
+    labelled = {"id2label": {0: "a", 1: "b", 2: "c"}, "problem_type": "multi_label_classification"}
+    _, theirs = exported(random_model(model_class, **fields, **labelled, mask_ratio=0.6), tmp_path, architecture)
+    found = {name: getattr(theirs.config, name) for name in (*fields, *labelled)}
+    assert found == {**fields, **labelled}
+    if architecture in ("pixio", "dinov2"):
+        assert theirs.config.drop_path_rate == 0.1
+    if architecture == "vit_mae":
+        assert theirs.config.mask_ratio == 0.6
+
+
 def test_other_image_sizes_shapes_and_dtypes_survive(tmp_path):
     ours = random_model(MawsViTModel, image_size=(32, 48), qkv_bias=False).to(torch.bfloat16)
     export, theirs = exported(ours, tmp_path, "vit")
@@ -225,6 +253,35 @@ def test_an_export_is_not_exported_again_and_nothing_is_overwritten(tmp_path):
         export_model(export.folder, tmp_path / "again")
     with pytest.raises(ExportError, match="is there already"):
         export_model(tmp_path / "ours", export.folder)
+
+
+def test_a_link_is_not_written_through(tmp_path):
+    random_model(MawsViTModel).save_pretrained(tmp_path / "ours")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "theirs").symlink_to(tmp_path / "empty")
+    with pytest.raises(ExportError, match="is there already"):
+        export_model(tmp_path / "ours", tmp_path / "theirs")
+
+
+def test_records_go_along_and_the_weights_are_as_readable_as_the_config(tmp_path):
+    ours = random_model(MawsViTModel)
+    ours.save_pretrained(tmp_path / "ours")
+    for name in ("conversion.json", "training.json", "notes.txt"):
+        (tmp_path / "ours" / name).write_text(name)
+    folder = export_model(tmp_path / "ours", tmp_path / "theirs").folder
+    assert (folder / "conversion.json").read_text() == "conversion.json"
+    assert (folder / "training.json").read_text() == "training.json"
+    assert not (folder / "notes.txt").exists()
+    modes = {(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
+
+
+def test_a_projection_that_half_precision_cannot_hold_is_refused(tmp_path):
+    ours = tiny_lit(vision_config=tiny_config(intermediate_size=64)).half()
+    ours.text_projection.weight.data[0, 0] = 8.0  # times 2^14 is more than float16 has
+    ours.save_pretrained(tmp_path / "ours")
+    with pytest.raises(ExportError, match=r"text_projection does not fit torch\.float16"):
+        export_model(tmp_path / "ours", tmp_path / "theirs")
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -212,6 +212,43 @@ class TestRefusals:
         monkeypatch.setattr(original, "run_in_child", touching)
         assert "was changed while" in refused(file, tmp_path / "out", sizes=HEADS, accept_unknown_sha256=True)
 
+    def test_large_files_are_compared_only_if_asked(self, tmp_path, monkeypatch):
+        file = saved(encoder(), tmp_path / "mine.pt")
+        options = {"sizes": HEADS, "accept_unknown_sha256": True}
+        for limit, verify, compared in (
+            (10**9, None, True),
+            (10, None, False),
+            (10, True, True),
+            (10**9, False, False),
+        ):
+            monkeypatch.setattr(original, "VERIFY_UP_TO", limit)
+            done = convert_checkpoint(file, tmp_path / f"{limit}{verify}", verify=verify, **options)
+            assert (done.record["differences"] is not None) is compared
+
+    def test_a_record_says_whether_the_checksum_was_compared_and_where_the_tokenizer_is_from(
+        self, tmp_path, monkeypatch
+    ):
+        file = saved(two_towers(), tmp_path / "mine.pt")
+        options = {"sizes": Sizes(num_attention_heads=4, text_num_attention_heads=3), "verify": False}
+        accepted = convert_checkpoint(file, tmp_path / "accepted", accept_unknown_sha256=True, **options)
+        assert accepted.record["source"]["sha256_was_compared"] is False
+        assert accepted.record["tokenizer"] is None
+        monkeypatch.setattr(original, "add_tokenizer", lambda folder, name: None)
+        options["tokenizer_name_or_path"] = "org/tokenizer"
+        stated = convert_checkpoint(file, tmp_path / "stated", sha256=sha256(file), **options)
+        assert stated.record["source"]["sha256_was_compared"] is True
+        assert stated.record["tokenizer"] == "org/tokenizer"
+
+    def test_what_is_no_checksum_is_refused_before_the_file_is_read(self, tmp_path):
+        file = saved(encoder(), tmp_path / "mine.pt")
+        for wrong in ("abc", "0" * 63, "g" * 64):
+            assert f"--sha256 {wrong} is no sha256" in refused(file, tmp_path / "out", sizes=HEADS, sha256=wrong)
+
+    def test_how_a_known_decoder_was_trained_may_be_said(self, tmp_path):
+        file = saved(encoder(), tmp_path / "mae_visualize_vit_base.pth")
+        options = {"sizes": Sizes(norm_pix_loss=True), "accept_unknown_sha256": True}
+        assert "its tensors are those of an encoder alone" in refused(file, tmp_path / "out", **options)
+
     def test_two_towers_without_a_tokenizer_say_what_adds_it(self, tmp_path):
         file = saved(two_towers(), tmp_path / "mine.pt")
         sizes = Sizes(num_attention_heads=4, text_num_attention_heads=3)

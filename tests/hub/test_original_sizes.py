@@ -29,7 +29,10 @@ def test_every_released_model_is_known_by_name():
     assert set(RELEASED_MODELS) <= set(KNOWN_FILES)
     assert known_file(Path("somewhere/vit_l16_512.pt"), None).name == "maws-vit-l-ft-in1k"
     assert known_file(Path("somewhere/vit_b16.pt"), "maws-vit-b-mae").url.endswith("/mae/vit_b16.pt")
-    assert known_file(Path("somewhere/mae_visualize_vit_huge.pth"), None).size == "vit_h14"
+    for part in ("pretrain", "visualize"):
+        for name, size in (("base", "vit_b16"), ("large", "vit_l16"), ("huge", "vit_h14")):
+            known = known_file(Path(f"somewhere/mae_{part}_vit_{name}.pth"), None)
+            assert (known.size, known.url.split("/")[-2]) == (size, part)
     assert known_file(Path("somewhere/mine.pt"), None) is None
 
 

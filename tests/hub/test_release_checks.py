@@ -74,6 +74,12 @@ def test_a_sound_folder_has_no_problem(folder: Path):
             "processor_config.json",
             r"remote code \(image_processor\.auto_map\)",
         ),
+        (
+            write_json("preprocessor_config.json", {"auto_map": {"A": "b.C"}}),
+            "preprocessor_config.json",
+            "remote code",
+        ),
+        (write_json("tokenizer_config.json", {"auto_map": {"A": "b.C"}}), "tokenizer_config.json", "remote code"),
         (write_json("training.json", {"a": "python /cluster/me/run.py"}), "training.json", "names a place"),
         (lambda f: (f / "README.md").write_text(f"{CARD}\nrun /home/me/run.py"), "README.md", "line .* names a place"),
         (picture(b"<script>"), "images/a.png", "is no PNG picture"),
@@ -139,6 +145,33 @@ def test_a_secret_is_named_by_kind_and_line_but_never_repeated(folder: Path, wha
     assert SECRETS[what] not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("what", "secret"),
+    [
+        ("an AWS key", "ASIA" + "ABCD1234" * 2),
+        ("an AWS key", "aws_secret_" + "access_key = x"),
+        ("a GitHub token", "github_" + "pat_" + "a1B2" * 9),
+        ("a GitHub token", "ghs_" + "a1B2" * 9),
+        ("a private key", "-----BEGIN " + "PRIVATE KEY-----"),
+        ("a key of an API", "AIza" + "a1B2" * 9),
+        ("a key of an API", "xoxb-" + "1234567890"),
+        ("a key of an API", "WANDB_API_" + "KEY=" + "a1b2" * 10),
+        ("an address with a password", "postgresql://me:" + "pass@localhost/x"),
+    ],
+)
+def test_every_spelling_of_a_secret_is_known(folder: Path, what: str, secret: str):
+    (folder / "handler.py").write_text(f"# {secret}\n")
+    assert [problem.split(":")[0] for _, problem in release_problems(folder)] == [f"line 1 holds {what}"]
+
+
+@pytest.mark.parametrize(
+    "place", ["file:/x", "~me/data", "~/data", "C:\\me", "\\\\server\\share", "/cluster/me", "a /cluster/me/b"]
+)
+def test_every_spelling_of_a_place_is_known(folder: Path, place: str):
+    write_json("training.json", {"a": place})(folder)
+    assert [problem.split(" (")[0] for _, problem in release_problems(folder)] == ["a names a place on this machine"]
+
+
 def test_all_problems_are_listed_at_once(folder: Path):
     (folder / "notes.txt").write_text("mine")
     (folder / "README.md").unlink()
@@ -166,6 +199,59 @@ def test_the_native_folder_may_ask_for_its_stub_and_for_nothing_else(tmp_path: P
     assert {*problems} == {"config.json", "maws_hf_stub.py"}
 
 
+@pytest.mark.parametrize("place", ["auto_map", "text_config"])
+def test_remote_code_is_asked_for_by_a_table_at_the_top_of_the_config(tmp_path: Path, place: str):
+    native = build_staging(write_model(tmp_path / "m", model_type="maws_vit"), tmp_path / "s", native=True).folder
+    config = json.loads((native / "config.json").read_text())
+    config[place] = (
+        {"auto_map": {"AutoModel": "maws_hf_stub.MawsViTModel"}} if place == "text_config" else "stub.Model"
+    )
+    (native / "config.json").write_text(json.dumps(config))
+    assert ["remote code" in problem for _, problem in release_problems(native, native=True)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("PixioModel", "image-feature-extraction"),
+        ("ViTModel", "image-feature-extraction"),
+        ("Dinov2Model", "image-feature-extraction"),
+        ("ViTForImageClassification", "image-classification"),
+        ("VisionTextDualEncoderModel", "zero-shot-image-classification"),
+    ],
+)
+def test_the_card_names_the_task_of_the_architecture(folder: Path, architecture: str, task: str):
+    write_json("config.json", {"architectures": [architecture], "dtype": "float32"})(folder)
+    with_card("image-feature-extraction", task)(folder)
+    assert list(release_problems(folder)) == []
+    with_card("image-feature-extraction", "text-generation")(folder)
+    assert [problem for _, problem in release_problems(folder) if task in problem]
+
+
+def test_half_precision_may_have_a_scale_beside_it_and_no_more(folder: Path):
+    write_json("config.json", {"architectures": ["PixioModel"], "dtype": "bfloat16"})(folder)
+    assert any("2 tensors of float32" in problem for _, problem in release_problems(folder))
+    half = {name: tensor.bfloat16() for name, tensor in tensors().items()}
+    save_file({**half, "logit_scale": torch.tensor(1.0)}, folder / "model.safetensors")
+    assert list(release_problems(folder)) == []
+
+
+def test_numbers_of_eight_bits_are_looked_at_too(folder: Path):
+    eight = torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn)
+    with_tensor(eight[:1].clone())(folder)
+    assert list(release_problems(folder)) == []
+    with_tensor(eight)(folder)
+    assert any("NaN or infinity in head" in problem for _, problem in release_problems(folder))
+
+
+def test_every_part_of_a_long_tensor_is_looked_at_and_not_every_file_of_tensors(folder: Path, monkeypatch):
+    monkeypatch.setattr("maws_hf.hub.weight_checks._CHUNK", 2)
+    with_tensor(torch.tensor([1.0, 2.0, 3.0, 4.0, float("nan")]))(folder)
+    assert any("NaN or infinity in head" in problem for _, problem in release_problems(folder))
+    monkeypatch.setattr("maws_hf.hub.weight_checks._MOST_TENSORS", 2)
+    assert any("holds 3 tensors, more than any model" in problem for _, problem in release_problems(folder))
+
+
 class TestShards:
     @pytest.fixture
     def shards(self, folder: Path) -> Path:
@@ -187,6 +273,7 @@ class TestShards:
         [
             ({"embeddings": 1, "layernorm": 3}, "names shards that are not there: model-00003-of-00002"),
             ({"embeddings": 1}, "does not list layernorm"),
+            ({"embeddings": 1}, "does not name model-00002-of-00002"),
             ({"embeddings": 1, "layernorm": 2, "head": 1}, "names a shard without it for head"),
             ({"embeddings": 2, "layernorm": 1}, "names a shard without it for embeddings, layernorm"),
         ],

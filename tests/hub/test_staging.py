@@ -81,7 +81,8 @@ def test_a_link_is_refused_and_a_strange_folder_is_not_replaced(tmp_path: Path):
 def test_the_native_folder_gets_a_stub_and_forgets_where_its_towers_came_from(tmp_path: Path):
     model = write_model(tmp_path / "model", model_type="maws_lit")
     config = json.loads((model / "config.json").read_text())
-    config |= {"text_config": {"_name_or_path": "/home/me/tower"}, "_name_or_path": "/home/me"}
+    towers = {name: {"_name_or_path": f"/home/me/{name}"} for name in ("vision_config", "text_config")}
+    config |= {**towers, "_name_or_path": "/home/me"}
     (model / "config.json").write_text(json.dumps(config))
     staging = build_staging(model, tmp_path / "staging", native=True)
     made = json.loads((staging.folder / "config.json").read_text())
@@ -112,6 +113,8 @@ def test_what_somebody_has_put_into_a_staging_folder_is_not_thrown_away(tmp_path
         build_staging(model, staging)
 
 
-@pytest.mark.parametrize("name", ["images/a\nb.png", "images/<b>.png", "model-.. -of-x.safetensors", "images/a b.png"])
+@pytest.mark.parametrize(
+    "name", ["images/a\nb.png", "images/<b>.png", "model-.. -of-x.safetensors", "images/a b.png", "images/ä.png"]
+)
 def test_names_are_plain(name: str):
     assert not is_allowed(name)

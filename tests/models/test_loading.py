@@ -10,12 +10,22 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 from tiny_lit import tiny_lit
-from transformers import AutoModel, Dinov2Config, Dinov2Model, PixioConfig, PixioModel, SwinConfig, ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    Dinov2Config,
+    Dinov2Model,
+    PixioConfig,
+    PixioModel,
+    SwinConfig,
+    ViTConfig,
+    ViTMAEConfig,
+    ViTModel,
+)
 
 from maws_hf import MawsLiTModel, MawsMAEForPreTraining, MawsViTConfig, MawsViTForImageClassification, MawsViTModel
 from maws_hf.hub.export import export_model
 from maws_hf.models import loading
-from maws_hf.models.foreign import ForeignModelError, lit_fields, translate_dual_encoder, translate_encoder
+from maws_hf.models.foreign import ForeignModelError, lit_fields, translate_dual_encoder, translate_encoder, vit_fields
 from maws_hf.models.loading import refuse_adapter
 from maws_hf.models.weight_files import ModelLoadingError, hub_options_of, without_hub_options
 
@@ -135,6 +145,18 @@ def test_two_class_tokens_are_refused(tmp_path):
     assert "n_cls_tokens=2" in message_of(tmp_path)
 
 
+def test_a_gated_mlp_is_refused():
+    fields = Dinov2Config(hidden_size=32, num_attention_heads=4, use_swiglu_ffn=True).to_dict()
+    with pytest.raises(ForeignModelError, match="use_swiglu_ffn=True"):
+        vit_fields(fields)
+
+
+def test_an_autoencoder_whose_masking_was_switched_off_hides_our_share():
+    fields = ViTMAEConfig(hidden_size=32, num_attention_heads=4, mask_ratio=0.0).to_dict()
+    assert MawsViTConfig(**vit_fields(fields)).mask_ratio == 0.75
+    assert vit_fields({**fields, "mask_ratio": 0.6})["mask_ratio"] == 0.6
+
+
 def test_dinov2_with_layer_scale_is_refused(tmp_path):
     config = Dinov2Config(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=28, layerscale_value=0.5
@@ -144,10 +166,21 @@ def test_dinov2_with_layer_scale_is_refused(tmp_path):
         MawsViTModel.from_pretrained(tmp_path)
 
 
-def test_a_dual_encoder_with_a_trained_pooler_is_refused():
+@pytest.mark.parametrize(
+    ("weight", "bias"),
+    [
+        (torch.randn(4, 4), 0.0),
+        (2.0**-14 * torch.eye(4), 0.1),
+        (3e-4 * torch.eye(4), 0.0),
+        (0.5 * torch.eye(4), 0.0),
+        (-(2.0**-14) * torch.eye(4), 0.0),
+    ],
+    ids=["weight", "bias", "no power of two", "not linear", "negative"],
+)
+def test_a_dual_encoder_with_a_trained_pooler_is_refused(weight, bias):
     state_dict = {
-        "text_model.pooler.dense.weight": torch.randn(4, 4),
-        "text_model.pooler.dense.bias": torch.zeros(4),
+        "text_model.pooler.dense.weight": weight,
+        "text_model.pooler.dense.bias": torch.full((4,), bias),
         "text_projection.weight": torch.zeros(2, 4),
     }
     with pytest.raises(ForeignModelError, match="pooler is trained"):
@@ -207,6 +240,39 @@ def test_a_repository_of_timm_gives_the_recorded_numbers(tmp_path):
         features = encoder(golden["images"]).last_hidden_state
     torch.testing.assert_close(features, golden["forward_features"], rtol=0, atol=1e-5)
     assert encoder.config.image_mean == (0.5, 0.5, 0.5)
+    assert encoder.config.image_std == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "depth", "heads"),
+    [
+        ("tiny", 192, 12, 3),
+        ("small", 384, 12, 6),
+        ("base", 768, 12, 12),
+        ("large", 1024, 24, 16),
+        ("huge", 1280, 32, 16),
+    ],
+)
+def test_the_sizes_of_timm_are_known_by_name(size, width, depth, heads):
+    config = MawsViTConfig(**vit_fields({"architecture": f"vit_{size}_patch14_224.augreg"}))
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (width, depth, heads)
+    assert (config.intermediate_size, config.patch_size, config.image_size) == (4 * width, 14, 224)
+    assert (config.num_labels, config.num_channels) == (1000, 3)  # timm's defaults
+
+
+def test_a_wrapped_model_of_timm_and_its_channels_are_read():
+    fields = {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", "model_args": {"in_chans": 1}}
+    assert vit_fields(fields)["num_channels"] == 1
+
+
+def test_a_state_dict_of_the_original_autoencoder_is_taken_as_it_is():
+    golden = load_file(GOLDEN / "mae_tiny.safetensors")
+    weights = {name.removeprefix("weight/"): t for name, t in golden.items() if name.startswith("weight/")}
+    config = tiny_config(intermediate_size=128, decoder_intermediate_size=96, norm_pix_loss=True)
+    model = MawsMAEForPreTraining.from_pretrained(None, config=config, state_dict=weights).eval()
+    with torch.no_grad():
+        loss = model(golden["images"], noise=golden["noise"]).loss
+    torch.testing.assert_close(loss, golden["loss/norm_pix"], rtol=0, atol=1e-5)
 
 
 def test_a_state_dict_of_timm_is_taken_as_it_is():
@@ -454,10 +520,16 @@ def test_an_image_tower_with_a_pooler_is_refused():
     fields = {"model_type": "vision-text-dual-encoder", "vision_config": vision, "text_config": {}}
     with pytest.raises(ForeignModelError, match="a ViT with a pooler"):
         lit_fields(fields)
-    with pytest.raises(ForeignModelError, match=r"vision_model\.pooler is trained"):
-        translate_dual_encoder(
-            {"vision_model.pooler.dense.weight": torch.randn(4, 4), "vision_model.pooler.dense.bias": torch.zeros(4)}
-        )
+    del vision["pooler_act"]  # as older versions of transformers write it, whose pooler ends in tanh
+    with pytest.raises(ForeignModelError, match="a ViT with a pooler"):
+        lit_fields(fields)
+    vision["pooler_act"] = "linear"
+    assert lit_fields(fields)["projection_dim"] == 512  # where it is not said, as in transformers
+    for weight, bias in ((torch.randn(4, 4), torch.zeros(4)), (torch.eye(4), torch.ones(4))):
+        with pytest.raises(ForeignModelError, match=r"vision_model\.pooler is trained"):
+            translate_dual_encoder(
+                {"vision_model.pooler.dense.weight": weight, "vision_model.pooler.dense.bias": bias}
+            )
 
 
 @pytest.mark.parametrize("name", ["./nothere", "/nothere/model", "runs/demo/nothere", "tests/nothere"])
