@@ -216,6 +216,16 @@ def test_verifying_sees_a_swapped_matrix(tmp_path):
         verify_native(file, folder)
 
 
+@pytest.mark.parametrize("change", [lambda weight: weight * 1.02, lambda weight: weight * float("nan")])
+def test_verifying_sees_a_matrix_that_is_slightly_off_or_no_number(tmp_path, change):
+    file, folder, _ = written(encoder(), tmp_path)
+    weights = weights_in(folder)
+    weights["layers.1.mlp.fc2.weight"] = change(weights["layers.1.mlp.fc2.weight"])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConversionError, match="features differ from the original's by"):
+        verify_native(file, folder)
+
+
 def test_verifying_sees_a_tensor_that_is_not_there(tmp_path):
     file, folder, _ = written(encoder(), tmp_path)
     weights = weights_in(folder)

@@ -267,6 +267,14 @@ def test_a_folder_that_must_not_leave_is_refused_without_a_request(hub, api, sta
     assert hub.requests == []
 
 
+def test_a_native_folder_that_must_not_leave_is_refused_without_a_request(hub, api, staging, native):
+    (native / "handler.py").write_text("open('/home/me/data')")
+    rewrite_manifest(native, {name: native / name for name in (*read_names(native), "handler.py")})
+    with pytest.raises(ReleaseCheckError, match=r"handler\.py: line 1 names a place"):
+        push_release(staging, NAME, tag="v1", native=native, api=api)
+    assert hub.requests == []
+
+
 def test_a_folder_changed_after_it_was_laid_out_is_refused_without_a_request(hub, api, staging):
     spoil_weights(staging)
     with pytest.raises(StagingError, match=r"no longer what release\.json says"):
@@ -349,7 +357,7 @@ def test_an_old_tag_typed_again_moves_neither_branch(hub: Hub, api: HfApi, stagi
     assert repository.branches == before
 
 
-@pytest.mark.parametrize("tag", ["v 1", "..", "main", "native", "-x", "refs/heads/main"])
+@pytest.mark.parametrize("tag", ["v 1", "..", "v1..2", "main", "native", "-x", "refs/heads/main"])
 def test_a_tag_that_is_no_name_for_a_release_is_refused_before_any_request(
     hub: Hub, api: HfApi, staging: Path, tag: str
 ):
