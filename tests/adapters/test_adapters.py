@@ -287,6 +287,15 @@ def test_an_encoder_in_half_precision_stays_in_it(method, autocast):
     assert F.cosine_similarity(found.float(), expected).min() > 0.99
 
 
+def test_beside_integer_weights_an_adapter_is_of_float32():
+    model = encoder()
+    for layer in model.layers:
+        packed = layer.mlp.fc1.weight.to(torch.int8)
+        layer.mlp.fc1.weight = nn.Parameter(packed, requires_grad=False)
+    adapter = get_peft_model(model, AdaptFormerConfig(bottleneck=4))
+    assert {p.dtype for p in adapter.parameters() if p.requires_grad} == {torch.float32}
+
+
 @pytest.mark.parametrize("name", ["VPT", "ADAPTFORMER"])
 def test_the_methods_are_members_like_pefts_own(name):
     member = getattr(PeftType, name)

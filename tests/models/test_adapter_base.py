@@ -239,6 +239,13 @@ def test_one_weight_makes_another_base(name, base):
     assert encoder_digest(model) != before
 
 
+def test_the_same_numbers_in_another_shape_make_another_base():
+    wide, high = (MawsViTModel(tiny_config(patch_size=size)) for size in ((8, 16), (16, 8)))
+    for name, tensor in wide.state_dict().items():
+        high.get_parameter(name).data.copy_(tensor.reshape(high.get_parameter(name).shape))
+    assert encoder_digest(wide) != encoder_digest(high)
+
+
 def test_an_adapter_and_its_head_are_not_part_of_the_digest(base):
     model = Classifier.from_pretrained(base)
     before = encoder_digest(model)
@@ -273,6 +280,18 @@ def test_one_config_serves_several_models(base, other, tmp_path):
         models[number].save_pretrained(tmp_path / f"adapter{number}")
         load_on(Classifier.from_pretrained(folder), tmp_path / f"adapter{number}", "PeftModel")
     assert config.base_record is None
+
+
+def test_a_copy_of_an_adapted_model_records_its_own_base(base, tmp_path):
+    model = get_peft_model(Classifier.from_pretrained(base), AdaptFormerConfig())
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        copied.base_model.model.vit.layernorm.weight[3] += 0.5
+    for name, made in (("model", model), ("copied", copied)):
+        made.save_pretrained(tmp_path / name)
+        record = json.loads((tmp_path / name / "adapter_config.json").read_text())["base_record"]
+        assert record["digest"] == encoder_digest(made.get_base_model())
+    assert encoder_digest(model.get_base_model()) != encoder_digest(copied.get_base_model())
 
 
 # ---------------------------------------------------------------- PEFT's own methods, through our classes
