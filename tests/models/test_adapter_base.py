@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification, MawsViTModel
 from maws_hf.adapters import AdapterBaseError, AdaptFormerConfig, VPTConfig, write_base_record
 from maws_hf.hub.export import export_model
-from maws_hf.models.adapter_base import encoder_digest
+from maws_hf.models.adapter_base import describe_base, encoder_digest
 
 CONFIGS = {"vpt": lambda **f: VPTConfig(num_prompts=3, **f), "adaptformer": lambda **f: AdaptFormerConfig(**f)}
 METHODS = sorted(CONFIGS)
@@ -211,6 +211,12 @@ def test_other_classes_of_one_encoder_have_its_digest():
     assert encoder_digest(lit) == encoder_digest(lit.vision_model)
     assert encoder_digest(masked) == encoder_digest(masked.vit)
     assert encoder_digest(lit) != encoder_digest(masked)
+
+
+def test_of_two_towers_the_image_towers_sizes_are_recorded():
+    lit = tiny_lit({"hidden_size": 24}, vision_config=tiny_config(num_hidden_layers=3))
+    record = describe_base(lit)
+    assert (record["hidden_size"], record["num_hidden_layers"]) == (32, 3)
 
 
 @pytest.mark.parametrize("made", [MawsMAEForPreTraining, tiny_lit], ids=["vit_mae", "vision-text-dual-encoder"])

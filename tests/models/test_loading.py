@@ -383,6 +383,7 @@ def test_of_where_an_adapter_lies_only_what_concerns_any_file_is_passed_on_to_it
 def test_an_adapter_of_a_model_made_in_memory_names_no_base(tmp_path):
     made = MawsViTModel(tiny_config())
     copied = MawsViTModel.from_pretrained(None, config=made.config, state_dict=made.state_dict())
+    assert copied.name_or_path == ""
     for name, model in (("made", made), ("copied", copied)):
         get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / name)
         with pytest.raises(ModelLoadingError, match="names no base of the adapter"):
@@ -533,7 +534,12 @@ def test_an_image_tower_with_a_pooler_is_refused():
 
 
 @pytest.mark.parametrize("name", ["./nothere", "/nothere/model", "runs/demo/nothere", "tests/nothere"])
-def test_a_missing_folder_is_no_repository(name):
+def test_a_missing_folder_is_no_repository(name, monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError
+
+    monkeypatch.setattr(loading, "model_info", unreachable)
+    monkeypatch.chdir(GOLDEN.parents[1])
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         MawsViTModel.from_pretrained(name)
 
