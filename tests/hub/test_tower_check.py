@@ -47,6 +47,24 @@ def test_the_smallest_cosine_is_that_of_the_worst_text(tmp_path: Path, monkeypat
         smallest_cosine(tmp_path, tmp_path, [])
 
 
+def test_the_engine_is_told_no_secret_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    folder = engine(
+        tmp_path, "import os\ndef query(texts):\n    return [['HF_TOKEN' in os.environ, 1] for _ in texts]\n"
+    )
+    np.testing.assert_array_equal(engine_embeddings(folder, ["a"]), [[0, 1]])
+
+
+def test_the_tower_gets_the_prefix_that_the_engine_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = {}
+    for name in ("engine_embeddings", "tower_embeddings"):
+        monkeypatch.setattr(
+            tower_check, name, lambda folder, texts, name=name: asked.update({name: texts}) or np.ones((1, 1))
+        )
+    smallest_cosine(tmp_path, tmp_path, ["a cat"])
+    assert asked == {"engine_embeddings": ["a cat"], "tower_embeddings": ["query: a cat"]}
+
+
 def test_compared_texts_are_plain_and_spread_over_the_corpus():
     corpus = sorted([f"text {number:03d}" for number in range(500)] + ["ﬁre", "a  b", " a", "a\u200db", "", "x" * 300])
     chosen = sentences_to_compare(corpus)
