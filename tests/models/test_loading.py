@@ -603,6 +603,8 @@ def test_with_other_sizes_only_a_head_starts_anew(tmp_path: Path):
     MawsViTForImageClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path)
     loose = {"ignore_mismatched_sizes": True}
     assert MawsViTForImageClassification.from_pretrained(tmp_path, num_labels=4, **loose).num_labels == 4
+    with pytest.raises(ModelLoadingError, match="has another shape of classifier"):
+        MawsViTForImageClassification.from_pretrained(tmp_path, num_labels=4)
     for model_class in (MawsViTModel, MawsViTForImageClassification):
         with pytest.raises(ModelLoadingError, match="has another shape of"):
             model_class.from_pretrained(tmp_path, intermediate_size=40, **loose)
