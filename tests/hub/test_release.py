@@ -205,6 +205,16 @@ def test_a_file_that_comes_back_different_is_not_merged(hub: Hub, api: HfApi, st
     assert on(repository, "v1") == contents(staging)
 
 
+def test_a_file_that_changes_while_it_is_sent_is_not_merged(hub: Hub, api: HfApi, staging: Path):
+    repository, file = hub.create(NAME), staging / "config.json"
+    changed = file.read_bytes().replace(b"pixio", b"oixip")  # as long as before
+    hub.on("POST .*/preupload/", lambda: file.write_bytes(changed))
+    with pytest.raises(ReleaseError, match=r"pull request 1 came back different \(config\.json\); main is unchanged"):
+        push_release(staging, NAME, tag="v1", api=api)
+    assert repository.contents("refs/pr/1")["config.json"] == changed
+    assert on(repository, "main") == {}
+
+
 def test_a_tag_of_another_release_is_refused_before_anything_is_sent(hub: Hub, api: HfApi, staging: Path, tmp_path):
     push_release(of_another(tmp_path), NAME, tag="v1", api=api)
     repository, received = hub.repository(NAME), list(hub.uploads)
