@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,20 @@ class TestRefusals:
         done = convert_checkpoint(file, tmp_path / "out", sizes=sizes, accept_unknown_sha256=True, verify=False)
         assert f'add("{tmp_path / "out"}", "FacebookAI/xlm-roberta-base")' in str(done)
         assert "not compared" in str(done)
+
+
+def test_a_file_with_the_checksum_of_the_table_is_recorded_as_that_of_its_address(tmp_path, monkeypatch):
+    file = saved(encoder(), tmp_path / "vit_l16_512.pt")
+    known = KNOWN_FILES["maws-vit-l-ft-in1k"]
+    table = {known.name: replace(known, sha256=sha256(file))}
+    monkeypatch.setattr("maws_hf.hub.original_files.KNOWN_FILES", table)
+    written = {"layout": "classifier", "architecture": "MawsViTForImageClassification", "dtype": "float32"}
+    written |= {"tensors": 1, "parameters": 1, "left_out": []}
+    monkeypatch.setattr(original, "run_in_child", lambda request, mapped_bytes: written)
+    record = convert_checkpoint(file, tmp_path / "out", verify=False).record
+    assert record["released_model"] == known.name
+    assert record["source"]["sha256_was_compared"] is True
+    assert record["source"]["url"] == known.url
 
 
 PROBE = """

@@ -311,8 +311,8 @@ def test_offline_mode_and_a_missing_token_say_what_to_type_without_a_request(hub
     with pytest.raises(ReleaseError, match="unset HF_HUB_OFFLINE"):
         push_release(staging, NAME, api=HfApi(endpoint=hub.url, token=TOKEN))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    for token in (None, False):
+    for token, stored in ((None, None), (False, None), (False, TOKEN)):  # False: that of the login is not to be used
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda stored=stored: stored)
         with pytest.raises(ReleaseError, match="hf auth login"):
             push_release(staging, NAME, api=HfApi(endpoint=hub.url, token=token))
     with pytest.raises(ReleaseError, match="is not organisation/name"):
