@@ -1,5 +1,7 @@
 """Shards written in chunks are safetensors' own, and a mapped file's memory comes back while it is read."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -32,6 +34,17 @@ def test_a_shard_is_byte_by_byte_that_of_safetensors(tensors, tmp_path, monkeypa
     plain = {name: value.contiguous() for name, value in tensors.items()}
     save_file(plain, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+def test_a_tensor_larger_than_a_shard_has_one_of_its_own_and_layers_are_counted(tmp_path):
+    names = ["layers.10.w", "layers.9.w", "layers.2.w", "embeddings"]
+    write_shards(contents({name: torch.ones(3) for name in names}), tmp_path, parameters=12, shard_bytes=1)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    order = ["embeddings", "layers.2.w", "layers.9.w", "layers.10.w"]
+    files = [f"model-{number}-of-00004.safetensors" for number in ("00001", "00002", "00003", "00004")]
+    assert index["weight_map"] == dict(zip(order, files, strict=True))
+    assert index["metadata"] == {"total_parameters": 12, "total_size": 4 * 12}
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == files
 
 
 def test_values_that_are_not_finite_are_counted_by_tensor(tensors, tmp_path):

@@ -14,6 +14,7 @@ from tiny_release import CARD
 from maws_hf import MawsViTModel
 from maws_hf.cli import main
 from maws_hf.hub.prepare import prepare_release
+from maws_hf.hub.proof import ProofError
 from maws_hf.hub.staging import StagingError
 from maws_hf.processing.image_processors import image_processor_of
 
@@ -130,3 +131,13 @@ def test_a_released_model_keeps_its_licence_and_a_missing_folder_is_named(run_fo
         prepare_release(run_folder, tmp_path / "staging", repo_id="org/tiny", license="mit")
     with pytest.raises(StagingError, match=r"nothere holds no model: config\.json is missing"):
         prepare_release(tmp_path / "nothere", tmp_path / "staging", repo_id="org/tiny")
+
+
+def test_an_export_that_is_not_the_model_is_not_laid_out(run_folder: Path, tmp_path: Path, monkeypatch):
+    def differs(model_dir: Path, export_dir: Path):
+        raise ProofError("last_hidden_state differs")
+
+    monkeypatch.setattr("maws_hf.hub.prepare.prove_export", differs)
+    with pytest.raises(ProofError, match="last_hidden_state differs"):
+        prepare_release(run_folder, tmp_path / "staging", repo_id="org/tiny", license="mit")
+    assert list((tmp_path / "staging").iterdir()) == []
