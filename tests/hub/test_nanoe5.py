@@ -149,6 +149,7 @@ def test_pieces_out_of_order_or_not_utf8_are_errors(tmp_path: Path):
         (48, "<i", 10**6, "the id of <s> is 1000000"),
         (52, "<i", -1, "the id of </s> is -1"),
         (72, "<I", 1, "one after the other"),
+        (72 + 4 * len(tiny.PIECES), "<I", len("".join(tiny.PIECES).encode()) - 1, "one after the other"),
         (72 + 4 * (len(tiny.PIECES) + 1), "<f", math.nan, "a score of the tokenizer is not a number"),
     ],
 )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from loopback_hub import TOKEN, Hub
 from tiny import tiny_config
 from tiny_release import CARD
@@ -141,3 +142,10 @@ def test_an_export_that_is_not_the_model_is_not_laid_out(run_folder: Path, tmp_p
     with pytest.raises(ProofError, match="last_hidden_state differs"):
         prepare_release(run_folder, tmp_path / "staging", repo_id="org/tiny", license="mit")
     assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_a_licence_that_is_given_stands_in_the_card(run_folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("maws_hf.hub.prepare.prove_export", lambda *_: {})
+    options = {"card": tmp_path / "card.md", "license": "apache-2.0", "native": False}
+    prepared = prepare_release(run_folder, tmp_path / "staging", repo_id="org/tiny", **options)
+    assert ModelCard.load(prepared.main.folder / "README.md").data.license == "apache-2.0"

@@ -137,10 +137,11 @@ def test_an_open_pull_request_of_other_content_is_closed_and_that_of_somebody_el
             push_release(folder, NAME, tag="v1", api=StopAt(api, "merge_pull_request"))
     # A page of the same name by somebody else, and one of ours by hand.
     repository.pulls[1].author, repository.pulls[1].status = "stranger", "open"
-    api.create_commit(NAME, [], commit_message="by hand", create_pr=True)
+    by_hand = [huggingface_hub.CommitOperationAdd("theirs.txt", b"theirs")]
+    api.create_commit(NAME, by_hand, commit_message="by hand", create_pr=True)
     push_release(of_another(tmp_path, 2), NAME, tag="v1", api=api)
     by_title = {pull.number: pull.status for pull in repository.pulls.values()}
-    assert by_title == {1: "open", 2: "closed", 3: "merged"}
+    assert by_title == {1: "open", 2: "closed", 3: "open", 4: "merged"}
 
 
 class StopAt(FailingApi):

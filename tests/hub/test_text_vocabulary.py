@@ -63,6 +63,12 @@ def test_new_words_are_spelt_and_other_cases_known(tmp_path: Path):
     assert small.tokenize("heart") == ["▁", *"heart"]
 
 
+def test_the_other_case_of_a_character_stays(tmp_path: Path):
+    pieces = [*tiny.PIECES[:4], "▁", "é", "É", "ж", "<mask>"]
+    _, small, _ = cut(tmp_path, ["é"], pieces=pieces, scores=[0.0] * 4 + [-1.0, -2.0, -2.0, -2.0, 0.0])
+    assert set(small.get_vocab()) == {*pieces} - {"ж"}
+
+
 def test_a_cut_folder_is_read_by_the_tokenizers_library_alone(tmp_path: Path):
     from tokenizers import Tokenizer
 
