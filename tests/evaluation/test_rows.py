@@ -12,6 +12,7 @@ import multiprocessing, os, signal, sys
 from maws_hf.data.sources import open_stream
 from maws_hf.evaluation.rows import read_rows
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 multiprocessing.set_start_method("fork")
 interrupted = []
 
