@@ -384,7 +384,7 @@ def _by_joined_letters(wordnet: WordNet) -> dict[str, tuple[str, ...]]:
             phrases[joined] = (*phrases.get(joined, ()), lemma)
     for joined, several in phrases.items():
         if len(several) > 1:
-            # Spaces before hyphens before apostrophes: golf_club is the stick, golf-club the people.
+            # Spaces before hyphens before apostrophes: golf_club is the people first, golf-club only the stick.
             several = sorted(several, reverse=True)
             several.sort(key=lambda lemma: (len(_words(lemma)), -wordnet.tagged_senses(lemma)))
             phrases[joined] = tuple(several)
