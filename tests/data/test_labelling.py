@@ -274,6 +274,16 @@ def test_a_batch_without_any_label_does_no_harm(tmp_path):
     assert report.vocabulary.images == len(labelled(tmp_path / "out")) == label_shards.BATCH_ROWS
 
 
+@pytest.mark.parametrize(("limit", "groups"), [("GROUP_ROWS", [512, 88]), ("GROUP_BYTES", [256, 256, 88])])
+def test_row_groups_are_closed_at_their_limit_and_hold_every_row_once(tmp_path, monkeypatch, limit, groups):
+    monkeypatch.setattr(label_shards, limit, 300)
+    rows = [{"key": f"{number:04d}", "tags": ["dog"]} for number in range(600)]
+    label(write_shards(tmp_path / "in", rows, 1), tmp_path / "out")
+    assert [row["key"] for row in labelled(tmp_path / "out")] == [row["key"] for row in rows]
+    file = pq.ParquetFile(tmp_path / "out" / "data" / "train-00000-of-00001.parquet")
+    assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == groups
+
+
 def test_many_small_shards_are_joined(source, done, tmp_path):
     label(source, tmp_path / "out", max_shards=2)
     assert len(list((tmp_path / "out" / "data").iterdir())) == 2
@@ -356,6 +366,41 @@ def test_broken_values_are_counted_and_nothing_more(tmp_path):
     report = label(source, tmp_path / "text", min_count=1, tags_column=None, text_column="text")
     train = report.splits["train"]
     assert (train.rows, train.unreadable, train.without_tags, train.cut) == (7, 1, 4, 2)
+
+
+def test_as_many_tags_as_are_read_are_all_read_and_one_more_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_shards, "MOST_TAGS", 3)
+    rows = [{"tags": tags} for tags in (["x1", "x2", "cat"], ["x1", "x2", "tree", "dog"])]
+    report = label(write_shards(tmp_path / "in", rows, 1), tmp_path / "out", min_count=1)
+    assert report.splits["train"].cut == 1
+    assert [row["synsets"] for row in labelled(tmp_path / "out")] == [[CAT], ["n13104059"]]
+    assert report.counts.tags == 6
+
+
+def test_as_much_of_a_text_as_is_read_is_all_read_and_one_more_character_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_shards, "LONGEST_TEXT", 8)
+    rows = [{"key": key} for key in ("#cat;dog", "#cat;tree", "#cat;dogs")]
+    source = write_shards(tmp_path / "in", rows, 1)
+    report = label(source, tmp_path / "tags", min_count=1, tags_column="key", tag_separator=";")
+    assert [row["synsets"] for row in labelled(tmp_path / "tags")] == [[DOG, CAT], [CAT], [DOG, CAT]]
+    assert report.splits["train"].cut == 2
+    report = label(source, tmp_path / "text", min_count=1, tags_column=None, text_column="key")
+    assert report.splits["train"].cut == 2
+
+
+def test_a_row_with_one_value_of_two_is_readable_and_cut_if_either_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_shards, "MOST_TAGS", 2)
+    rows = [
+        {"tags": ["dog"], "caption": None},
+        {"tags": None, "caption": "#cat"},
+        {"tags": None, "caption": None},
+        {"tags": ["dog", "dog", "dog"], "caption": None},
+        {"tags": ["dog", "dog", "dog"], "caption": "plain"},
+        {"tags": ["dog", "dog"], "caption": "#cat"},
+    ]
+    report = label(write_shards(tmp_path / "in", rows, 1), tmp_path / "out", min_count=1, text_column="caption")
+    train = report.splits["train"]
+    assert (train.rows, train.written, train.unreadable, train.without_tags, train.cut) == (6, 5, 1, 1, 3)
 
 
 def test_what_is_no_utf8_is_unreadable(tmp_path):
