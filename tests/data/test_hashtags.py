@@ -90,6 +90,10 @@ LABELS = {
     "gentlemens": "n10127273",
     "dogs'": "n02084071",
     "omens": "n07286368",
+    "birds of prey": "n01604330",
+    "lilies_of_the_valley": "n12471544",
+    "Alps": "n09194357",  # no texts know either: not any high mountain, an alp
+    "canvass": "n14513489",  # no canvas
     # years
     "dog2020": "n02084071",
     "2020dog": "n02084071",
@@ -123,6 +127,8 @@ LABELS = {
     "white_horse": "n07352693",  # the rule: to WordNet that is a wave
     "water_gate": "n04244615",
     "Watergate": "n07306963",
+    "broadbean": "n12576323",  # of "broad bean" and "broad-bean" the former: the seed
+    "bullseye": "n00187144",  # of "bull's eye" and "bull's-eye" what texts know: the hit, not a lantern
 }
 
 DROPPED = {

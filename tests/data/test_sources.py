@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 
 from maws_hf.data.sources import (
     DataSourceError,
+    digest_of_files,
     find_image_column,
     open_stream,
     refuse_output_within,
@@ -412,6 +413,23 @@ def test_nested_folders_that_leave_open_what_the_class_is_give_no_labels(tmp_pat
         with pytest.raises(DataSourceError, match=reason):
             look(dataset.shuffle(seed=0).take(2))
     assert why_no_labels(open_stream(tmp_path / "cat")) is None
+
+
+def test_the_files_of_a_split_are_known_by_their_names_and_shards_by_their_sizes(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "shards" / "train-0.parquet", [1])
+    write_parquet(tmp_path / "shards" / "test-0.parquet", [1])
+    for name in ("cat/1.png", "dog/2.png"):
+        write_image(tmp_path / "photos" / name)
+    monkeypatch.chdir(tmp_path)
+    shards, photos = digest_of_files(open_stream("shards")), digest_of_files(open_stream("photos"))
+    assert digest_of_files(open_stream(tmp_path / "photos")) == photos
+    assert digest_of_files(open_stream("shards/train*")) == digest_of_files(open_stream(f"{tmp_path}/shards/train*"))
+    write_parquet(tmp_path / "shards" / "test-0.parquet", [1, 2])
+    assert digest_of_files(open_stream("shards")) == shards
+    write_parquet(tmp_path / "shards" / "train-0.parquet", [1, 2])
+    assert digest_of_files(open_stream("shards")) != shards
+    (tmp_path / "photos" / "dog" / "2.png").rename(tmp_path / "photos" / "dog" / "3.png")
+    assert digest_of_files(open_stream("photos")) != photos
 
 
 def test_picked_files_keep_the_classes_of_their_folders(tmp_path):

@@ -205,6 +205,11 @@ def test_single_shard_is_shuffled_anew_in_each_epoch_and_block(as_worker):
     assert len({tuple(np.array(block) - min(block)) for block in blocks}) == 8
 
 
+def test_each_consumer_has_an_order_of_its_own(as_worker):
+    (shares,) = all_consumers(memory_shards([32] * 4), as_worker, 2, 2, count=1, block_size=32)
+    assert len({tuple(int(key) % 32 for key in share) for share in shares}) == 4
+
+
 def test_without_shuffle_every_epoch_is_in_file_order(tmp_path, as_worker):
     dataset = parquet_shards(tmp_path, 3)
     expected = [str(number) for number in range(33)]
@@ -375,6 +380,15 @@ def test_copies_are_drawn_anew_for_each_epoch_block_consumer_and_seed():
 
     every = copies(1, rank=0, world_size=2) + copies(1, rank=1, world_size=2) + copies(2, rank=0, world_size=2)
     assert len(set(every)) == 12
+
+
+def test_which_rows_have_a_copy_says_nothing_of_how_they_are_augmented():
+    stream = ImageStream(memory_shards([400]), keep_key, seed=1, block_size=1, shuffle=False, repeats=HALF)
+    found = [(int(key), draw) for key, draw in take(stream, 150)]
+    rows = {row for row, _ in found}
+    # A row is a block here, so that sample n and block n are told apart by what they are drawn for alone.
+    alike = sum((draw < 0.5) == (number in rows) for number, (_, draw) in enumerate(found))
+    assert abs(alike - 75) < 5 * math.sqrt(150 / 4)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

@@ -162,6 +162,15 @@ def test_a_tar_without_its_end_is_a_loss_and_all_that_is_there_is_read(place: in
     assert record["reason"] == "damaged after 6 parts (ReadError: the end of the archive is missing)"
 
 
+def test_one_block_of_zeros_is_end_enough(tmp_path: Path):
+    tar_shards(tmp_path, 2)
+    file = tmp_path / "1.tar"
+    file.write_bytes(file.read_bytes()[: ROWS * 1536 + 512])
+    keys, records = epoch_of(stream_of(tmp_path))
+    assert set(keys) == all_keys((0, 1))
+    assert not records
+
+
 def test_bad_samples_in_a_row_are_told_with_the_shard_that_holds_them(tmp_path: Path):
     parquet_shards(tmp_path, 2)
 

@@ -164,7 +164,35 @@ def test_strengths_are_normal_with_the_mean_and_deviation_asked_for(monkeypatch)
     assert found.std() == pytest.approx(1.5, abs=0.1)
 
 
-@pytest.mark.parametrize("wrong", [{"magnitude": 11}, {"magnitude_std": -1}, {"operations": -1}, {"probability": 2}])
+def test_strengths_vary_by_half_a_step_by_default_and_not_at_all_on_request(monkeypatch):
+    found = 10 * np.abs(strengths_of(monkeypatch, 2000, magnitude=5.0))
+    assert found.std() == pytest.approx(0.5, abs=0.04)
+    assert set(np.abs(strengths_of(monkeypatch, 50, magnitude=5.0, magnitude_std=0.0))) == {0.5}
+
+
+def test_strengths_end_at_0(monkeypatch):
+    found = np.array(strengths_of(monkeypatch, 1000, magnitude=0.0, magnitude_std=1.0, probability=1.0))
+    assert (found == 0).mean() == pytest.approx(0.5, abs=0.06)  # the lower half of the normal distribution
+
+
+def test_each_operation_goes_on_from_the_one_before(monkeypatch):
+    brighter = (lambda image, strength, fill: image.point(lambda value: value + 10),)
+    monkeypatch.setattr("maws_hf.processing.rand_augment._ALL", brighter)
+    dark = PICTURE // 2
+    augmented = RandAugment(operations=3, probability=1.0)(dark, np.random.default_rng(0))
+    assert np.array_equal(augmented, dark + 30)
+
+
+@pytest.mark.parametrize(("settings", "expected"), [({}, FILL), ({"fill": (1, 2, 3)}, (1, 2, 3))])
+def test_what_comes_in_from_outside_has_the_colour_asked_for_or_imagenets_mean(monkeypatch, settings, expected):
+    monkeypatch.setattr("maws_hf.processing.rand_augment._ALL", (OPERATIONS["translate_x"],))
+    augmented = RandAugment(operations=1, probability=1.0, **settings)(PICTURE, np.random.default_rng(0))
+    assert (augmented == expected).all(axis=(0, 2))[[0, -1]].any()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"magnitude": 11}, {"magnitude": -1}, {"magnitude_std": -1}, {"operations": -1}, {"probability": 2}]
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
         RandAugment(**wrong)
