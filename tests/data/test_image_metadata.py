@@ -67,6 +67,17 @@ def test_an_image_with_two_rows_comes_twice_and_folders_are_no_labels(tmp_path: 
     assert [row["caption"] for _, row in read(dataset, tmp_path)] == [["one"], ["two"]] * 2
 
 
+def test_names_written_on_windows_are_found(tmp_path: Path):
+    write(tmp_path, [{"file_name": "sub\\b.png", "label": "dog"}, {"file_name": "a.png", "label": "cat"}], "jsonl")
+    assert [row["label"] for _, row in read(open_stream(tmp_path), tmp_path)] == ["cat", "dog"]
+
+
+def test_two_files_may_each_have_rows_of_an_image(tmp_path: Path):
+    write(tmp_path / "sub", [{"file_name": "b.png", "label": "dog"}], "csv", ("b.png",))
+    write(tmp_path, [{"file_name": "sub/b.png", "label": "hound"}], "csv", ())
+    assert sorted(row["label"] for _, row in read(open_stream(tmp_path), tmp_path)) == ["dog", "hound"]
+
+
 def test_declared_classes_stay_declared(tmp_path: Path):
     write(tmp_path, ROWS, "csv")
     columns = Features({"file_name": Value("string"), "label": ClassLabel(names=["ox", "cat"])})

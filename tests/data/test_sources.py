@@ -187,6 +187,9 @@ def test_image_column_is_found_by_type_by_name_or_by_argument(tmp_path):
     pq.write_table(pa.table({"jpg": [picture(1)], "other": [b"x"]}), tmp_path / "named" / "0.parquet")
     assert next(iter(open_stream(tmp_path / "named")))["jpg"] == picture(1)
     assert find_image_column(open_stream(tmp_path / "named", image_column="other"), "other") == "other"
+    (tmp_path / "capitals").mkdir()
+    pq.write_table(pa.table({"Image": [picture(1)], "other": [b"x"]}), tmp_path / "capitals" / "0.parquet")
+    assert find_image_column(open_stream(tmp_path / "capitals")) == "Image"
 
 
 def test_ambiguous_or_absent_image_column_names_the_columns(tmp_path):
@@ -430,6 +433,43 @@ def test_the_files_of_a_split_are_known_by_their_names_and_shards_by_their_sizes
     assert digest_of_files(open_stream("shards")) != shards
     (tmp_path / "photos" / "dog" / "2.png").rename(tmp_path / "photos" / "dog" / "3.png")
     assert digest_of_files(open_stream("photos")) != photos
+    for split in ("train", "test"):
+        write_image(tmp_path / "both" / split / "1.png")
+    train = digest_of_files(open_stream("both"))
+    (tmp_path / "both" / "test" / "1.png").rename(tmp_path / "both" / "test" / "2.png")
+    assert digest_of_files(open_stream("both")) == train
+
+
+def test_hidden_files_and_folders_are_none_of_the_data(tmp_path):
+    names = ["cat/1.png", "dog/2.png", "cat/.1.png", ".thumbnails/3.png", "dog/.trash/4.png"]
+    assert opened(tmp_path, names) == (names[:2], ["cat", "dog"])
+
+
+def test_endings_in_capitals_are_endings(tmp_path):
+    assert opened(tmp_path / "images", ["1.JPG", "2.Png"])[0] == ["1.JPG", "2.Png"]
+    write_parquet(tmp_path / "shards" / "0.PARQUET", range(2))
+    assert len(stored(open_stream(tmp_path / "shards"))) == 2
+
+
+def test_a_file_that_two_patterns_match_is_read_once(tmp_path):
+    write_parquet(tmp_path / "shards" / "a.parquet", range(3))
+    write_parquet(tmp_path / "shards" / "b.parquet", range(3, 5))
+    rows = stored(open_stream(tmp_path / "shards", data_files=["a*", "*.parquet"]))
+    assert rows == [picture(shade) for shade in range(5)]
+
+
+def test_the_signs_of_a_glob_in_the_name_of_a_folder_are_part_of_its_name(tmp_path):
+    write_parquet(tmp_path / "cats [2020]" / "a*.parquet", range(2))
+    write_parquet(tmp_path / "cats [2020]" / "ab.parquet", range(2, 3))
+    assert len(stored(open_stream(tmp_path / "cats [2020]"))) == 3
+
+
+def test_picked_files_are_read_whatever_the_card_says(tmp_path):
+    write_parquet(tmp_path / "one.parquet", range(3))
+    write_parquet(tmp_path / "two.parquet", range(3, 5))
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: one.parquet\n---\n")
+    assert len(stored(open_stream(tmp_path))) == 3
+    assert len(stored(open_stream(tmp_path, data_files="two.parquet"))) == 2
 
 
 def test_picked_files_keep_the_classes_of_their_folders(tmp_path):
