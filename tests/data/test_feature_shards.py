@@ -263,6 +263,25 @@ def test_a_changed_row_costs_its_shard(tmp_path, tower, change):
     assert ("another" in texts) is (change == "caption")
 
 
+def test_damage_that_costs_no_row_is_recorded_all_the_same(tmp_path, tower):
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / "0.tar", "w") as tar:
+        for i in range(3):
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = len(draw_image(i))
+            tar.addfile(member, io.BytesIO(draw_image(i)))
+        end_of_members = tar.offset
+    job = job_of(tmp_path / "data", tmp_path / "features", Counted(tower), columns=())
+    compute_features(job)
+    assert read_records(job)[0].damaged == []
+    file = tmp_path / "data" / "0.tar"
+    file.write_bytes(file.read_bytes()[:end_of_members])
+    compute_features(job)
+    (record,) = read_records(job)
+    assert record.rows == 3
+    assert [damaged["key"] for damaged in record.damaged] == [str(file)]
+
+
 def test_files_that_were_only_touched_are_read_but_once_and_computed_never(tmp_path, tower, monkeypatch):
     source = write_shards(tmp_path / "data")
     job = job_of(source, tmp_path / "features", Counted(tower))

@@ -22,7 +22,7 @@ from PIL import Image
 
 from maws_hf.data import streaming
 from maws_hf.data.samples import prepare_image, random_rows
-from maws_hf.data.sources import open_stream
+from maws_hf.data.sources import digest_of_files, open_stream
 from maws_hf.data.streaming import ImageStream, StreamError, StreamStateError
 from maws_hf.processing.decode import ImageDecodeError
 
@@ -302,6 +302,28 @@ def test_state_of_another_stream_is_refused_with_every_difference(as_worker):
         ImageStream(dataset, keep_key, seed=1, num_workers=2).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"block_size": 9}, r"block_size 8 \(now 9\)"),
+        ({"shuffle": False}, r"shuffle True \(now False\)"),
+        ({"source": "b"}, r"source a \(now b\)"),
+    ],
+)
+def test_a_position_is_of_no_use_with_any_other_setting(other, told):
+    options = {"seed": 1, "block_size": 8, "source": "a"}
+    state = ImageStream(memory_shards([5] * 4), keep_key, **options).state_dict()
+    with pytest.raises(StreamStateError, match=f"a stream with {told}: continue"):
+        ImageStream(memory_shards([5] * 4), keep_key, **(options | other)).load_state_dict(state)
+
+
+def test_a_position_is_of_the_files_or_of_what_the_rows_were_computed_from(tmp_path):
+    dataset = image_folder(tmp_path, images=3)
+    assert ImageStream(dataset, keep_key, seed=1).identity()["files"] == digest_of_files(dataset) is not None
+    computed = ImageStream(dataset, keep_key, seed=1, source="a tower").identity()
+    assert (computed["files"], computed["source"]) == (None, "a tower")
+
+
 # ------------------------------------------------------------------------------------------------------- copies
 
 
@@ -469,6 +491,24 @@ def test_position_under_another_rule_is_refused_and_an_old_one_without_any_is_no
     state = plain.state_dict()
     del state["identity"]["repeats"]
     plain.load_state_dict(state)
+
+
+class OfLabels(Repeat):
+    labels_fingerprint = "3.0"
+
+    @property
+    def fingerprint(self):
+        return f"{self.factors[0]}-{self.labels_fingerprint}"
+
+
+def test_labels_of_a_position_are_known_by_the_rule_where_they_were_not_saved():
+    stream = ImageStream(memory_shards([5] * 4), keep_key, seed=1, repeats=OfLabels((2.0,)))
+    saved = stream.identity()
+    assert saved.pop("labels") == "3.0"
+    assert stream.differences(saved) == []
+    others = ImageStream(memory_shards([5] * 4), keep_key, seed=1, repeats=Repeat((2.0,)))
+    with pytest.raises(StreamStateError, match="the classes, or their order, or the column of labels, are not those"):
+        others.check_identity(saved)
 
 
 def test_fault_in_repeats_names_the_row():

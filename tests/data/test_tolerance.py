@@ -151,6 +151,24 @@ def test_more_damaged_shards_than_allowed_end_the_stream(tmp_path: Path):
     assert len(keys) == 3 * ROWS + 3 * 6
 
 
+def test_damaged_shards_are_judged_among_those_that_a_consumer_reads(tmp_path: Path):
+    tar_shards(tmp_path, 12)
+    for shard in (2, 4, 6, 8):
+        cut(tmp_path / f"{shard}.tar", 0.5)
+    dealt = {"world_size": 2, "shuffle": False, "max_lost_shards": 0.5}  # whole shards, every other one
+    with pytest.raises(StreamError, match=r"consumer 0 of 2 .* meets 4 damaged shards"):
+        epoch_of(stream_of(tmp_path, rank=0, **dealt))
+    assert len(epoch_of(stream_of(tmp_path, rank=1, **dealt))[0]) == 6 * ROWS
+    for shard in range(3, 12):
+        (tmp_path / f"{shard}.tar").unlink()
+    cut(tmp_path / "1.tar", 0.5)
+    shared = {"world_size": 2, "max_lost_shards": 0.7}  # three shards, which both read
+    assert len(epoch_of(stream_of(tmp_path, rank=0, **shared))[1]) == 2
+    assert len(epoch_of(stream_of(tmp_path, world_size=1, max_lost_shards=0.7))[1]) == 2
+    with pytest.raises(StreamError, match="2 damaged shards"):
+        epoch_of(stream_of(tmp_path, world_size=1, max_lost_shards=0.6))
+
+
 @pytest.mark.parametrize("place", [6 * 1536, 6 * 1536 + 300], ids=["between two members", "inside a header"])
 def test_a_tar_without_its_end_is_a_loss_and_all_that_is_there_is_read(place: int, tmp_path: Path):
     tar_shards(tmp_path, 4)
