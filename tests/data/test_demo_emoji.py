@@ -177,6 +177,52 @@ def test_an_alias_does_not_steal_the_picture_of_another_concept(sources: Path) -
     assert len([p for p in pictures if p.concept.name == "cricket game"]) == 5
 
 
+# Concept, its name today, and what the two sets that only name their icons call it.
+RENAMED = {
+    "\U0001f1eb\U0001f1f7": ("flag: France", "flag-for-france"),
+    "\U0001f1e8\U0001f1ee": ("flag: C\u00f4te d\u2019Ivoire", "flag-for-cote-divoire"),
+    "\U0001f3f4\u200d\u2620\ufe0f": ("pirate flag", "flag-for-pirate-flag"),
+    "0\ufe0f\u20e3": ("keycap: 0", "digit-zero"),
+    "\U0001f3af": ("bullseye", "direct-hit"),
+    "\U0001f170\ufe0f": ("A button (blood type)", "a-button"),
+    "\U0001f431\u200d\U0001f464": ("cat & person", "cat-and-person"),
+    "\U0001fae0": ("melting face", "melting"),  # as the other sets call it
+}
+
+
+def test_icons_are_found_by_former_names_but_those_that_a_font_would_finish(tmp_path: Path) -> None:
+    modules = write_packages(tmp_path)
+    cldr = modules / "cldr-annotations-full" / "annotations" / "en" / "annotations.json"
+    content = json.loads(cldr.read_text(encoding="utf-8"))
+    content["annotations"]["annotations"] |= {text: {"tts": [name]} for text, (name, _) in RENAMED.items()}
+    write_json(cldr, content)
+    for rendering, package in SVG_RENDERINGS.items():
+        icons, characters = (
+            json.loads((modules / package / file).read_text(encoding="utf-8")) for file in ("icons.json", "chars.json")
+        )
+        icons["icons"] |= {icon: {"body": "<rect/>"} for _, icon in RENAMED.values()}
+        write_json(modules / package / "icons.json", icons)
+        if rendering not in ("noto-v1", "emojione"):
+            named = {points(text): icon for text, (_, icon) in RENAMED.items()}
+            write_json(modules / package / "chars.json", characters | named)
+    drawn: dict[str, set[str]] = {rendering: set() for rendering in RENDERINGS}
+    for picture in read_pictures(modules):
+        drawn[picture.rendering].add(picture.concept.name)
+    names = {name for name, _ in RENAMED.values()}
+    assert names <= drawn["emojione"]
+    assert names - drawn["noto-v1"] == {"keycap: 0"}, "a white digit on nothing"
+    assert names <= drawn["twemoji"]
+
+
+def test_a_picture_that_is_there_with_and_without_a_selector_is_one(tmp_path: Path) -> None:
+    modules = write_packages(tmp_path)
+    assets = modules / "@lobehub/fluent-emoji-3d" / "assets"
+    first = points(ANIMALS[0])
+    (assets / f"{first}-fe0f.webp").write_bytes(b"a double")
+    files = [picture.file for picture in read_pictures(modules) if picture.file and picture.concept.key == first]
+    assert len(files) == 1
+
+
 def test_pictures_are_centred_on_white(built: Path) -> None:
     rows = {row["image"]["path"]: row["image"]["bytes"] for row in rows_of(built)}
     wide = Image.open(io.BytesIO(rows[f"noto/{points(ANIMALS[0])}.png"]))
@@ -307,6 +353,12 @@ def test_a_damaged_or_lost_shard_is_written_again(
     assert f"data/{damaged.name} is missing or differs" in capsys.readouterr().out
     assert shard_bytes(tmp_path) == shard_bytes(built)
     assert kept.stat().st_mtime_ns == time
+
+
+def test_an_interrupted_build_of_another_recipe_is_refused(built: Path, sources: Path, tmp_path: Path) -> None:
+    (tmp_path / "building.json").write_bytes((built / "manifest.json").read_bytes())
+    with pytest.raises(CorpusError, match=r"image_size=16, not 24: choose another --output_dir"):
+        build(tmp_path, sources, image_size=24)
 
 
 def test_refuses_a_directory_with_other_contents(built: Path, sources: Path, tmp_path: Path) -> None:

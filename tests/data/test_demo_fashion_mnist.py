@@ -9,7 +9,14 @@ import pytest
 from PIL import Image
 
 from maws_hf.data.corpus import CorpusError
-from maws_hf.data.demo_fashion_mnist import CLASS_NAMES, EXPECTED_COUNTS, build_fashion_mnist_corpus, read_idx
+from maws_hf.data.demo_fashion_mnist import (
+    CAPTIONS,
+    CLASS_NAMES,
+    EXPECTED_COUNTS,
+    TAGS,
+    build_fashion_mnist_corpus,
+    read_idx,
+)
 
 datasets = pytest.importorskip("datasets")
 
@@ -58,6 +65,16 @@ def test_every_pixel_and_label_arrives(tmp_path: Path) -> None:
     assert row["captions"] == [{"language": "en", "text": "a photo of an ankle boot"}]
 
 
+def test_the_classes_have_the_published_numbers_and_words_of_their_own() -> None:
+    published = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
+    published += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+    assert list(CLASS_NAMES) == published
+    for name, tags, caption in zip(CLASS_NAMES, TAGS, CAPTIONS, strict=True):
+        assert list(tags) == name.lower().replace("/", " ").split()
+        assert all(tag in caption.replace(",", " ") for tag in tags)
+        assert sum(f" {tags[0]}" in other for other in CAPTIONS) == 1
+
+
 def test_same_bytes_and_no_second_build(source_dir: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert not build(tmp_path / name, source_dir).already_built
@@ -66,6 +83,13 @@ def test_same_bytes_and_no_second_build(source_dir: Path, tmp_path: Path) -> Non
     for file in source_dir.iterdir():
         file.unlink()
     assert build(tmp_path / "one", source_dir).already_built
+
+
+def test_a_finished_corpus_with_a_stranger_in_it_is_refused(source_dir: Path, tmp_path: Path) -> None:
+    build(tmp_path / "out", source_dir)
+    (tmp_path / "out" / "data" / "train-mine.parquet").write_bytes(b"")
+    with pytest.raises(CorpusError, match=r"train-mine\.parquet is not part of this corpus but would load with it"):
+        build(tmp_path / "out", source_dir)
 
 
 def test_images_are_png(source_dir: Path, tmp_path: Path) -> None:

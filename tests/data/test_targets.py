@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,22 @@ def test_a_split_that_numbers_its_classes_otherwise_is_read_by_name():
         other({"label": 1})
     with pytest.raises(ValueError, match=r"label 3 in label is not in 0\.\.2"):
         other({"label": 3})
+    turned = reader.of_split(Features({"label": ClassLabel(names=["c", "b", "a"])}))
+    assert [turned({"label": label}) for label in range(3)] == [[2], [1], [0]]
+    fewer = reader.of_split(Features({"label": ClassLabel(names=["b", "c"])}))
+    assert [fewer({"label": label}) for label in range(2)] == [[1], [2]]
+    with pytest.raises(ValueError, match=r"label 2 in label is not in 0\.\.1"):
+        fewer({"label": 2})
+
+
+def test_texts_are_classes_by_alphabet():
+    features = Features({"labels": List(Value("string"))})
+    reader = find_labels(features, None, texts_in=lambda column: iter(["dog", "cat", "dog", "ant"]))
+    assert reader.names == ("ant", "cat", "dog")
+    assert reader({"labels": ["dog", None, "ant", "dog"]}) == [0, 2]
+    assert reader({"labels": None}) == []
+    with pytest.raises(ValueError, match=r"its class bee in labels is none of the 3 of the training split"):
+        reader({"labels": ["bee"]})
 
 
 def test_names_that_two_synsets_share_carry_their_ids():
@@ -81,6 +98,17 @@ def test_the_fingerprint_tells_classes_their_order_and_the_column(tmp_path: Path
         fingerprint("label", ["a", "b", "c"]),
     }
     assert len(others | {fingerprint("label", ["a", "b"])}) == 4
+
+
+def test_the_fingerprint_tells_synsets_of_one_name(tmp_path: Path):
+    features, prints = Features({"synsets": List(Value("string"))}), set()
+    for second in ("n03126707", "n03126708"):
+        classes = [LabelClass(id=id, name="dog", gloss="", count=1, rarest=1) for id in ("n02084071", second)]
+        renamed = (replace(classes[0], name="hound"), classes[1])  # the ids decide, however they are called
+        for file, its in (("a.json", tuple(classes)), ("b.json", renamed)):
+            Vocabulary(images=2, min_count=1, classes=its).save(tmp_path / file)
+            prints.add((second, find_labels(features, None, vocabulary_file=tmp_path / file).fingerprint))
+    assert len(prints) == len({fingerprint for _, fingerprint in prints}) == 2
 
 
 def test_what_cannot_be_a_label_says_what_to_do(tmp_path: Path):
