@@ -527,6 +527,17 @@ def test_other_rows_are_refused(source, tmp_path):
         label(copy, tmp_path / "out")
 
 
+def test_notes_and_hidden_files_beside_the_rows_change_nothing(rows, tmp_path):
+    copy = write_shards(tmp_path / "tagged", rows[:20], 2)
+    label(copy, tmp_path / "out", min_count=1)
+    before = contents(tmp_path / "out")
+    (copy / ".cache").mkdir()
+    for name in (".hidden", ".cache/0.parquet", "notes.md"):
+        (copy / name).write_text("not a row")
+    label(copy, tmp_path / "out", min_count=1)
+    assert contents(tmp_path / "out") == before
+
+
 def test_an_output_inside_the_data_is_refused(source):
     with pytest.raises(LabellingError, match="would become part of it: choose another --output_dir"):
         label(source, source / "labels")

@@ -150,6 +150,13 @@ def test_class_names_that_are_all_known_find_their_prompts_in_any_order():
     assert food.select([16, 17], class_names=others).classes == (("cheese plate",), ("cheesecake",))
 
 
+def test_a_name_that_the_data_have_twice_says_nothing_of_their_order():
+    three = Prompts(("{}",), (("crane",), ("tench",), ("a machine",)), "en", "a test")
+    assert three.select([0, 2], class_names=["crane", "unknown", "crane"]).classes == (("crane",), ("a machine",))
+    with pytest.raises(PromptsError, match="'crane' is number 2 in the data and 0 here"):
+        three.select([0, 2], class_names=["another", "unknown", "crane"])
+
+
 def test_numbers_and_wordnet_ids_find_their_prompts_in_any_order():
     imagenet = load_prompts("imagenet")
     folders = sorted(map(str, range(1000)))  # ImageNetV2's
