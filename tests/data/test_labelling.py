@@ -5,6 +5,7 @@ import json
 import os
 import random
 import runpy
+import shutil
 import sys
 import tarfile
 from collections import Counter
@@ -16,13 +17,15 @@ import pytest
 import yaml
 from datasets import Dataset, Features, Image, List, Value
 from leftovers import temporary_of
+from matplotlib.figure import Figure
 from tiny import draw_image
 
 from maws_hf.data import label_shards
-from maws_hf.data.label_shards import Tally, load_mapper
+from maws_hf.data.label_report import LabelCounts, LabellingReport, SplitCounts, plot_frequencies
+from maws_hf.data.label_shards import ShardRecord, Tally, load_mapper
 from maws_hf.data.labelling import LabellingError, label_dataset
 from maws_hf.data.sources import DataSourceError, open_stream
-from maws_hf.data.vocabulary import Vocabulary
+from maws_hf.data.vocabulary import LabelClass, Vocabulary
 from maws_hf.data.wordnet import WordNetError, find_wordnet
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_wsp_labels.py"
@@ -118,12 +121,60 @@ def test_counts_equal_those_made_by_hand(rows, source, done):
     assert report["counts_of_tags_are_lower_bounds"] == {"labels": False, "dropped": False}
 
 
+def test_the_plot_shows_falling_counts_and_where_the_vocabulary_ends(tmp_path, monkeypatch):
+    figures = []
+
+    class Kept(Figure):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            figures.append(self)
+
+    monkeypatch.setattr("matplotlib.figure.Figure", Kept)
+    classes = (LabelClass(DOG, "dog", "", 5, 5), LabelClass(CAT, "cat", "", 3, 3))
+    plot_frequencies([1, 5, 3], Vocabulary(images=8, min_count=3, classes=classes), tmp_path / "frequencies.png")
+    curve, least, end = figures[0].axes[0].lines
+    assert curve.get_xydata().tolist() == [[1, 5], [2, 3], [3, 1]]
+    assert list(least.get_ydata()) == [3, 3]
+    assert list(end.get_xdata()) == [2, 2]
+
+
 def test_tags_of_one_synset_are_one_class(rows, done):
     classes = {label.id: label for label in Vocabulary.load(done / "vocabulary.json").classes}
     occurrences = Counter(tag for row in rows for tag in row["tags"])
     assert dict(classes[DOG].tags) == {"dog": occurrences["dog"], "dogs": occurrences["Dogs"]}
     assert dict(classes[CAT].tags) == {"cat": occurrences["cat"] + occurrences["🐱"]}
     assert (classes[DOG].name, classes[DOG].gloss[:12]) == ("dog", "a member of ")
+
+
+def test_the_report_shows_shares_troubles_and_what_was_dropped_most():
+    record = ShardRecord(
+        **{"rows": 100, "written": 60, "without_tags": 30, "unreadable": 10, "cut": 4, "tags": 200, "labels": 50},
+        synsets={DOG: 40, CAT: 20, "n13104059": 1},
+        dropped={"too_long": 20, "unknown": 130},
+        dropped_tags={"too_long": {"x" * 30: 20}, "unknown": {"omg": 100, "lol": 30}},
+        lower_bounds={"labels": False, "dropped": False},
+    )
+    ids = [DOG, CAT, *(f"n9999999{number}" for number in range(10))]
+    classes = tuple(LabelClass(id, f"class {id}", "", 20 - place, 5) for place, id in enumerate(ids))
+    report = LabellingReport(
+        Path("out"),
+        Vocabulary(images=60, min_count=2, classes=classes),
+        {"train": SplitCounts.of([record]).with_labels([1, 40, 15, 4])},
+        LabelCounts.of([record]),
+    )
+    lines = str(report).splitlines()
+    assert lines[1].split() == ["train", "100", "60", "41", "40", "15", "4"]
+    for line in (
+        "  20 rows had no tags",
+        "  10 rows had no readable value",
+        "200 tags, 25.0% of them are WordNet nouns",
+    ):
+        assert line in lines
+    ends = [line.split()[0] for line in lines if line.startswith("  n")]
+    assert ends == ids  # the first ten and the two others, none twice
+    assert [line.split()[:2] for line in lines[-2:]] == [["unknown", "130"], ["too_long", "20"]]
+    assert lines[-2].endswith("omg 100, lol 30")
+    assert report.to_json()["images_with_a_class"] == 60
 
 
 def test_classes_of_one_frequency_are_ordered_by_their_ids(tmp_path):
@@ -245,6 +296,18 @@ def test_any_name_of_the_data_makes_a_card_that_loads(tmp_path):
         card = (tmp_path / output / "README.md").read_text(encoding="utf-8")
         assert yaml.safe_load(card.split("---")[1])["pretty_name"] == f"{folder.name} with weak labels"
         assert "*.parquet with" not in card
+
+
+def test_the_version_on_the_card_follows_from_every_shard_of_every_split(tmp_path):
+    versions = set()
+    for number, tags in enumerate((["dog"] * 3, ["cat", "dog", "dog"], ["dog", "cat", "dog"], ["dog", "dog", "cat"])):
+        source = tmp_path / str(number) / "tagged"
+        write_shards(source, [{"tags": [tag]} for tag in tags[:2]], 2)
+        write_shards(source, [{"tags": tags[2:]}], 1, split="test")
+        label(source, tmp_path / str(number) / "out", splits=["train", "test"], min_count=1)
+        card = (tmp_path / str(number) / "out" / "README.md").read_text(encoding="utf-8")
+        versions.add(yaml.safe_load(card.split("---")[1])["configs"][0]["version"])
+    assert len(versions) == 4
 
 
 def test_other_splits_are_labelled_but_not_counted(source, done, tmp_path):
@@ -519,6 +582,16 @@ def test_other_options_are_refused(source, done, options, message):
         label(source, done, **options)
 
 
+@pytest.mark.parametrize(("rules", "told"), [(1, "rules=1, not "), (None, "rules=None, not ")])
+def test_labels_of_other_rules_are_not_mixed_with_ours(source, done, tmp_path, rules, told):
+    shutil.copytree(done, tmp_path / "out")
+    options = json.loads((tmp_path / "out" / "labelling.json").read_text(encoding="utf-8"))
+    others = {name: value for name, value in options.items() if name != "rules"}
+    (tmp_path / "out" / "labelling.json").write_text(json.dumps(others | ({"rules": rules} if rules else {})))
+    with pytest.raises(LabellingError, match=f"was made with {told}"):
+        label(source, tmp_path / "out")
+
+
 def test_other_rows_are_refused(source, tmp_path):
     copy = write_shards(tmp_path / "tagged", tagged_rows(200), 5)
     label(copy, tmp_path / "out")
@@ -563,6 +636,7 @@ def test_without_any_label_the_dropped_tags_are_shown(tmp_path):
         ({"num_proc": 0}, ValueError, "--num_proc 0 is not possible"),
         ({"splits": ["train", "train"]}, ValueError, "--dataset_split train train is not possible"),
         ({"splits": ["dev"]}, DataSourceError, "no split 'dev'"),
+        ({"image_column": "photo"}, DataSourceError, "--image_column_name photo: no such column"),
         ({"wordnet_dir": "/nowhere"}, WordNetError, r"/nowhere has no index\.noun"),
     ],
 )
