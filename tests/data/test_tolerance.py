@@ -1,9 +1,12 @@
 """Damaged shards end where they break; outages are waited for, and end the stream if they last."""
 
+import gzip
 import io
 import itertools
 import json
+import lzma
 import tarfile
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -255,6 +258,48 @@ def test_an_outage_that_lasts_ends_with_shard_row_and_tries(error):
         list(reader(files=["far/0.tar"]))
     assert len(waits) == len(PAUSES)
     assert not losses, "an outage is no damage"
+
+
+def test_an_outage_after_another_is_given_as_much_time():
+    waits: list[float] = []
+    near, far = Flaky(4, at=1), Flaky(4, at=4)
+
+    def both(files):
+        for item, _ in zip(near(files), far(files), strict=True):
+            yield item
+
+    with collect_losses() as losses:
+        assert list(TolerantReader(both, pause=waits.append)(files=["far/0.tar"])) == list(range(6))
+    assert len(waits) == 8 > len(PAUSES)
+    assert not losses
+
+
+@pytest.mark.parametrize(
+    "error", [pa.ArrowInvalid, tarfile.ReadError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, OSError]
+)
+def test_what_is_reached_and_not_understood_is_damage_and_not_waited_for(error):
+    with collect_losses() as losses:
+        assert list(TolerantReader(Flaky(1, at=2, error=error), pause=pytest.fail)(files=["0.tar"])) == [0, 1]
+    assert [loss.shard for loss in losses] == ["0.tar"]
+
+
+@pytest.mark.parametrize(
+    "module", ["aiohttp.client_exceptions", "requests.exceptions", "httpx", "huggingface_hub.errors"]
+)
+def test_errors_of_network_clients_are_outages(module):
+    error = type("Error", (Exception,), {"__module__": module})
+    waits: list[float] = []
+    assert list(TolerantReader(Flaky(1, at=2, error=error), pause=waits.append)(files=["0.tar"])) == list(range(6))
+    assert len(waits) == 1
+
+
+def test_losses_go_to_the_innermost_place_and_then_to_the_outer_one_again():
+    broken = TolerantReader(lambda files: Flaky(1, at=2, error=EOFError)(files), pause=pytest.fail)
+    with collect_losses() as outer:
+        with collect_losses() as inner:
+            list(broken(files=["inner.tar"]))
+        list(broken(files=["outer.tar"]))
+    assert [[loss.shard for loss in losses] for losses in (inner, outer)] == [["inner.tar"], ["outer.tar"]]
 
 
 def test_damage_is_an_error_where_nobody_counts_losses(tmp_path: Path):
