@@ -155,6 +155,9 @@ def test_a_name_that_the_data_have_twice_says_nothing_of_their_order():
     assert three.select([0, 2], class_names=["crane", "unknown", "crane"]).classes == (("crane",), ("a machine",))
     with pytest.raises(PromptsError, match="'crane' is number 2 in the data and 0 here"):
         three.select([0, 2], class_names=["another", "unknown", "crane"])
+    shared = Prompts(("{}",), (("crane", "bird"), ("machine", "crane")), "en", "a test")  # is right for either
+    for class_names in (["crane", "unknown"], ["unknown", "crane"]):
+        assert shared.select([0, 1], class_names=class_names).classes == shared.classes
 
 
 def test_numbers_and_wordnet_ids_find_their_prompts_in_any_order():

@@ -507,6 +507,7 @@ def test_an_output_that_no_listing_finds_is_not_refused(tmp_path, monkeypatch):
         (["train_val_1.png", "test_2.png"], 1, 1),
         (["train/boat/1.png", "train/test/2.png"], 2, 0),
         (["valid/1.png", "invalid/2.png"], 2, 0),
+        (["Train/cat/1.png", "Train/dog/2.png", "TEST/cat/3.png"], 2, 1),
     ],
 )
 def test_layouts_of_the_wild(names: list[str], train: int, test: int, tmp_path: Path):

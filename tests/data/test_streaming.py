@@ -266,6 +266,14 @@ def test_image_folder_resumes_at_every_sample(tmp_path, options):
     assert_resumes_everywhere(image_folder(tmp_path), 50, step=3, block_size=6, **options)
 
 
+def test_a_stream_may_begin_with_a_later_epoch():
+    dataset = memory_shards([5] * 4)
+    third = epochs(ImageStream(dataset, keep_key, seed=1), 3)[2]
+    stream = ImageStream(dataset, keep_key, seed=1)
+    stream.first_epoch = 2
+    assert [key for key, _ in take(stream, 20)] == third
+
+
 def test_resumed_stream_can_be_stopped_and_resumed_again(tmp_path):
     dataset = parquet_shards(tmp_path, 3)
     expected = take(ImageStream(dataset, keep_key, seed=4, block_size=6), 90)
