@@ -56,7 +56,7 @@ LABELS = {
     "København": "n08761868",
     "archæology": "n06144081",
     "onomatopœia": "n07104574",
-    "Đồng": "n13674890",
+    "đồng": "n13674890",
     "Zürich": "n09033117",
     "sushi": "n07879450",
     "tsunami": "n07349299",
@@ -137,7 +137,16 @@ DROPPED = {
     DropReason.NOT_WORDS: [
         *("x", "143", "2020", "9/11", "+", "!!!", "c++", "1️⃣", "٣٤"),
         *("IMG_2019", "DSC01234", "_MG_1234", "P1010001", "dog.jpg", "dogs.mp4"),
-        *("http://example.com/dog", "www.dog.com", "dog.com", "someone@example.com", "@dog", "geo:lat=52.5", "a=b"),
+        *(
+            "http://example.com/dog",
+            "www.dog.com",
+            "dog.com",
+            "someone@example.com",
+            "@dog",
+            "geo:lat=52.5",
+            "animal:dog",
+            "a=b",
+        ),
     ],
     DropReason.FUNCTION_WORD: [
         *("me", "in", "it", "as", "he", "us", "an", "Or", "who", "the", "no", "can", "will"),

@@ -247,6 +247,7 @@ def test_captions_are_names_in_the_language_asked():
 
 def test_missing_captions_and_languages_are_passed_over():
     rows = [("1f415", [("en", "dog"), (None, "Hund"), ("en", None)]), ("1f408", [(None, "x"), (None, None)])]
+    rows.append((None, [("en", "a row without a label")]))
     kinds = captioned(rows).features
     table = [{"concept": "1f415", "captions": [None]}, {"concept": "1f415", "captions": None}]
     broken = Dataset.from_list(table, features=kinds).to_iterable_dataset()

@@ -260,6 +260,13 @@ def test_an_outage_that_lasts_ends_with_shard_row_and_tries(error):
     assert not losses, "an outage is no damage"
 
 
+def test_readers_of_one_server_do_not_come_back_together():
+    waits: list[float] = []
+    for _ in range(20):
+        list(TolerantReader(Flaky(1, at=0), pause=waits.append)(files=["far/0.tar"]))
+    assert len(set(waits)) > 10
+
+
 def test_an_outage_after_another_is_given_as_much_time():
     waits: list[float] = []
     near, far = Flaky(4, at=1), Flaky(4, at=4)
