@@ -347,6 +347,16 @@ def test_row_groups_are_closed_at_their_limit_and_hold_every_row_once(tmp_path, 
     assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == groups
 
 
+def test_a_shard_of_many_rows_is_counted_to_its_end(tmp_path):
+    rows = 65_536 + 10  # so many are counted at once
+    (tmp_path / "in").mkdir()
+    tags = pa.array(["dog"] * (rows - 5) + ["cat"] * 5)
+    pq.write_table(pa.table({"tags": tags}), tmp_path / "in" / "train.parquet")
+    report = label(tmp_path / "in", tmp_path / "out", tag_separator=",")
+    assert [(each.count, each.rarest) for each in report.vocabulary.classes] == [(rows - 5, rows - 5), (5, 5)]
+    assert report.splits["train"].labels_per_row == (0, rows, 0, 0)
+
+
 def test_many_small_shards_are_joined(source, done, tmp_path):
     label(source, tmp_path / "out", max_shards=2)
     assert len(list((tmp_path / "out" / "data").iterdir())) == 2
