@@ -263,6 +263,26 @@ def test_a_changed_row_costs_its_shard(tmp_path, tower, change):
     assert ("another" in texts) is (change == "caption")
 
 
+@pytest.mark.parametrize("change", ["name", "content"])
+def test_an_image_file_of_another_name_or_length_is_another_though_it_is_as_old(tmp_path, tower, change):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(draw_image(i))
+    job = job_of(folder, tmp_path / "features", Counted(tower), columns=())
+    compute_features(job)
+    times = os.stat(folder / "1.png")
+    if change == "name":
+        (folder / "1.png").rename(folder / "1b.png")
+    else:
+        (folder / "1.png").write_bytes(noise())
+        os.utime(folder / "1.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    again = job_of(folder, tmp_path / "features", Counted(tower), columns=())
+    compute_features(again)
+    assert again.encode.views == 1
+    assert (str(folder / "1b.png") in features_of(again)) is (change == "name")
+
+
 def test_damage_that_costs_no_row_is_recorded_all_the_same(tmp_path, tower):
     (tmp_path / "data").mkdir()
     with tarfile.open(tmp_path / "data" / "0.tar", "w") as tar:
