@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from leftovers import temporary_of
 from tiny import draw_image, tiny_config
 
@@ -331,6 +331,25 @@ def test_rows_that_are_in_no_file_are_read_each_time(tmp_path, tower):
     changed = job({**pictures, "caption": list("abce")})
     compute_features(changed)
     assert changed.encode.calls == 1
+
+
+def rows_of_hub(files):
+    for number in range(2 * len(files)):
+        yield {"image": {"bytes": draw_image(number), "path": f"{number}.png"}}
+
+
+@pytest.mark.parametrize(("revision", "read"), [("a" * 40, []), ("main", [0])])
+def test_files_of_the_hub_stay_the_same_at_a_commit_only(tmp_path, tower, monkeypatch, revision, read):
+    features = Features({"image": {"bytes": Value("binary"), "path": Value("string")}})
+    files = [f"hf://datasets/user/name@{revision}/0.parquet"]
+    dataset = IterableDataset.from_generator(rows_of_hub, features=features, gen_kwargs={"files": files})
+    job = FeatureJob(dataset, "image", center, Counted(tower), 0, tmp_path / "features", 1)
+    compute_features(job)
+    found, rows = [], FeatureJob.rows
+    monkeypatch.setattr(FeatureJob, "rows", lambda job, shard, tell: found.append(shard) or rows(job, shard, tell))
+    compute_features(job)
+    assert found == read
+    assert job.encode.calls == 1
 
 
 def test_two_ranks_make_all_shards_between_them(tmp_path, tower):
