@@ -175,7 +175,15 @@ DROPPED = {
             "ox2020",
             "lbs",
         ),  # typos stay typos; names keep their digits
-        *("beautiful", "happy", "cute", "nice", "delicious", "born"),  # adjectives, also where a city is called Nice
+        *(
+            "likes",
+            "beautiful",
+            "happy",
+            "cute",
+            "nice",
+            "delicious",
+            "born",
+        ),  # adjectives, also where a city is called Nice
         *("perro", "Hund", "chien", "Straße", "smørrebrød"),
         *("👩‍🚀", "🇫🇷", "🐶🐱", "🐕‍🦺"),
         *("\x00\x00dogg", "100%cotton", "a3f9c2e1", "qwertyuiop", "a" * 100),

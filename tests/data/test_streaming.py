@@ -1,5 +1,6 @@
 """The stream: exact partition, exact resume, keyed randomness, bounded skips."""
 
+import hashlib
 import io
 import itertools
 import json
@@ -695,6 +696,20 @@ def test_sample_without_a_name_is_called_by_its_place():
     dataset = IterableDataset.from_generator(lambda: ({"x": i} for i in range(3)))
     keys = [sample["key"] for sample in itertools.islice(ImageStream(dataset, keep_key, seed=1), 4)]
     assert keys == [f"epoch 0 consumer 0 sample {i}" for i in range(3)] + ["epoch 1 consumer 0 sample 0"]
+
+
+def test_a_bad_image_without_a_name_is_called_by_its_content_in_every_epoch():
+    def refuse(sample, rng):
+        if sample["image"]["bytes"] == b"no picture":
+            raise ImageDecodeError(sample["__key__"], "empty")
+        return keep_key(sample, rng)
+
+    images = [{"bytes": content, "path": None} for content in (b"one", b"no picture", b"two")]
+    dataset = IterableDataset.from_generator(lambda: ({"image": image} for image in images))
+    samples = itertools.islice(ImageStream(dataset, refuse, seed=1), 7)
+    records = [record for sample in samples for record in sample["skipped"]]
+    assert {record["epoch"] for record in records} >= {0, 1}
+    assert {record["key"] for record in records} == {f"sha256:{hashlib.sha256(b'no picture').hexdigest()[:16]}"}
 
 
 @pytest.mark.parametrize(
