@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.utils import logging
+
+from maws_hf.training.loop import Outcome
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +32,38 @@ def load_script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, Path(name).stem, module)  # where its dataclasses look their annotations up
     specification.loader.exec_module(module)
     return module
+
+
+def leave_out_training(
+    run: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPatch, *, exit_code: int = 0
+) -> SimpleNamespace:
+    """Calls the script's `main` in this process, without a single update.
+
+    Returns:
+        What `train` was given, its options by name. It says that it has seen 7 images.
+    """
+    given = SimpleNamespace()
+
+    def train(model, batch_loss, loader, recipe, accelerator, **options) -> Outcome:
+        vars(given).update(model=model, batch_loss=batch_loss, loader=loader, recipe=recipe, **options)
+        metrics = {"step": 1, "loss": 1.0, "images_seen": 7, "learning_rate": 0.1}
+        Path(recipe.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(recipe.output_dir, "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+        model.train()  # as training leaves it
+        return Outcome(step=1, exit_code=exit_code, images_seen=7)
+
+    alone = {"process_index": 0, "num_processes": 1, "is_main_process": True, "device": torch.device("cpu")}
+    alone |= {"gather": lambda rows: rows, "reduce": lambda rows, reduction: rows, "end_training": lambda: None}
+    monkeypatch.setattr(run, "build_accelerator", lambda recipe: SimpleNamespace(**alone, print=print))
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(sys, "argv", arguments[1:])
+    verbosity = logging.get_verbosity()
+    try:
+        assert run.main() == exit_code
+    finally:  # what a script may set for itself, but not for the tests after it
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    return given
 
 
 def start(arguments: list[str], **options) -> subprocess.Popen:

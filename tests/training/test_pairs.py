@@ -19,6 +19,7 @@ from tiny import draw_image
 from tiny_lit import tiny_lit
 from tiny_two_towers import tiny_tokenizer
 
+from maws_hf.data.feature_shards import FeatureRecord
 from maws_hf.data.loader import loader_state, restore_loader
 from maws_hf.data.sources import DataSourceError
 from maws_hf.data.streaming import StreamStateError
@@ -29,6 +30,7 @@ from maws_hf.processing.text_batches import TextBatch
 from maws_hf.training.checkpoint import MANIFEST
 from maws_hf.training.pairs import (
     PairRecipe,
+    _count_rows,
     _feature_job,
     build_pair_loader,
     encode_locked,
@@ -154,6 +156,76 @@ def test_features_of_another_tower_are_other_features(recipe, model, accelerator
     assert not batches[0].equal(batches[1])
 
 
+def test_all_that_decides_a_feature_decides_which_are_read(recipe, model, accelerator, tmp_path):
+    def folder_of(**options: object) -> Path:
+        changed = replace(recipe, **{"feature_views": 2, **options})
+        return _feature_job(
+            changed, model.vision_model, *open_pairs(changed, changed.dataset_split)[:2], accelerator
+        ).folder
+
+    write(tmp_path / "others", shards=2)
+    changes = {
+        "crop_scale": 0.5,
+        "feature_views": 3,
+        "seed": 1,
+        "bf16": True,
+        "dataset_name": str(tmp_path / "others"),
+    }
+    folders = {folder_of(), *(folder_of(**{name: value}) for name, value in changes.items())}
+    assert len(folders) == 1 + len(changes)
+    assert folder_of(max_steps=7, caption_weights="en=1") == folder_of()
+    centres = {folder_of(feature_views=1, seed=seed) for seed in (0, 1)}
+    assert len(centres) == 1, "a centre needs no seed"
+    shared = tmp_path / "shared"
+    assert folder_of(feature_cache=str(shared)).parent == shared
+
+
+def test_crops_of_features_are_drawn_as_small_as_asked_and_each_is_trained_on(recipe, model, accelerator, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    opened = open_pairs(recipe, "train")[:2]
+    whole = torch.from_numpy(picture).permute(2, 0, 1)
+    for scale, same in ((1.0, True), (0.1, False)):
+        changed = replace(recipe, feature_views=3, crop_scale=scale)
+        views = _feature_job(changed, model.vision_model, *opened, accelerator).views(
+            picture, np.random.default_rng(0)
+        )
+        assert len(views) == 3
+        assert all(torch.equal(view, whole) is same for view in views)
+    loader, computed = build_pair_loader(replace(recipe, feature_views=3), model, tiny_tokenizer(), accelerator)
+    assert computed == 36
+    seen: dict[str, set[bytes]] = {}
+    for batch in itertools.islice(loader, 40):
+        for key, feature in zip(batch["keys"], batch["vision_features"], strict=True):
+            seen.setdefault(key, set()).add(feature.numpy().tobytes())
+    assert len(seen) == 12
+    assert max(len(features) for features in seen.values()) == 3
+
+
+def test_many_bad_images_among_very_many_are_no_reason_to_stop(recipe):
+    records = [FeatureRecord(rows=980, skipped=[{"key": str(number), "reason": "cut"} for number in range(20)])]
+    assert _count_rows(replace(recipe, max_skip_rate=0.02), records, 1, SimpleNamespace(print=print)) == 980
+    with pytest.raises(DataSourceError, match="20 of 1000 images could not be read"):
+        _count_rows(replace(recipe, max_skip_rate=0.019), records, 1, SimpleNamespace(print=print))
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_images_without_a_wanted_caption_are_never_drawn(views: int, recipe, model, accelerator):
+    only_french = replace(recipe, caption_weights="fr=1", feature_views=views)
+    loader, _ = build_pair_loader(only_french, model, tiny_tokenizer(), accelerator)
+    keys = {key for batch in itertools.islice(loader, 8) for key in batch["keys"]}
+    assert keys == {"2.png", "5.png", "8.png", "11.png"}
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_another_seed_is_another_order_of_pairs(views: int, recipe, model, accelerator):
+    orders = []
+    for seed in (0, 0, 1):
+        changed = replace(recipe, seed=seed, feature_views=views)
+        loader, _ = build_pair_loader(changed, model, tiny_tokenizer(), accelerator)
+        orders.append([key for batch in itertools.islice(loader, 4) for key in batch["keys"]])
+    assert orders[0] == orders[1] != orders[2]
+
+
 def test_a_position_among_features_of_another_tower_is_refused(recipe, model, accelerator):
     loader, _ = build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
     next(iter(loader))
@@ -260,6 +332,28 @@ def test_languages_are_asked_for_in_their_order(recipe, weights, languages, expe
     assert list(found.captions) == list(expected)
     assert all(text == WORDS[language] for language, texts in found.captions.items() for text in texts.values())
     assert found.pixels.shape == (max(expected.values()), 3, 32, 32)
+
+
+def test_captions_are_asked_for_as_they_are_trained_on_and_the_first_of_several(recipe, tmp_path):
+    kinds = {"image": Image(), "captions": List({"language": Value("string"), "text": Value("string")})}
+    texts = {
+        "train": [("de", "<b>ein</b> Hund"), ("en", "a &amp; b"), ("en", "another")],
+        "test": [("de", "ein Baum")],
+    }
+    for split, found in texts.items():
+        captions = [[{"language": language, "text": text} for language, text in found], []]
+        images = [{"bytes": draw_image(number), "path": f"{number}.png"} for number in range(2)]
+        rows = Dataset.from_dict({"image": images, "captions": captions}, features=Features(kinds))
+        rows.to_parquet(tmp_path / "few" / f"{split}-0.parquet")
+    recipe = replace(recipe, dataset_name=str(tmp_path / "few"))
+    both = read_retrieval_set(recipe, "train", ["de", "en"], 32)
+    assert both.captions == {"de": {0: "ein Hund"}, "en": {0: "a & b"}}
+    assert both.split == "train"
+    assert len(both.pixels) == 1, "an image without a caption is none to find one for"
+    assert read_retrieval_set(recipe, "train", None, 32).captions == {"en": {0: "a & b"}}
+    without_english = read_retrieval_set(recipe, "test", None, 32)
+    assert without_english.captions == {"de": {0: "ein Baum"}}
+    assert without_english.split == "test"
 
 
 def test_a_tokenizer_cuts_to_what_its_tower_can_place(tmp_path):
