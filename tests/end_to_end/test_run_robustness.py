@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import ROOT
+from runs import ROOT, load_script
 from tiny import draw_image, tiny_config
 
 from maws_hf import MawsViTForImageClassification
 from maws_hf.evaluation import real_labels
-from maws_hf.evaluation.label_maps import imagenet_classes, imagenet_subset, objectnet_classes
+from maws_hf.evaluation.benchmark_images import Outputs
+from maws_hf.evaluation.label_maps import LabelMapError, imagenet_classes, imagenet_subset, objectnet_classes
 from maws_hf.processing.image_processors import square_image_processor_of
 
 pytestmark = pytest.mark.timeout(120)
@@ -196,3 +198,92 @@ def test_wrong_options_are_one_sentence(run, model, sets, tmp_path):
     ]  # told before anything is read
     run(*base, *nowhere, expected=f"--output_dir {tmp_path / 'file' / 'run'} cannot be written to")
     run(*base, "--imagenet_r", tmp_path, expected=f"--output_dir {tmp_path} lies in {tmp_path}, the data set")
+
+
+def test_a_result_is_kept_for_the_same_model_images_and_options_only(model, sets, tmp_path, monkeypatch):
+    run, cells = load_script("run_robustness.py", monkeypatch), []
+
+    def cell(options, classifier, preprocessing, test) -> list[dict]:
+        cells.append(preprocessing.description())
+        return [{"test_set": "ImageNet-R", "top1": len(cells), "skipped": []}]
+
+    monkeypatch.setattr(run, "run_cell", cell)
+    pictures = tmp_path / "r"
+    shutil.copytree(sets / "r", pictures)
+
+    def found(name: str = model.name_or_path, real: list | None = None, **options: object) -> int:
+        settings = run.RobustnessOptions(
+            model_name_or_path=[name], output_dir=str(tmp_path / "out"), imagenet_r=str(pictures), **options
+        )
+        opened = run.OpenSet("imagenet_r", str(pictures), run.benchmark_of("imagenet_r"), None, real)
+        return run.run_model(settings, name, [opened])[0]["top1"]
+
+    changes = [{"resize": "crop"}, {"resize": "crop", "image_size": 64}, {"bf16": True}, {"real": [[1]]}]
+    changes += [{"eval_split": "test"}, {"image_column_name": "image"}, {"label_column_name": "label"}]
+    for number, options in enumerate([{}, *changes], start=1):
+        assert found(**options) == found(**options) == number
+    assert cells[2]["size"] == (64, 64)
+    put(pictures, [WNIDS[1]], PICTURES[:1], "more.png")
+    assert found() == 9
+    other = MawsViTForImageClassification(tiny_config(num_labels=1000))
+    other.save_pretrained(tmp_path / "other")
+    square_image_processor_of(other.config).save_pretrained(tmp_path / "other")
+    assert found(str(tmp_path / "other")) == 10
+
+
+def test_the_usual_splits_and_columns_are_looked_for_unless_others_are_named(sets, tmp_path, monkeypatch):
+    run, asked = load_script("run_robustness.py", monkeypatch), {}
+    monkeypatch.setattr(run, "read_real_labels", lambda file: file and [[1]])
+
+    def opened_with(**options: object) -> dict[str, dict]:
+        sources = {"imagenet_val": "org/imagenet", "imagenet_a": "org/a"}
+        settings = run.RobustnessOptions(model_name_or_path=["x"], output_dir=str(tmp_path), **sources, **options)
+        monkeypatch.setattr(run, "open_benchmark", lambda source, benchmark, **how: asked.update({source: how}))
+        run.open_sets(settings)
+        return asked
+
+    usual = opened_with()
+    assert usual["org/imagenet"]["splits"] == ("validation", "train")  # its test split has no labels
+    assert usual["org/a"]["splits"] == ("test", "validation", "train")
+    assert not usual["org/imagenet"]["may_lack_labels"]
+    named = opened_with(
+        eval_split="extra", image_column_name="photo", label_column_name="kind", real_labels_file="real.json"
+    )
+    for how in named.values():
+        assert (how["splits"], how["image_column"], how["label_column"]) == (("extra",), "photo", "kind")
+    assert [how["may_lack_labels"] for how in named.values()] == [True, False]
+
+
+def test_only_the_variants_that_are_wanted_are_scored(sets, monkeypatch):
+    run = load_script("run_robustness.py", monkeypatch)
+    assert run.imagenet_v2_sources(str(sets / "v2"), ["top-images"]) == {
+        "imagenet_v2/top-images": str(sets / "v2" / "imagenetv2-top-images-format-val")
+    }
+    assert len(run.imagenet_v2_sources(str(sets / "v2"), None)) == 2
+    assert run.imagenet_v2_sources("org/v2", ["threshold-0.7"]) == {"imagenet_v2/threshold-0.7": "org/v2"}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_scores_are_computed_in_the_precision_asked_for(bf16, model, sets, tmp_path, monkeypatch):
+    run, precisions = load_script("run_robustness.py", monkeypatch), []
+    really = run.logits_of
+    monkeypatch.setattr(run, "logits_of", lambda *what, bf16: precisions.append(bf16) or really(*what, bf16=bf16))
+    options = run.RobustnessOptions(
+        model_name_or_path=[model.name_or_path],
+        output_dir=str(tmp_path),
+        imagenet_r=str(sets / "r"),
+        bf16=bf16,
+        per_device_eval_batch_size=3,
+        dataloader_num_workers=0,
+    )
+    run.run_model(options, model.name_or_path, run.open_sets(options))
+    assert precisions == [bf16] * 3  # eight images that can be decoded
+
+
+def test_an_image_beyond_the_labels_of_real_is_told(monkeypatch):
+    run = load_script("run_robustness.py", monkeypatch)
+    paths = ["ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000003.JPEG"]
+    outputs = Outputs(logits=torch.zeros(2, 1000), labels=None, paths=paths, skipped=[])
+    assert run.real_labels_of(outputs, [[5], [], [6, 7]]) == [[5], [6, 7]]
+    with pytest.raises(LabelMapError, match="no validation image 3: ReaL has labels of 2"):
+        run.real_labels_of(outputs, [[5], []])
