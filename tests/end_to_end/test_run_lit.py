@@ -13,14 +13,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from runs import assert_same_run, finish, kill_after, load_script, script, start, steps_logged
+from runs import assert_same_run, finish, kill_after, leave_out_training, load_script, script, start, steps_logged
 from safetensors.torch import load_file
 from tiny import draw_image, tiny_config
 from tiny_two_towers import BEGIN, END, PAD, tiny_tokenizer
 from transformers import AutoModel, AutoProcessor, XLMRobertaConfig, XLMRobertaModel
 
 from maws_hf import MawsLiTModel, MawsViTModel
-from maws_hf.training.ledger import Stage, write_ledger
+from maws_hf.evaluation.flops import image_tower_flops, lit_training_flops
+from maws_hf.evaluation.retrieval import caption_retrieval
+from maws_hf.models.configuration_maws_lit import MAX_LOGIT_SCALE
+from maws_hf.training.ledger import Stage, read_ledger, write_ledger
 
 STEPS, BATCH = 80, 16
 KILLS = int(os.environ.get("MAWS_HF_KILLS", "2"))
@@ -340,3 +343,81 @@ def test_a_foreign_tokenizer_is_refused(pairs: Path, towers: Path, tmp_path: Pat
 def test_captions_are_wanted(image_shards: Path, towers: Path, tmp_path: Path, prepare):
     output = finish(prepare(command(image_shards, towers, tmp_path, eval_split=None)), expected=1)
     assert "no column captions, caption, text, txt among image: name the captions with" in output.splitlines()[-1]
+
+
+def test_what_the_recipe_says_of_model_and_batch_reaches_them(pairs: Path, towers: Path, tmp_path: Path, monkeypatch):
+    run = load_script("run_lit.py", monkeypatch)
+    options = {"feature_views": 0, "gradient_cache_chunks": 4, "gradient_checkpointing": True, "projection_dim": 24}
+    options |= {"bf16": True, "attn_implementation": "eager"}
+    given = leave_out_training(run, command(pairs, towers, tmp_path, **options), monkeypatch, exit_code=143)
+    assert len(next(iter(given.loader))["text_batches"]) == 4
+    assert any(getattr(part, "gradient_checkpointing", False) for part in given.model.text_model.modules())
+    assert given.model.visual_projection.weight.shape == (24, 32)
+    assert given.model.config._attn_implementation == "eager"
+    assert given.batch_loss.keywords["encode"].keywords["bf16"] is True
+
+
+@pytest.mark.parametrize("views", [0, 3])
+def test_the_cost_has_the_features_of_every_view(views: int, pairs: Path, towers: Path, tmp_path: Path, monkeypatch):
+    run = load_script("run_lit.py", monkeypatch)
+    given = leave_out_training(run, command(pairs, towers, tmp_path, feature_views=views), monkeypatch)
+    config = given.model.config
+    tokens = run.mean_caption_tokens(given.recipe, run.load_tokenizer_of(str(towers / "text"), given.model))
+    sizes = {"text_tokens": tokens, "projection_dim": 32, "cached_features": views > 0}
+    each = lit_training_flops(config.vision_config, config.text_config, **sizes)
+    assert given.flops_per_image == each
+    spent = 7 * each + views * 59 * image_tower_flops(config.vision_config)  # one of 60 images is broken
+    assert read_ledger(str(tmp_path))[-1] == Stage("lit", images=7, flops=spent)
+
+
+def test_projections_are_of_the_seed(towers: Path, tmp_path: Path, monkeypatch):
+    run = load_script("run_lit.py", monkeypatch)
+    options = {"vision_model_name_or_path": str(towers / "vision"), "text_model_name_or_path": str(towers / "text")}
+    projections = [
+        run.build_model(run.LiTRecipe(dataset_name="x", output_dir=str(tmp_path), seed=seed, **options))[0]
+        .text_projection.weight.detach()
+        .clone()
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(projections[0], projections[1])
+    assert not torch.equal(projections[0], projections[2])
+
+
+def test_the_saved_model_is_bounded_and_asked_without_dropout(pairs: Path, towers: Path, tmp_path: Path, monkeypatch):
+    config = XLMRobertaConfig.from_pretrained(towers / "text", hidden_dropout_prob=0.5)
+    XLMRobertaModel(config).save_pretrained(tmp_path / "text")
+    tiny_tokenizer().save_pretrained(tmp_path / "text")
+    run, modes = load_script("run_lit.py", monkeypatch), []
+
+    def look(model, features, captions) -> dict:
+        modes.append(model.text_model.training)
+        return caption_retrieval(model, features, captions)
+
+    build = run.build_model
+
+    def build_beyond_the_bound(recipe):
+        model, tokenizer = build(recipe)
+        model.logit_scale.data.fill_(9)
+        return model, tokenizer
+
+    monkeypatch.setattr(run, "caption_retrieval", look)
+    monkeypatch.setattr(run, "build_model", build_beyond_the_bound)
+    options = {"feature_views": 0, "text_model_name_or_path": tmp_path / "text"}
+    leave_out_training(run, command(pairs, towers, tmp_path / "run", **options), monkeypatch)
+    assert modes == [False]
+    assert float(load_file(tmp_path / "run" / "model.safetensors")["logit_scale"]) == pytest.approx(MAX_LOGIT_SCALE)
+    (result,) = json.loads((tmp_path / "run" / "retrieval.json").read_text())["results"]
+    assert result["split"] == "test", "the evaluation split is asked unless others are named"
+
+
+def test_the_report_has_each_direction_in_its_column(tmp_path: Path, monkeypatch, capsys):
+    run = load_script("run_lit.py", monkeypatch)
+    recipe = SimpleNamespace(output_dir=str(tmp_path), model_name_or_path="lit", vision_model_name_or_path=None)
+    result = {"split": "test", "language": "ja", "pairs": 8, "captions": 9, "chance@1": 0.125}
+    result |= {
+        "image_to_text": {"recall@1": 0.1, "recall@5": 0.2},
+        "text_to_image": {"recall@1": 0.3, "recall@5": 0.4},
+    }
+    run.report(recipe, SimpleNamespace(logit_scale=torch.tensor(0.0)), 5, [Stage("lit", 1, 1)], [result])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "test, ja" in line]
+    assert line.split()[2:] == ["8", "9", "10.0", "20.0", "30.0", "40.0", "12.50"]

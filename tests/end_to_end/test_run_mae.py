@@ -16,6 +16,8 @@ from runs import (
     comparable_metrics,
     finish,
     kill_after,
+    leave_out_training,
+    load_script,
     script,
     start,
     steps_logged,
@@ -26,7 +28,7 @@ from transformers import AutoImageProcessor
 from maws_hf import MawsMAEForPreTraining, MawsViTConfig, MawsViTModel
 from maws_hf.evaluation.flops import mae_training_flops
 from maws_hf.models.patch_grid import resample_position_table
-from maws_hf.training.ledger import read_ledger
+from maws_hf.training.ledger import Stage, read_ledger, write_ledger
 from maws_hf.training.model import parse_overrides
 
 STEPS = 60
@@ -314,3 +316,38 @@ def test_a_bad_option_is_one_line_that_names_it(
     assert process.returncode not in (0, None)
     assert wanted in output.splitlines()[-1], output
     assert "Traceback" not in output
+
+
+def test_the_ledger_goes_on_and_the_end_is_measured_with_masks_of_the_seed(
+    image_shards: Path, tmp_path: Path, monkeypatch
+):
+    run, noises, drawn = load_script("run_mae.py", monkeypatch), [], {}
+    losses = {"loss": 0.1, "shuffled_positions_loss": 0.2, "patch_mean_loss": 0.3, "patch_colour_loss": 0.4}
+    monkeypatch.setattr(run, "reconstruction_losses", lambda model, images, noise: noises.append(noise) or losses)
+    monkeypatch.setattr(run, "plot_curve", lambda *files, references: drawn.update(references))
+    start = tmp_path / "start"
+    MawsMAEForPreTraining(MawsViTConfig(**TINY_FIELDS)).save_pretrained(start)
+    write_ledger(start, [Stage("mae", images=3, flops=5)])
+    for number, seed in enumerate((0, 0, 1)):
+        options = {"model_name_or_path": start, "config_overrides": "", "seed": seed}
+        arguments = command(image_shards, tmp_path / str(number), **options)
+        given = leave_out_training(run, arguments, monkeypatch)
+    assert torch.equal(noises[0], noises[1])
+    assert not torch.equal(noises[0], noises[2])
+    assert noises[0].shape == (96, 16)
+    spent = Stage("mae", images=7, flops=7 * mae_training_flops(given.model.config))
+    assert read_ledger(str(tmp_path / "0")) == [Stage("mae", images=3, flops=5), spent]
+    assert given.flops_per_image == mae_training_flops(given.model.config)
+    assert drawn == {"every patch's mean": 0.3, "every patch's own mean colour": 0.4}
+
+
+def test_the_report_has_each_loss_in_its_line(tmp_path: Path, monkeypatch, capsys):
+    run = load_script("run_mae.py", monkeypatch)
+    losses = {"loss": 0.1, "shuffled_positions_loss": 0.2, "patch_mean_loss": 0.3, "patch_colour_loss": 0.4}
+    run.report(tmp_path, 5, Stage("mae", images=1000, flops=10**12), losses)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "MAE pre-pretraining: 5 steps done, 1,000 images, 1.00e+12 operations." in lines
+    assert "loss on masked patches 0.1000" in lines
+    assert "the same with shuffled positions 0.2000" in lines
+    assert "predicting each patch's mean 0.3000" in lines
+    assert any(line.startswith("predicting each patch's own mean colour 0.4000") for line in lines)

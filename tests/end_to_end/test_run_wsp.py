@@ -4,18 +4,21 @@ import json
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
-from runs import assert_same_run, finish, kill_after, load_script, script, start, steps_logged
+from runs import assert_same_run, finish, kill_after, leave_out_training, load_script, script, start, steps_logged
 from safetensors.torch import load_file
 from tiny import draw_image
 from transformers import AutoImageProcessor
 
 from maws_hf import MawsViTForImageClassification
 from maws_hf.data.vocabulary import LabelClass, Vocabulary
+from maws_hf.evaluation.weak_labels import WeakLabelScores
+from maws_hf.training.ledger import Stage, read_ledger
 
 STEPS = 30
 KILLS = int(os.environ.get("MAWS_HF_KILLS", "2"))
@@ -252,3 +255,55 @@ def test_two_processes_share_the_resampled_data(labelled: Path, tmp_path: Path):
     finish(start(launch + command(labelled, tmp_path, max_steps=4)[1:]))
     assert steps_logged(tmp_path) == [1, 2, 3, 4]
     assert MawsViTForImageClassification.from_pretrained(tmp_path).config.hidden_size == 16
+
+
+def test_labels_are_as_many_as_asked_and_images_without_one_never_come(labelled: Path, tmp_path: Path, monkeypatch):
+    run = load_script("run_wsp.py", monkeypatch)
+    given = leave_out_training(run, command(labelled, tmp_path, max_labels_per_image=2), monkeypatch)
+    batches = [batch["labels"] for _, batch in zip(range(9), given.loader, strict=False)]
+    labels = torch.cat(batches)
+    assert labels.shape == (72, 2)
+    assert (labels >= 0).any(dim=1).all()
+    assert read_ledger(str(tmp_path)) == [Stage("wsp", images=7, flops=7 * given.flops_per_image)]
+
+
+def test_a_column_of_integers_is_counted_in_the_training_split(tmp_path: Path, monkeypatch):
+    """Of twenty images one has the label 1; the split to score on has it the other way round."""
+    run = load_script("run_wsp.py", monkeypatch)
+    features = Features({"image": Image(), "label": Value("int64")})
+    for split, labels in (("train", [0] * 19 + [1]), ("test", [1] * 19 + [0])):
+        images = [{"bytes": draw_image(number)} for number in range(20)]
+        Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(
+            tmp_path / f"{split}.parquet"
+        )
+    options = {"dataset_name": str(tmp_path), "output_dir": f"{tmp_path}-out", "num_labels": 2, "eval_split": "test"}
+    recipe = run.WSPRecipe(**options, resampling_ratio=1.1)
+    repeats = run.build_repeats(recipe, run.read_labels(recipe)[0])
+    assert repeats.factors.of([0]) == 1
+    assert repeats.factors.of([1]) == pytest.approx(3)  # 19 + 3 = 1.1 x 20
+    assert run.build_repeats(run.WSPRecipe(**options), repeats.labels_of).factors.of([1]) == 1
+
+
+def test_a_new_head_is_of_the_seed(labelled: Path, tmp_path: Path, monkeypatch):
+    run, heads = load_script("run_wsp.py", monkeypatch), []
+    for seed in (0, 0, 1):
+        options = {"dataset_name": str(labelled), "output_dir": str(tmp_path), "config_overrides": TINY, "seed": seed}
+        recipe = run.WSPRecipe(**options)
+        heads.append(run.build_classifier(recipe, run.read_labels(recipe)[0]).classifier.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_the_report_has_each_score_in_its_line(tmp_path: Path, monkeypatch, capsys):
+    run = load_script("run_wsp.py", monkeypatch)
+    recipe = SimpleNamespace(output_dir=str(tmp_path), eval_split=None, dataset_split="all", model_name_or_path=None)
+    run.report(recipe, 5, [Stage("wsp", 1, 1)], 8, WeakLabelScores(1.5, 0.25, 0.5, 0.125, torch.zeros(1, 1)))
+    shown = capsys.readouterr().out
+    assert "on 8 images of the split all (trained on):" in shown
+    for line in (
+        "loss 1.5000",
+        "the first prediction is a label 25.0%",
+        "one of the first five is 50.0%",
+        "always the most frequent label 12.5%",
+    ):
+        assert line in [" ".join(each.split()) for each in shown.splitlines()]

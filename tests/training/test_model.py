@@ -237,3 +237,28 @@ def test_the_sizes_of_the_paper_share_one_wsp_recipe(monkeypatch: pytest.MonkeyP
     assert len(recipes) == 5
     shared = ("base_learning_rate", "weight_decay", "adam_beta2", "max_grad_norm", "crop_scale", "resampling_ratio")
     assert len({tuple(getattr(recipe, name) for name in shared) for recipe in recipes}) == 1
+
+
+DEFAULTS = {  # of the parents, or ours where the recipe files have "ours"
+    "mae": {"base_learning_rate": 1.5e-4, "weight_decay": 0.05, "adam_beta1": 0.9, "adam_beta2": 0.95}
+    | {"crop_scale": 0.2, "min_learning_rate": 0, "max_grad_norm": 0, "ema_decay": 0, "warmup_steps": 0},
+    "wsp": {"base_learning_rate": 4e-4 * 256 / 8192, "weight_decay": 0.1, "adam_beta2": 0.999, "max_grad_norm": 1}
+    | {"resampling_ratio": 1, "loss": "softmax", "max_labels_per_image": 16},
+    "lit": {"base_learning_rate": 3.9e-6, "weight_decay": 0.2, "adam_beta1": 0.9, "adam_beta2": 0.98}
+    | {"adam_epsilon": 1e-6, "max_grad_norm": 1, "feature_views": 1},
+    "finetune": {"base_learning_rate": 5e-4, "min_learning_rate": 1e-6, "weight_decay": 0.05, "adam_beta2": 0.999}
+    | {"layer_decay": 0.65, "drop_path_rate": 0.1, "rand_augment": 9, "random_erasing": 0.25, "mixup": 0.8}
+    | {"cutmix": 1, "label_smoothing": 0.1, "hflip": 0.5, "crop_scale": 0.08, "eval_resize": "square"}
+    | {"max_steps": round(100 * 1_281_167 / 1024), "warmup_steps": round(5 * 1_281_167 / 1024)},
+}
+
+
+@pytest.mark.parametrize("stage", DEFAULTS)
+def test_a_run_without_a_recipe_file_has_the_settings_of_its_stage(stage: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    name = {"finetune": "Finetune", "lit": "LiT"}.get(stage, stage.upper())
+    recipe_class = getattr(importlib.import_module(f"run_{stage}"), f"{name}Recipe")
+    towers = {"model_name_or_path": "m"} if stage == "lit" else {}
+    recipe = recipe_class(output_dir="x", dataset_name="y", **towers)
+    assert {option: getattr(recipe, option) for option in DEFAULTS[stage]} == DEFAULTS[stage]
+    assert (recipe.save_total_limit, recipe.max_nonfinite_steps, recipe.max_skip_rate, recipe.seed) == (2, 3, 0.01, 0)
