@@ -73,3 +73,34 @@ def test_config_fields_that_cannot_be_are_an_error(capsys: pytest.CaptureFixture
         with pytest.raises(SystemExit) as exit_:
             main([*LARGE, "--config_overrides", fields])
         assert re.search(message, capsys.readouterr().err + str(exit_.value.code))
+
+
+def peak(capsys: pytest.CaptureFixture, *flags: str, task: str = "mae", size: str = "vit_b16") -> dict[str, float]:
+    return json.loads(run(["plan", "--size", size, "--task", task, "--batch", "8", "--json", *flags], capsys)[1])
+
+
+def test_each_flag_costs_or_saves_what_it_is_about(capsys: pytest.CaptureFixture):
+    plain = peak(capsys)
+    assert 2 * peak(capsys, "--ema")["average"] == plain["moments"] > 0
+    assert peak(capsys, "--bf16")["activations"] < 0.8 * plain["activations"]
+    assert peak(capsys, "--checkpointing")["activations"] < 0.5 * plain["activations"]
+    assert peak(capsys, "--image_size", "448")["activations"] > 3 * plain["activations"]
+    sharded = peak(capsys, "--gpus", "8", "--fsdp")
+    assert sharded["weights"] == pytest.approx(plain["weights"] / 8, rel=0.05)
+
+
+def test_classes_are_those_of_the_task_unless_others_are_asked_for(capsys: pytest.CaptureFixture):
+    def head(task: str, *flags: str) -> int:
+        return peak(capsys, *flags, task=task)["parameters"]
+
+    each = 768 + 1  # weights and bias of a class of ViT-B
+    assert head("wsp") - head("finetune") == (28_000 - 1000) * each
+    for task in ("wsp", "finetune"):
+        assert head(task, "--labels", "20") - head(task, "--labels", "10") == 10 * each
+    assert head("finetune", "--labels", "1000") == head("finetune")
+
+
+def test_the_text_tower_and_its_captions_count(capsys: pytest.CaptureFixture):
+    plain = peak(capsys, task="lit")
+    assert peak(capsys, "--text_size", "large", task="lit")["parameters"] > 1.5 * plain["parameters"]
+    assert peak(capsys, "--text_tokens", "96", task="lit")["activations"] > 1.2 * plain["activations"]
