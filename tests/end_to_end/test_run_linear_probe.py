@@ -5,17 +5,23 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, List, Value
+from datasets import Features as Columns
 from datasets import Image as ImageFeature
+from runs import load_script
 from tiny import draw_image, tiny_config
 from transformers import ViTConfig, ViTModel
 from transformers.utils import logging
 
 from maws_hf import MawsMAEForPreTraining, MawsViTModel
+from maws_hf.evaluation.features import Features
+from maws_hf.evaluation.linear_probe import PROTOCOLS, LinearProbeResult
 from maws_hf.training.ledger import Stage, write_ledger
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +40,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if split == "train":
             images[7]["bytes"] = b"no picture"
         rows = {"image": images, "label": labels, "tags": tags}
-        dataset = Dataset.from_dict(rows, features=Features(columns))
+        dataset = Dataset.from_dict(rows, features=Columns(columns))
         for shard in range(2):
             dataset.shard(2, shard).to_parquet(folder / f"{split}-{shard:05d}.parquet")
     return folder
@@ -254,6 +260,102 @@ def test_of_two_image_columns_the_named_one_is_read(corpus, encoders, tmp_path, 
     run_here(parameters, monkeypatch)
     (result,) = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
     assert result["linear"]["top1"] == 1.0
+
+
+def test_what_a_probe_is_told_reaches_it_and_tells_its_result_from_others(monkeypatch, tmp_path):
+    """Of features that nobody computes: what is asked of the heads, and when a result is another one."""
+    run, told = load_script("run_linear_probe.py", monkeypatch), []
+    torch.manual_seed(0)
+    labels = torch.arange(30) % 3
+
+    def features_of(options, name, encoder, split) -> Features:
+        rows = torch.nn.functional.one_hot(labels, 8).float() + 0.1 * torch.randn(30, 8)
+        digest = f"{split} {options.image_size}"
+        return Features(rows, labels.tolist(), list(map(str, range(30))), [], ["a", "b", "c"], digest)
+
+    def linear_probe(train, test, protocol, **how) -> LinearProbeResult:
+        told.append({**how, "protocol": protocol})
+        return really(train, test, replace(protocol, epochs=1, warmup_epochs=0), **how)
+
+    really = run.linear_probe
+    monkeypatch.setattr(run, "read_features", features_of)
+    monkeypatch.setattr(run, "linear_probe", linear_probe)
+
+    def score(**options: object) -> dict:
+        data = {"model_name_or_path": ["x"], "dataset_name": "d", "output_dir": str(tmp_path)}
+        settings = run.ProbeOptions(**{**data, "k": [3], **options})
+        return run.score(settings, "x", SimpleNamespace(device=torch.device("cpu")))
+
+    changes = [{}, {"learning_rates": [0.1, 0.2]}, {"validation_share": 0.3}, {"seed": 4}, {"k": [5, 2]}]
+    changes += [{"protocol": "mae"}, {"objective": "binary"}, {"num_train_epochs": 7}, {"image_size": 48}]
+    for number, options in enumerate(changes, start=1):
+        first, again = score(**options), score(**options)
+        assert first["linear"] == again["linear"]
+        assert len(told) == number
+        assert list(first["knn"]) == [str(k) for k in options.get("k", [3])]
+    plain = {
+        "learning_rates": None,
+        "validation_share": 0.1,
+        "seed": 0,
+        "device": torch.device("cpu"),
+        "protocol": PROTOCOLS["sgd"],
+    }
+    assert told[0] == plain
+    assert told[1]["learning_rates"] == [0.1, 0.2]
+    assert told[2]["validation_share"] == 0.3
+    assert told[3]["seed"] == 4
+    assert told[5]["protocol"] == PROTOCOLS["mae"]
+    assert told[6]["protocol"].objective == "binary"
+    assert told[7]["protocol"].epochs == 7
+
+
+def test_a_shorter_probe_warms_up_for_as_large_a_share(monkeypatch):
+    run = load_script("run_linear_probe.py", monkeypatch)
+    options = {"model_name_or_path": ["x"], "dataset_name": "d", "output_dir": "o", "protocol": "mae"}
+    protocol = run.build_protocol(run.ProbeOptions(**options, num_train_epochs=18))
+    assert (protocol.epochs, protocol.warmup_epochs) == (18, 2)  # MAE: 10 of 90
+
+
+def result_of(encoder: str, top1: float, rate: float) -> dict:
+    images, sweep = {"train": 4, "test": 2}, [{"learning_rate": rate} for rate in (0.1, 0.2, 0.4)]
+    result = {"encoder": encoder, "row": "MAE", "size": "B", "parameters": 1, "training": [], "classes": 2}
+    scores = {"linear": {"top1": top1, "top5": 1.0}, "knn": {"20": {"top1": 0.5}}}
+    return {**result, **scores, "images": images, "learning_rate": rate, "validation": sweep}
+
+
+def test_the_best_linear_probe_is_the_first_row_and_a_rate_at_the_edge_is_told(tmp_path, monkeypatch, capsys):
+    run = load_script("run_linear_probe.py", monkeypatch)
+    results = {
+        "low": result_of("low", 0.25, 0.1),
+        "high": result_of("high", 0.75, 0.4),
+        "mid": result_of("mid", 0.5, 0.2),
+    }
+    monkeypatch.setattr(run, "probe", lambda options, argument: results[argument])
+    monkeypatch.setattr(run.ProbeOptions, "open", lambda options, split: None)
+    monkeypatch.setattr(sys, "argv", ["x", *arguments(tmp_path / "data", tmp_path / "run", list(results))])
+    monkeypatch.setattr(run, "refuse_missing_folder", lambda name: None)
+    verbosity = logging.get_verbosity()
+    try:
+        assert run.main() == 0
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.split()[:1] and line.split()[0] in results and ":" not in line]
+    assert [row[:2] for row in rows] == [["high", "75.00"], ["mid", "50.00"], ["low", "25.00"]]
+    told = [line.partition(";")[0] for line in lines if "learning rate did best" in line]
+    assert told == ["low: the lowest learning rate did best", "high: the highest learning rate did best"]
+
+
+@pytest.mark.parametrize(
+    ("released", "row"),
+    [("maws-vit-b-mae", ["mae"]), ("maws-vit-b", ["mae", "wsp"]), ("maws-vit-b-clip", ["mae", "wsp", "lit"])],
+)
+def test_conversions_went_through_the_papers_stages(released: str, row: list[str], tmp_path, monkeypatch):
+    run = load_script("run_linear_probe.py", monkeypatch)
+    assert run.stages_of(str(tmp_path)) == []
+    (tmp_path / "conversion.json").write_text(json.dumps({"released_model": released}))
+    assert run.stages_of(str(tmp_path)) == row
 
 
 def test_a_class_that_no_training_image_shows_is_named(encoders, tmp_path, monkeypatch, capsys):
