@@ -33,6 +33,21 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path):
     assert extended.config_overrides == 'a=1,b="x",b=2,c=[3,4]'
 
 
+def test_what_was_typed_is_known_apart_from_the_file_whose_empty_options_are_none(tmp_path: Path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("learning_rate:\nbf16: true\nwarmup_steps: 3\n")
+    recipe = parse("--config", str(file), "--output_dir", "runs/x", "--warmup_steps=4")
+    assert (recipe.learning_rate, recipe.bf16, recipe.warmup_steps) == (None, True, 4)
+    assert recipe.typed == {"output_dir": ["runs/x"], "warmup_steps": ["4"]}
+
+
+def test_a_list_in_a_file_is_whole(tmp_path: Path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("caption_column_name: [title, alt text]\n")
+    argv = ["--config", str(file), "--output_dir", "runs/x", "--dataset_name", "data"]
+    assert parse_recipe(PairRecipe, "a test", argv).caption_column_name == ["title", "alt text"]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -46,6 +61,22 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path):
         (["--output_dir", "x", "--save_total_limit", "1"], "--save_total_limit 1 is not possible"),
         (["--output_dir", "x", "--max_steps", "5", "--warmup_steps", "5"], "smaller than --max_steps 5"),
         (["--output_dir", "x", "--adam_beta2", "1.0"], "--adam_beta2 1.0"),
+        (["--output_dir", "x", "--ema_decay", "1"], "--ema_decay 1.0 is not possible: it must be in [0, 1)"),
+        (["--output_dir", "x", "--max_skip_rate", "2"], "--max_skip_rate 2.0 is not possible: it must be in [0, 1)"),
+        (["--output_dir", "x", "--max_grad_norm", "-1"], "--max_grad_norm -1.0 is not possible"),
+        (["--output_dir", "x", "--seed", "-1"], "--seed -1 is not possible: it must be 0 or more"),
+        (["--output_dir", "x", "--dataloader_num_workers", "-1"], "--dataloader_num_workers -1 is not possible"),
+        *(
+            (["--output_dir", "x", f"--{name}", "0"], f"--{name} 0 is not possible: it must be at least 1")
+            for name in (
+                "max_steps",
+                "per_device_train_batch_size",
+                "gradient_accumulation_steps",
+                "logging_steps",
+                "save_steps",
+                "max_nonfinite_steps",
+            )
+        ),
         (["--output_dir", "x", "--learning_rate", "-1"], "--learning_rate -1.0"),
         (["--output_dir", "x", "--weight_decay", "inf"], "--weight_decay inf"),
         (["--output_dir", "x", "--base_learning_rate", "nan"], "--base_learning_rate nan"),

@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from tiny import draw_image
 
 from maws_hf.data.sources import DataSourceError
+from maws_hf.data.vocabulary import LabelClass, Vocabulary
 from maws_hf.training.image_labels import LabelRecipe, read_all_labels, read_labels
 
 
@@ -29,6 +30,45 @@ def all_labels(recipe: LabelRecipe) -> list[list[int]]:
 def test_all_labels_of_parquet_come_in_order(tmp_path):
     recipe = write_parquet(tmp_path, ClassLabel(names=["a", "b"]), [1, 0, -1, 1])
     assert all_labels(recipe) == [[1], [0], [], [1]]
+
+
+def test_another_split_may_number_the_classes_otherwise(tmp_path):
+    recipe = write_parquet(tmp_path, ClassLabel(names=["a", "b", "c"]), [0, 1])
+    kinds = Features({"image": Image(), "label": ClassLabel(names=["c", "a", "b"])})
+    rows = {"image": [{"bytes": draw_image(0), "path": "0.png"}] * 3, "label": [0, 1, 2]}
+    Dataset.from_dict(rows, features=kinds).to_parquet(tmp_path / "test-0.parquet")
+    reader, _ = read_labels(recipe)
+    assert list(read_all_labels(recipe, "test", reader, "checking")) == [[2], [0], [1]]
+
+
+def test_a_vocabulary_lies_beside_the_shards_or_where_it_is_said_to(tmp_path):
+    ids = ["n00000001", "n00000002"]
+    recipe = write_parquet(tmp_path / "data", List(Value("string")), [[ids[0]], [ids[1]], ids])
+
+    def save(file: Path, name: str) -> None:
+        classes = (
+            LabelClass(id=id, name=f"{name} {id[-1]}", gloss="", count=2, rarest=1 + n) for n, id in enumerate(ids)
+        )
+        Vocabulary(images=3, min_count=1, classes=tuple(classes)).save(file)
+
+    save(tmp_path / "data" / "vocabulary.json", "thing")
+    for source in (
+        tmp_path / "data",
+        tmp_path / "data" / "train-*.parquet",
+        tmp_path / "data" / "train-00000.parquet",
+    ):
+        reader, columns = read_labels(replace(recipe, dataset_name=str(source)))
+        assert reader.names == ("thing 1", "thing 2")
+        assert "label" in columns
+    save(tmp_path / "others.json", "other")
+    reader, _ = read_labels(replace(recipe, vocabulary_file=str(tmp_path / "others.json")))
+    assert reader.names == ("other 1", "other 2")
+
+
+def test_of_several_columns_the_named_one_is_read(tmp_path):
+    recipe = write_parquet(tmp_path, Value("int64"), [0, 1, 2], bird=["owl", "ape", "owl"])
+    reader, _ = read_labels(replace(recipe, label_column_name="bird"), texts_are_classes=True)
+    assert list(read_all_labels(recipe, "train", reader, "checking")) == [[1], [0], [1]]
 
 
 @pytest.mark.parametrize(

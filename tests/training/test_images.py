@@ -18,7 +18,8 @@ from tiny import draw_image
 from maws_hf.data.sources import DataSourceError
 from maws_hf.processing.decode import decode_image
 from maws_hf.processing.transforms import EvalTransform
-from maws_hf.training.image_labels import LabelRecipe, read_labels
+from maws_hf.training import images
+from maws_hf.training.image_labels import LabelRecipe, read_all_labels, read_labels
 from maws_hf.training.images import (
     ImageOptions,
     ImageRecipe,
@@ -71,6 +72,23 @@ def test_wanted_columns_of_tar_shards_and_image_folders_stay(tmp_path):
     dataset, _ = open_images(ImageOptions(dataset_name=str(tmp_path / "0.tar")), "train", ["cls"])
     (row,) = dataset
     assert (row.keys(), row["png"]["bytes"], row["cls"]) == ({"png", "__key__", "cls"}, draw_image(0), 1)
+
+
+def test_the_configuration_of_a_data_set_is_passed_on(shards, monkeypatch):
+    opened = []
+
+    def open_stream(source: str, **how: object):
+        opened.append((how.pop("name"), how["split"]))
+        return really(source, **how)
+
+    really = images.open_stream
+    monkeypatch.setattr(images, "open_stream", open_stream)
+    monkeypatch.setattr("maws_hf.training.image_labels.open_stream", open_stream)
+    options = {"dataset_name": str(shards), "image_column_name": "photo", "dataset_config_name": "large"}
+    open_images(ImageOptions(**options), "train", ["label"])
+    recipe = LabelRecipe(**options, output_dir=f"{shards}-out", num_labels=3)
+    assert list(read_all_labels(recipe, "train", read_labels(recipe)[0], "checking"))
+    assert set(opened) == {("large", "train")}
 
 
 def write_split(folder: Path, split: str, pictures: list[bytes], shards: int = 1) -> None:
