@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,13 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from runs import finish, load_script, script, start
-from tiny import draw_image
+from tiny import draw_image, tiny_config
+
+from maws_hf import MawsViTModel
+from maws_hf.evaluation.features import encode_images
+from maws_hf.training.few_shot_adapters import RECIPES
+from maws_hf.training.frozen_prefix import first_weights
+from maws_hf.training.seeding import seed_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -146,3 +153,118 @@ def test_one_choice_has_no_spread(monkeypatch):
     run = load_script("run_low_shot.py", monkeypatch)
     assert run.mean_and_spread([50.0]) == "50.0"
     assert run.mean_and_spread([1.0, 3.0], sign="+") == "+2.0 ± 1.4"
+
+
+class DoneError(Exception):
+    """What was to be seen has been seen."""
+
+
+def a_task(run, **options: object):
+    """Options, an encoder, and noise to learn from: four images in two classes, chosen by two seeds."""
+    torch.manual_seed(0)
+    model = MawsViTModel(tiny_config()).eval()
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    labels, rows = torch.tensor([0, 1, 0, 1]), torch.arange(4)
+    features = encode_images(model, pixels)
+    splits, skipped = {(2, 5): rows, (2, 6): rows}, {"train": [], "test": []}
+    data = {"model_name_or_path": "m", "dataset_name": "d", "shots": [2], "num_splits": 2, "seed": 5}
+    settings = run.LowShotOptions(**{**data, "output_dir": "o", **options})
+    return settings, model, run.Task(pixels, labels, pixels, labels, features, features, ["a", "b"], splits, skipped)
+
+
+def test_each_choice_has_its_own_decay_first_weights_and_order_and_mirror_images(tmp_path, monkeypatch):
+    run, given = load_script("run_low_shot.py", monkeypatch), {}
+    options, model, task = a_task(run, output_dir=str(tmp_path), methods=["lora"])
+    grid = run.Grid(options, model, task)
+
+    def adapt(tail, tokens, labels, classes, choices, recipe):
+        given.update(tokens=tokens, choices=choices, recipe=recipe, first=tail.first)
+        raise DoneError
+
+    monkeypatch.setattr(run, "adapt", adapt)
+    monkeypatch.setattr(grid, "probe", lambda shots, seed: SimpleNamespace(decay=seed / 10))
+    with pytest.raises(DoneError):
+        list(grid.adapters("lora"))
+    assert [(choice.seed, choice.decay) for choice in given["choices"]] == [(5, 0.5), (6, 0.6)]
+    config = RECIPES["lora"].config(2)
+    for choice in given["choices"]:
+        expected = first_weights(model, config, seed_for("weights", choice.seed))
+        assert all(torch.equal(choice.adapter[name], weight) for name, weight in expected.items())
+    assert given["recipe"] == run.long_enough(RECIPES["lora"], 4)
+    for place, pixels in enumerate((task.train_pixels, task.train_pixels.flip(-1))):
+        with torch.no_grad():
+            tokens = model.embeddings(pixels)
+            for layer in model.layers[: given["first"]]:
+                tokens = layer(tokens)
+        torch.testing.assert_close(given["tokens"][:, place], tokens)
+
+
+def test_cells_are_kept_for_the_same_images_labels_and_precision_only(monkeypatch):
+    run = load_script("run_low_shot.py", monkeypatch)
+    options, model, task = a_task(run)
+    other = torch.tensor([1, 0, 1, 0])
+    settings = [
+        json.dumps(run.settings_of(*arguments))
+        for arguments in (
+            (options, model, task),
+            (replace(options, bf16=True), model, task),
+            (options, model, replace(task, train_labels=other)),
+            (options, model, replace(task, test_labels=other)),
+            (options, model, replace(task, train_pixels=task.train_pixels.flip(0))),
+            (options, model, replace(task, test_pixels=task.test_pixels.flip(0))),
+        )
+    ]
+    assert len(set(settings)) == len(settings)
+    assert json.dumps(run.settings_of(replace(options, num_splits=9, shots=[1]), model, task)) == settings[0]
+
+
+def test_features_are_kept_for_each_precision(tmp_path, monkeypatch):
+    run = load_script("run_low_shot.py", monkeypatch)
+    options, model, task = a_task(run, output_dir=str(tmp_path))
+    plain = run.encode(options, model, task.train_pixels)
+    rounded = run.encode(replace(options, bf16=True), model, task.train_pixels)
+    expected = encode_images(model, task.train_pixels)
+    torch.testing.assert_close(plain, expected)
+    assert 1e-4 * expected.norm() < (rounded - expected).norm() < 0.1 * expected.norm()
+
+
+def test_choices_are_of_the_seeds_from_the_first_on(monkeypatch):
+    run = load_script("run_low_shot.py", monkeypatch)
+    labels = torch.arange(40) % 2
+
+    def draw(seed: int, num_splits: int) -> dict:
+        options = SimpleNamespace(shots=[3], num_splits=num_splits, seed=seed)
+        return run.draw_images(
+            options, labels, lambda rows: SimpleNamespace(places=range(len(rows)), pixels=rows, skipped=[])
+        )[0]
+
+    three = draw(4, 3)
+    assert list(three) == [(3, 4), (3, 5), (3, 6)]
+    assert len({tuple(rows.tolist()) for rows in three.values()}) == 3
+    assert torch.equal(draw(5, 1)[3, 5], three[3, 5])
+
+
+def test_the_table_says_how_much_better_than_linear_a_method_is(tmp_path, monkeypatch, capsys):
+    run = load_script("run_low_shot.py", monkeypatch)
+    options, _, task = a_task(run, output_dir=str(tmp_path), methods=["linear", "lora"], shots=[1, 2])
+    accuracies = {
+        ("linear", 1): (0.5, 0.6),
+        ("lora", 1): (0.6, 0.9),
+        ("linear", 2): (0.75, 0.75),
+        ("lora", 2): (0.5, 0.5),
+    }
+    cells = [
+        {"method": method, "shots": shots, "seed": 5 + place, "top1": top1}
+        for (method, shots), values in accuracies.items()
+        for place, top1 in enumerate(values)
+    ]
+    run.report(options, task, cells)
+    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines() if line[:4] in ("line", "lora")]
+    table = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert table == [
+        ["linear", "55.0 ± 7.1", "75.0 ± 0.0"],
+        ["lora", "75.0 ± 21.2", "50.0 ± 0.0"],
+        ["lora", "+20.0 ± 14.1", "-25.0 ± 0.0"],
+    ]
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert (content["cells"], content["classes"]) == (cells, ["a", "b"])

@@ -8,7 +8,7 @@ from tiny import tiny_config
 from maws_hf import MawsViTModel
 from maws_hf.adapters import AdaptFormerConfig, VPTConfig
 from maws_hf.training import frozen_prefix
-from maws_hf.training.frozen_prefix import TokensBefore, adapted_tail
+from maws_hf.training.frozen_prefix import TokensBefore, adapted_tail, first_weights
 
 CONFIGS = {
     "lora, all layers": (lambda: LoraConfig(target_modules=["q_proj"], init_lora_weights=False), 0),
@@ -59,12 +59,35 @@ def test_tokens_are_kept_unless_they_are_many(monkeypatch):
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     counts = []
     monkeypatch.setattr(model.layers[0], "forward", lambda tokens: counts.append(1) or tokens)
-    for limit, computed in ((2**30, 3), (0, 6)):
+    image = 17 * 32 * 8  # bytes of the tokens of one, of five in all
+    for limit, computed in ((5 * image, 3), (4 * image, 6), (0, 6)):
         monkeypatch.setattr(frozen_prefix, "KEPT_BYTES", limit)
         tokens = TokensBefore(model, 1, pixels, batch_size=2)
         counts.clear()
         assert torch.equal(tokens.all(), tokens.all())
         assert len(counts) == computed
+
+
+def test_nothing_is_dropped_meanwhile_and_afterwards_as_much_as_before():
+    model = encoder()
+    for training in (True, False):
+        model.train(training)
+        with adapted_tail(model, CONFIGS["lora, last layer"][0]()):
+            assert not any(part.training for part in model.modules())
+        assert all(part.training is training for part in model.modules())
+
+
+def test_first_weights_are_of_the_seed_alone_and_draw_no_number_of_others():
+    model, config = encoder(), CONFIGS["lora, all layers"][0]()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first, other = first_weights(model, config, 5), first_weights(model, config, 6)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(7)
+    again = first_weights(model, config, 5)
+    assert first.keys() == again.keys() == other.keys()
+    assert all(torch.equal(weight, again[name]) for name, weight in first.items())
+    assert not any(torch.equal(weight, other[name]) for name, weight in first.items())
 
 
 def test_an_adapter_elsewhere_is_an_error():

@@ -16,6 +16,7 @@ from datasets import Dataset, Features, Image, Value
 from tiny import draw_image
 
 from maws_hf.data.sources import DataSourceError
+from maws_hf.data.streaming import StreamError
 from maws_hf.processing.decode import decode_image
 from maws_hf.processing.transforms import EvalTransform
 from maws_hf.training import images
@@ -144,6 +145,17 @@ def test_the_seed_and_the_block_decide_the_order_and_the_split_the_images(tmp_pa
     assert orders[2] != orders[0]
     assert orders[3] == [f"train-{number}.png" for number in range(12)]  # blocks of one image shuffle nothing
     assert sorted(orders[4]) == sorted(f"test-{number}.png" for number in range(12))
+
+
+def test_as_many_shards_may_be_damaged_as_images(tmp_path):
+    write_split(tmp_path, "train", [draw_image(number) for number in range(16)], shards=4)
+    for shard in (1, 2):
+        file = tmp_path / f"train-0000{shard}.parquet"
+        file.write_bytes(file.read_bytes()[:-9])
+    _, keys = first_batches(recipe_of(tmp_path, max_skip_rate=0.6), 4)
+    assert set(keys) == {f"train-{number}.png" for number in (*range(4), *range(12, 16))}
+    with pytest.raises(StreamError, match=r"meets 2 damaged shards .* allow more with --max_skip_rate"):
+        first_batches(recipe_of(tmp_path), 4)
 
 
 def test_a_sample_of_a_split_is_prepared_as_asked_and_spread_over_it(tmp_path):

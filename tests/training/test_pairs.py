@@ -19,14 +19,16 @@ from tiny import draw_image
 from tiny_lit import tiny_lit
 from tiny_two_towers import tiny_tokenizer
 
-from maws_hf.data.feature_shards import FeatureRecord
+from maws_hf.data.feature_shards import FeatureRecord, compute_features
 from maws_hf.data.loader import loader_state, restore_loader
 from maws_hf.data.sources import DataSourceError
 from maws_hf.data.streaming import StreamStateError
 from maws_hf.evaluation.features import encode_images
 from maws_hf.kernels.packed import can_pack
 from maws_hf.models.prepared import is_prepared
+from maws_hf.processing.decode import decode_image
 from maws_hf.processing.text_batches import TextBatch
+from maws_hf.processing.transforms import EvalTransform
 from maws_hf.training.checkpoint import MANIFEST
 from maws_hf.training.pairs import (
     PairRecipe,
@@ -199,6 +201,34 @@ def test_crops_of_features_are_drawn_as_small_as_asked_and_each_is_trained_on(re
             seen.setdefault(key, set()).add(feature.numpy().tobytes())
     assert len(seen) == 12
     assert max(len(features) for features in seen.values()) == 3
+
+
+def features_by_name(recipe: PairRecipe, model, accelerator) -> dict[str, torch.Tensor]:
+    """Of one epoch."""
+    loader, _ = build_pair_loader(recipe, model, tiny_tokenizer(), accelerator)
+    batches = list(itertools.islice(loader, 4))
+    return {
+        key: feature for batch in batches for key, feature in zip(batch["keys"], batch["vision_features"], strict=True)
+    }
+
+
+def test_features_are_computed_in_the_precision_asked_for(recipe, model, accelerator):
+    plain, rounded = (features_by_name(replace(recipe, bf16=bf16), model, accelerator) for bf16 in (False, True))
+    for key, feature in plain.items():
+        pixels = EvalTransform(32)(decode_image(draw_image(int(key.removesuffix(".png")))))[None]
+        torch.testing.assert_close(feature, encode_images(model.vision_model, pixels)[0].clone(), rtol=0, atol=1e-4)
+        assert 1e-4 * feature.norm() < (rounded[key] - feature).norm() < 0.1 * feature.norm()
+
+
+def test_another_seed_crops_elsewhere(recipe, model, accelerator):
+    found = []
+    for seed in (0, 1):
+        changed = replace(recipe, seed=seed, feature_views=2)
+        job = _feature_job(changed, model.vision_model, *open_pairs(changed, "train")[:2], accelerator)
+        compute_features(job)
+        rows = Dataset.from_parquet(str(job.data_file(0)), cache_dir=str(job.folder / "arrow"))
+        found.append(set(rows["vision_features"]))
+    assert not found[0] & found[1]
 
 
 def test_many_bad_images_among_very_many_are_no_reason_to_stop(recipe):
