@@ -14,6 +14,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from runs import load_script
 from tiny import draw_image, tiny_config
 from tiny_two_towers import tiny_tokenizer, tiny_two_towers
 from torch import nn
@@ -22,6 +23,7 @@ from transformers.utils import logging
 
 from maws_hf import MawsViTModel
 from maws_hf.data.prompts import prompts_from_names
+from maws_hf.evaluation.features import Features as Found
 from maws_hf.evaluation.features import encode_images
 from maws_hf.evaluation.zero_shot import class_embeddings, zero_shot_scores
 from maws_hf.processing.decode import decode_image
@@ -191,6 +193,113 @@ def test_labels_that_are_texts_are_names(first_run, corpus, model_folder, tmp_pa
     (expected,) = first_run[2]["results"]
     assert result["top1"] == 1.0
     assert (result["classes"], result["per_class"]) == (3, expected["per_class"])
+
+
+def found(labels: list[int], names: list[str]) -> Found:
+    """Four images, the third of which is most like the second class."""
+    rows = torch.eye(2)[[0, 0, 1, 0]]
+    return Found(rows, labels, [f"{number}.png" for number in range(4)], [], names, "digest")
+
+
+def test_a_class_counts_by_its_images_or_as_much_as_any_other(monkeypatch):
+    run, names = load_script("run_zero_shot.py", monkeypatch), ["cat", "dog"]
+    split = run.Split("test", "image", "label", names, {}, [])
+    prompts = prompts_from_names(names).select([0, 1], names)
+    result = run.score("m", split, found([0, 0, 0, 1], names), prompts, "labels", torch.eye(2), names)
+    assert result["top1"] == 2 / 4
+    assert result["mean_per_class"] == pytest.approx((2 / 3 + 0) / 2)
+    assert (result["images"], result["classes"], result["left_out"]) == (4, 2, {"classes": 0, "images": 0})
+
+
+def test_an_image_without_a_class_is_named(monkeypatch):
+    run = load_script("run_zero_shot.py", monkeypatch)
+    monkeypatch.setattr(run, "read_features", lambda *_: found([0, 1, -1, 0], ["cat", "dog"]))
+    split = run.Split("test", "image", "kind", ["cat", "dog"], {}, [])
+    with pytest.raises(ValueError, match=r"^2.png: its label -1 in kind is no class: choose a labelled split"):
+        run.read_labelled(None, "m", None, split)
+
+
+def options_of(run, folder: Path, **options: object):
+    return run.ZeroShotOptions(
+        **{
+            "model_name_or_path": ["a/lit", "b/lit"],
+            "dataset_name": str(folder),
+            "output_dir": f"{folder}-out",
+            **options,
+        }
+    )
+
+
+def test_every_split_is_scored_with_the_precision_and_batch_asked_for(tmp_path, monkeypatch):
+    run, asked = load_script("run_zero_shot.py", monkeypatch), []
+    monkeypatch.setattr(run, "load_two_towers", lambda name: ("model", "tokenizer"))
+    monkeypatch.setattr(run, "read_labelled", lambda *_: found([0, 0, 0, 1], ["cat", "dog"]))
+    monkeypatch.setattr(run, "read_examples", lambda *_: None)
+    monkeypatch.setattr(run, "class_embeddings", lambda *_, **how: asked.append(how) or torch.eye(2))
+    monkeypatch.setattr(run, "draw", lambda *_: {})
+    monkeypatch.setattr(run, "open_split", lambda _, name: run.Split(name, "i", "l", ["cat", "dog"], {}, []))
+    flags = [
+        "--model_name_or_path",
+        "m",
+        "--dataset_name",
+        str(tmp_path / "data"),
+        "--output_dir",
+        str(tmp_path / "o"),
+    ]
+    flags += ["--eval_split", "test", "unseen", "--per_device_text_batch_size", "5", "--bf16", "true"]
+    monkeypatch.setattr(sys, "argv", ["x", *flags])
+    verbosity = logging.get_verbosity()
+    try:
+        assert run.main() == 0
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    results = json.loads((tmp_path / "o" / "results.json").read_text())["results"]
+    assert [result["split"] for result in results] == ["test", "unseen"]
+    assert asked == [{"batch_size": 5, "bf16": True}] * 2
+    with (tmp_path / "o" / "per_class.csv").open(encoding="utf-8", newline="") as file:
+        rows = [tuple(row.values())[1:] for row in csv.DictReader(file)]
+    assert rows[0] == ("test", "labels", "en", "cat", "3", str(2 / 3))
+    assert [row[0] for row in rows] == ["test", "test", "unseen", "unseen"]
+
+
+def test_models_of_one_name_have_pictures_of_their_own(tmp_path, monkeypatch):
+    run = load_script("run_zero_shot.py", monkeypatch)
+    monkeypatch.setattr(run, "plot_extremes", lambda *_, **__: None)
+    options, none = options_of(run, tmp_path), run.Examples(torch.empty(0), torch.empty(0), [])
+    prompts = prompts_from_names(["cat"])
+    drawn = [
+        run.draw(
+            options,
+            {"model": name, "split": "t", "prompts": "p", "language": "en", "per_class": {}},
+            prompts,
+            None,
+            none,
+            [],
+        )
+        for name in options.model_name_or_path
+    ]
+    assert len({files["bars"] for files in drawn}) == 2
+
+
+def test_examples_are_of_the_seed_and_captions_of_the_column(corpus, tmp_path, monkeypatch):
+    run, columns = load_script("run_zero_shot.py", monkeypatch), []
+    monkeypatch.setattr(run, "read_captions", lambda *_, caption_column, **__: columns.append(caption_column) or {})
+    monkeypatch.setattr(run, "EXAMPLES", 5)
+    rows = []
+    for seed in (0, 0, 1):
+        how = {"seed": seed, "prompts": ["captions"], "caption_column_name": "tags", "label_column_name": "label"}
+        split = run.open_split(options_of(run, corpus, **how), "test")
+        rows.append([row["image"]["path"] for row in split.examples])
+    assert rows[0] == rows[1] != rows[2]
+    assert columns == ["tags"] * 3
+
+
+def test_pictures_name_classes_in_letters_that_they_have(monkeypatch):
+    run = load_script("run_zero_shot.py", monkeypatch)
+    prompts = prompts_from_names(["x", "y"]).select([0, 1])
+    shown = run.names_to_show(prompts, ["красный диск", "赤い円盤"], {0: "a disc", 1: "a disc"})
+    assert shown == ["красный диск", "a disc"]
 
 
 def test_what_is_no_two_tower_model_is_one_line(corpus: Path, tmp_path: Path):
