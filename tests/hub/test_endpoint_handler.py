@@ -43,6 +43,19 @@ def test_zero_shot_gives_shares_best_first(handlers):
     json.dumps(answer)
 
 
+def test_a_template_stands_around_each_label_and_commas_separate_them(handlers):
+    def shares(**parameters: object) -> list[float]:
+        return [entry["score"] for entry in handlers["clip"]({"inputs": PICTURE, "parameters": parameters})]
+
+    around = shares(candidate_labels="a disc , a bar", hypothesis_template="a picture of {}!")
+    assert around == pytest.approx(shares(candidate_labels=["a picture of a disc!", "a picture of a bar!"]), abs=1e-6)
+    assert around != pytest.approx(shares(candidate_labels=["a disc", "a bar"]), abs=1e-6)
+
+
+def test_no_model_answers_as_in_training(handlers):
+    assert not any(handler.model.training for handler in handlers.values())
+
+
 def test_labels_are_cut_to_what_the_text_tower_reads(handlers, monkeypatch):
     words = "a b c d e f " * 40
     for kind in ("clip", "native"):
@@ -81,6 +94,38 @@ def test_several_pictures_and_other_forms_of_one(handlers):
     one = torch.tensor(several[0])
     for form in (f"data:image/png;base64,{PICTURE}", raw, Image.open(io.BytesIO(raw))):
         torch.testing.assert_close(torch.tensor(handlers["maws"]({"inputs": form})), one, rtol=0, atol=1e-5)
+
+
+def test_an_opened_picture_is_seen_upright_and_on_white_as_its_bytes_are(handlers):
+    turned, clear = io.BytesIO(), io.BytesIO()
+    picture = Image.open(io.BytesIO(draw_image(1, size=40)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    picture.save(turned, format="PNG", exif=exif)
+    transparent = picture.convert("RGBA")
+    transparent.putalpha(Image.linear_gradient("L").resize((40, 40)))
+    transparent.save(clear, format="PNG")
+    plain = torch.tensor(handlers["maws"]({"inputs": PICTURE}))
+    for file in (turned, clear):
+        opened, raw = (
+            torch.tensor(handlers["maws"]({"inputs": form})) for form in (Image.open(file), file.getvalue())
+        )
+        torch.testing.assert_close(opened, raw, rtol=0, atol=1e-5)
+        assert (raw - plain).norm() > 1e-3 * plain.norm()
+
+
+def test_pictures_are_answered_in_their_order(handlers):
+    pictures = [base64.b64encode(draw_image(number)).decode() for number in range(3)]
+    together = torch.tensor(handlers["maws"]({"inputs": pictures}))
+    for row, picture in zip(together, pictures, strict=True):
+        torch.testing.assert_close(row, torch.tensor(handlers["maws"]({"inputs": picture})), rtol=0, atol=1e-5)
+
+
+def test_the_name_of_a_class_is_that_of_its_logit(handlers):
+    handler = handlers["classifier"]
+    shares = handler.model(handler._images([PICTURE])).logits.softmax(dim=1)[0].tolist()
+    answer = {entry["label"]: entry["score"] for entry in handler({"inputs": PICTURE, "parameters": {"top_k": 9}})}
+    assert answer == pytest.approx({f"LABEL_{number}": share for number, share in enumerate(shares)}, abs=1e-6)
 
 
 def bomb() -> str:

@@ -28,6 +28,7 @@ from transformers import CLIPImageProcessorPil
 from maws_hf import MawsLiTModel
 from maws_hf.data.sources import open_stream
 from maws_hf.evaluation.encoders import load_encoder
+from maws_hf.evaluation.features import model_digest
 from maws_hf.processing.decode import decode_image
 
 LABELS = ["a red disc", "ein blauer Balken", "青い棒"]
@@ -327,6 +328,69 @@ def test_tabs_are_there_for_what_is_given(folders, image_shards, tmp_path):
     assert tabs(mae_model=str(folders["mae"])) == ["Reconstruct"]
     given = {"index_model": str(folders["encoder"]), "index_dataset": str(image_shards), "index_size": 8}
     assert tabs(zero_shot_model=str(folders["lit"]), **given) == ["Zero-shot", "Neighbours"]
+
+
+def test_pictures_to_search_and_examples_are_of_the_splits_and_numbers_asked_for(monkeypatch, tmp_path):
+    opened, made = [], []
+    monkeypatch.setattr(app, "open_stream", lambda source, split: opened.append((source, split)))
+    monkeypatch.setattr(app, "write_examples", lambda dataset, count, folder: made.append((count, folder)) or [])
+    monkeypatch.setattr(
+        app, "build_index", lambda encoder, dataset, **how: made.append((how["most"], how["cache_dir"]))
+    )
+    data = {"index_dataset": "data", "index_split": "test", "index_size": 8, "index_model": "m", "num_examples": 3}
+
+    def options_of(**options: object) -> app.SpaceOptions:
+        return app.SpaceOptions(**{**data, "cache_dir": str(tmp_path), **options})
+
+    app.find_examples(options_of())
+    app.find_examples(options_of(example_dataset="others", example_split="train"))
+    app.make_index(options_of(), None).wait(60)
+    assert opened == [("data", "test"), ("others", "train"), ("data", "test")]
+    assert made == [(3, tmp_path / "examples")] * 2 + [(8, tmp_path / "index")]
+    assert app.find_examples(options_of(num_examples=0)) == []
+
+
+@pytest.mark.parametrize(("given", "expected"), [("index_model", "other"), ("zero_shot_model", "lit"), (None, "mae")])
+def test_the_search_has_its_own_encoder_or_that_of_a_tab(
+    given, expected, folders, image_shards, tmp_path, monkeypatch
+):
+    searched = []
+    monkeypatch.setattr(app, "make_index", lambda options, encoder: searched.append(encoder.model))
+    monkeypatch.setattr(app, "neighbours_tab", lambda *_: None)
+    folder = {"index_model": folders["encoder"], "zero_shot_model": folders["lit"], None: None}[given]
+    options = {"mae_model": str(folders["mae"]), "index_dataset": str(image_shards), "num_examples": 0}
+    app.build_page(app.SpaceOptions(cache_dir=str(tmp_path), **options, **({given: str(folder)} if given else {})))
+    models = {"other": load_encoder(str(folders["encoder"])), "mae": load_encoder(str(folders["mae"]))}
+    models["lit"] = MawsLiTModel.from_pretrained(folders["lit"])
+    assert model_digest(searched[0]) == model_digest(Encoder("x", models[expected]).model)
+
+
+def test_an_index_of_another_model_or_other_pictures_is_another(folders, encoder, image_shards, tmp_path):
+    other = load_encoder(str(folders["encoder"]))
+    for parameter in other.parameters():
+        parameter.data.mul_(1.5)
+    built = [
+        build_index(made, open_stream(image_shards), most=most, cache_dir=tmp_path)
+        for made, most in ((encoder, 8), (encoder, 9), (Encoder("other", other), 9), (encoder, 8))
+    ]
+    assert [index.from_cache for index in built] == [False, False, False, True]
+    assert [len(index.names) for index in built] == [8, 9, 9, 8]
+
+
+def test_a_model_sees_pictures_with_its_own_mean_in_a_search_too(tmp_path, image_shards):
+    model = tiny_two_towers("clip").eval()
+    model.save_pretrained(tmp_path / "clip")
+    CLIPImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.3, 0.2, 0.1]).save_pretrained(tmp_path / "clip")
+    made = Encoder(str(tmp_path / "clip"), model)
+    index = build_index(made, open_stream(image_shards), most=4, cache_dir=tmp_path / "index")
+    first = decode_image(draw_image(0))
+    pixels = made.transform(first)[None] / 255
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]))
+    with torch.no_grad():
+        expected = model.get_image_features(pixel_values=(pixels - mean) / deviation)
+    expected = getattr(expected, "pooler_output", expected)[0]
+    torch.testing.assert_close(made(first), expected, rtol=1e-4, atol=1e-5)
+    assert index.nearest(expected, 4)[0].cosine == pytest.approx(1, abs=1e-5)
 
 
 def test_the_header_names_models_and_the_licence_of_their_cards(folders, tmp_path, reconstructor):
