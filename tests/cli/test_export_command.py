@@ -1,5 +1,6 @@
 """`maws-hf export` of what is no model folder yet."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from transformers import ViTMAEForPreTraining
 
 from maws_hf import MawsMAEForPreTraining
 from maws_hf.cli import main
+from maws_hf.hub.proof import ProofError
 from maws_hf.models.weight_files import ModelLoadingError
 from maws_hf.optim.ema import WeightAverage
 from maws_hf.optim.groups import parameter_groups
@@ -72,3 +74,23 @@ def test_the_end_of_a_run_never_takes_an_older_checkpoint_for_its_result(run: Pa
 def test_a_sharded_checkpoint_is_no_model_and_it_is_said_how_it_becomes_one(run: Path):
     with pytest.raises(ModelLoadingError, match=r"sharded parameters.*`maws-hf export .*step-00000002 --output_dir"):
         MawsMAEForPreTraining.from_pretrained(run / "checkpoints/step-00000002")
+
+
+def test_the_architecture_asked_for_is_written(run: Path, tmp_path: Path):
+    output = ["--output_dir", str(tmp_path / "export"), "--no_verify"]
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(run), *output, "--architecture", "pixio"])
+    assert not ended.value.code
+    assert json.loads((tmp_path / "export" / "config.json").read_text())["model_type"] == "pixio"
+
+
+def test_an_export_that_computes_something_else_is_not_left_behind(run: Path, tmp_path: Path, monkeypatch):
+    def refuse(*_: object) -> None:
+        assert (tmp_path / "export" / "config.json").is_file()
+        raise ProofError("pooler_output differs")
+
+    monkeypatch.setattr("maws_hf.hub.proof.prove_export", refuse)
+    with pytest.raises(SystemExit, match="pooler_output differs") as ended:
+        main(["export", str(run), "--output_dir", str(tmp_path / "export")])
+    assert ended.value.code
+    assert not (tmp_path / "export").exists()

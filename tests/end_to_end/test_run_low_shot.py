@@ -199,6 +199,24 @@ def test_each_choice_has_its_own_decay_first_weights_and_order_and_mirror_images
         torch.testing.assert_close(given["tokens"][:, place], tokens)
 
 
+def test_what_is_missing_of_a_group_gets_its_own_result(tmp_path, monkeypatch):
+    run, lengths = load_script("run_low_shot.py", monkeypatch), []
+    options, model, task = a_task(run, output_dir=str(tmp_path), methods=["lora"])
+    grid = run.Grid(options, model, task)
+    found = [run.Adapted({}, rate, {rate: 0.5}) for rate in (0.1, 0.2)]
+    right = torch.nn.functional.one_hot(task.test_labels, 2).float()
+    monkeypatch.setattr(run, "choices_at_once", lambda *_: 2)
+    monkeypatch.setattr(run, "long_enough", lambda recipe, images: lengths.append(images) or recipe)
+    monkeypatch.setattr(run, "adapt", lambda *_: found)
+    monkeypatch.setattr(run, "predict", lambda *_: [1 - right, right])
+    assert list(grid.adapters("lora")) == [5, 6]
+    grid.file("lora", 2, 6).unlink()  # as if it had been stopped before
+    assert list(grid.adapters("lora")) == [5, 6]
+    cells = [json.loads(grid.file("lora", 2, seed).read_text()) for seed in (5, 6)]
+    assert [(cell["seed"], cell["learning_rate"], cell["top1"]) for cell in cells] == [(5, 0.1, 0.0), (6, 0.2, 1.0)]
+    assert set(lengths) == {4}, "as long as the images of the largest choice ask for"
+
+
 def test_cells_are_kept_for_the_same_images_labels_and_precision_only(monkeypatch):
     run = load_script("run_low_shot.py", monkeypatch)
     options, model, task = a_task(run)
