@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -34,6 +36,18 @@ def load_script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@contextmanager
+def called_with(flags: Iterable[object], run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Around the script's `main` in this process, where nothing needs to be imported again."""
+    monkeypatch.setattr(sys, "argv", [f"{run.__name__}.py", *map(str, flags)])
+    verbosity = logging.get_verbosity()
+    try:
+        yield
+    finally:  # what a script may set for itself, but not for the tests after it
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
 def leave_out_training(
     run: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPatch, *, exit_code: int = 0
 ) -> SimpleNamespace:
@@ -56,13 +70,8 @@ def leave_out_training(
     alone |= {"gather": lambda rows: rows, "reduce": lambda rows, reduction: rows, "end_training": lambda: None}
     monkeypatch.setattr(run, "build_accelerator", lambda recipe: SimpleNamespace(**alone, print=print))
     monkeypatch.setattr(run, "train", train)
-    monkeypatch.setattr(sys, "argv", arguments[1:])
-    verbosity = logging.get_verbosity()
-    try:
+    with called_with(arguments[2:], run, monkeypatch):
         assert run.main() == exit_code
-    finally:  # what a script may set for itself, but not for the tests after it
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
     return given
 
 

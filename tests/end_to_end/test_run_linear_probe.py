@@ -1,6 +1,5 @@
 """`examples/run_linear_probe.py` as a user runs it."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,10 +13,9 @@ import torch
 from datasets import ClassLabel, Dataset, List, Value
 from datasets import Features as Columns
 from datasets import Image as ImageFeature
-from runs import load_script
+from runs import called_with, load_script
 from tiny import draw_image, tiny_config
 from transformers import ViTConfig, ViTModel
-from transformers.utils import logging
 
 from maws_hf import MawsMAEForPreTraining, MawsViTModel
 from maws_hf.evaluation.features import Features
@@ -75,18 +73,9 @@ def run(parameters: list[str], expected: int = 0) -> str:
 
 def run_here(parameters: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, where the encoder can be watched and nothing needs to be imported again."""
-    specification = importlib.util.spec_from_file_location("run_linear_probe", ROOT / "examples/run_linear_probe.py")
-    script = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "run_linear_probe", script)  # where its dataclass looks its annotations up
-    specification.loader.exec_module(script)
-    monkeypatch.setattr(sys, "argv", ["run_linear_probe.py", *parameters])
-    verbosity = logging.get_verbosity()
-    try:
-        with pytest.raises(SystemExit) as ended:
-            script.run_script(script.main)
-    finally:  # what a script may set for itself, but not for the tests after it
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+    script = load_script("run_linear_probe.py", monkeypatch)
+    with called_with(parameters, script, monkeypatch), pytest.raises(SystemExit) as ended:
+        script.run_script(script.main)
     if ended.value.code != 0:
         pytest.fail(str(ended.value))
 
@@ -332,14 +321,9 @@ def test_the_best_linear_probe_is_the_first_row_and_a_rate_at_the_edge_is_told(t
     }
     monkeypatch.setattr(run, "probe", lambda options, argument: results[argument])
     monkeypatch.setattr(run.ProbeOptions, "open", lambda options, split: None)
-    monkeypatch.setattr(sys, "argv", ["x", *arguments(tmp_path / "data", tmp_path / "run", list(results))])
     monkeypatch.setattr(run, "refuse_missing_folder", lambda name: None)
-    verbosity = logging.get_verbosity()
-    try:
+    with called_with(arguments(tmp_path / "data", tmp_path / "run", list(results)), run, monkeypatch):
         assert run.main() == 0
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if line.split()[:1] and line.split()[0] in results and ":" not in line]
     assert [row[:2] for row in rows] == [["high", "75.00"], ["mid", "50.00"], ["low", "25.00"]]

@@ -1,7 +1,6 @@
 """`examples/run_zero_shot.py` as a user runs it."""
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,12 +13,11 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from runs import load_script
+from runs import called_with, load_script
 from tiny import draw_image, tiny_config
 from tiny_two_towers import tiny_tokenizer, tiny_two_towers
 from torch import nn
 from transformers import CLIPImageProcessorPil
-from transformers.utils import logging
 
 from maws_hf import MawsViTModel
 from maws_hf.data.prompts import prompts_from_names
@@ -111,18 +109,9 @@ def run(corpus: Path, output_dir: Path, models: list[Path], *flags: object, expe
 
 def run_here(monkeypatch: pytest.MonkeyPatch, *flags: object) -> str | int:
     """In this process, where nothing needs to be imported again. Gives the code or message that it ends with."""
-    specification = importlib.util.spec_from_file_location("run_zero_shot", ROOT / "examples/run_zero_shot.py")
-    script = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "run_zero_shot", script)  # where its dataclasses look their annotations up
-    specification.loader.exec_module(script)
-    monkeypatch.setattr(sys, "argv", ["run_zero_shot.py", *map(str, flags)])
-    verbosity = logging.get_verbosity()
-    try:
-        with pytest.raises(SystemExit) as ended:
-            script.run_script(script.main)
-    finally:  # what a script may set for itself, but not for the tests after it
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+    script = load_script("run_zero_shot.py", monkeypatch)
+    with called_with(flags, script, monkeypatch), pytest.raises(SystemExit) as ended:
+        script.run_script(script.main)
     return ended.value.code
 
 
@@ -247,13 +236,8 @@ def test_every_split_is_scored_with_the_precision_and_batch_asked_for(tmp_path, 
         str(tmp_path / "o"),
     ]
     flags += ["--eval_split", "test", "unseen", "--per_device_text_batch_size", "5", "--bf16", "true"]
-    monkeypatch.setattr(sys, "argv", ["x", *flags])
-    verbosity = logging.get_verbosity()
-    try:
+    with called_with(flags, run, monkeypatch):
         assert run.main() == 0
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
     results = json.loads((tmp_path / "o" / "results.json").read_text())["results"]
     assert [result["split"] for result in results] == ["test", "unseen"]
     assert asked == [{"batch_size": 5, "bf16": True}] * 2

@@ -100,14 +100,20 @@ def test_a_head_is_what_torchs_own_layers_make_of_it(momentum: float, decay: flo
     torch.testing.assert_close(head.scores(data.features).double(), scores, rtol=1e-4, atol=1e-4)
 
 
-def test_images_left_out_of_one_epoch_come_in_another(monkeypatch: pytest.MonkeyPatch):
-    seen: list[list[int]] = []
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The labels of each batch that heads are trained on."""
+    batches: list[list[int]] = []
 
     def watch(logits: torch.Tensor, labels: torch.Tensor, *arguments: object) -> torch.Tensor:
-        seen.append(labels[:, 0].tolist())
+        batches.append(labels[:, 0].tolist())
         return logit_gradient(logits, labels, *arguments)
 
     monkeypatch.setattr(linear_heads, "logit_gradient", watch)
+    return batches
+
+
+def test_images_left_out_of_one_epoch_come_in_another(seen: list[list[int]]):
     data = LabelledFeatures(torch.randn(40, 3), torch.arange(40), 40)
     train_heads(data, torch.arange(40), [0.1], SGD)
     assert [len(set(batch)) for batch in seen] == [32] * 6  # the batch for 40 images: one an epoch, without repeats
@@ -141,14 +147,7 @@ def test_a_seed_decides_the_initial_weights():
     assert not torch.equal(starts[0], starts[2])
 
 
-def test_a_seed_decides_the_order_of_images(monkeypatch: pytest.MonkeyPatch):
-    seen: list[list[int]] = []
-
-    def watch(logits: torch.Tensor, labels: torch.Tensor, *arguments: object) -> torch.Tensor:
-        seen.append(labels[:, 0].tolist())
-        return logit_gradient(logits, labels, *arguments)
-
-    monkeypatch.setattr(linear_heads, "logit_gradient", watch)
+def test_a_seed_decides_the_order_of_images(seen: list[list[int]]):
     data = LabelledFeatures(torch.randn(40, 3), torch.arange(40), 40)
     for seed in (0, 0, 1):
         train_heads(data, torch.arange(40), [0.1], replace(SGD, epochs=1), seed=seed)
