@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 from tiny_lit import tiny_lit
@@ -211,6 +211,14 @@ def test_other_classes_of_one_encoder_have_its_digest():
     assert encoder_digest(lit) == encoder_digest(lit.vision_model)
     assert encoder_digest(masked) == encoder_digest(masked.vit)
     assert encoder_digest(lit) != encoder_digest(masked)
+
+
+def test_ranks_that_adalora_does_not_save_are_not_missed(base, tmp_path):
+    save_adapter(base, tmp_path / "adapter", AdaLoraConfig(target_modules=["q_proj"], total_step=10))
+    assert not any("ranknum" in name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
+    model = Classifier.from_pretrained(base)
+    model.load_adapter(tmp_path / "adapter")
+    assert any("ranknum" in name for name in model.state_dict())
 
 
 def test_of_two_towers_the_image_towers_sizes_are_recorded():

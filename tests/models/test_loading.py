@@ -618,6 +618,16 @@ def test_with_other_sizes_only_a_head_starts_anew(tmp_path: Path):
         MawsMAEForPreTraining.from_pretrained(tmp_path, image_size=64, **loose)
 
 
+def test_who_asks_what_has_another_shape_is_told_and_not_refused(tmp_path: Path):
+    MawsViTModel(tiny_config()).save_pretrained(tmp_path)
+    options = {"intermediate_size": 40, "ignore_mismatched_sizes": True}
+    _, info = MawsViTModel.from_pretrained(tmp_path, **options, output_loading_info=True)
+    told = {name for name, *_ in info["mismatched_keys"]}
+    assert told == {
+        f"layers.{number}.mlp.{name}" for number in range(2) for name in ("fc1.weight", "fc1.bias", "fc2.weight")
+    }
+
+
 def test_with_other_sizes_a_decoder_may_be_deeper(tmp_path: Path):
     MawsMAEForPreTraining(tiny_config()).save_pretrained(tmp_path)
     model = MawsMAEForPreTraining.from_pretrained(tmp_path, decoder_num_hidden_layers=3, ignore_mismatched_sizes=True)

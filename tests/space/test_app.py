@@ -3,6 +3,7 @@
 import itertools
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from maws_hf import MawsLiTModel
 from maws_hf.data.sources import open_stream
 from maws_hf.evaluation.encoders import load_encoder
 from maws_hf.evaluation.features import model_digest
-from maws_hf.processing.decode import decode_image
+from maws_hf.processing.decode import DEFAULT_LIMITS, decode_image
 
 LABELS = ["a red disc", "ein blauer Balken", "青い棒"]
 
@@ -348,6 +349,17 @@ def test_pictures_to_search_and_examples_are_of_the_splits_and_numbers_asked_for
     assert opened == [("data", "test"), ("others", "train"), ("data", "test")]
     assert made == [(3, tmp_path / "examples")] * 2 + [(8, tmp_path / "index")]
     assert app.find_examples(options_of(num_examples=0)) == []
+
+
+def test_the_page_is_shared_with_nobody_and_at_the_port_asked_for(monkeypatch):
+    launched = {}
+    page = SimpleNamespace(launch=lambda **how: launched.update(how))
+    monkeypatch.setattr(app, "build_page", lambda options: page)
+    monkeypatch.setattr(app, "logging", SimpleNamespace(disable_progress_bar=int, set_verbosity_error=int))
+    monkeypatch.setattr("sys.argv", ["app.py", "--mae_model", "m", "--server_port", "7999"])
+    assert app.main() == 0
+    assert (launched["server_port"], launched["share"], launched["enable_monitoring"]) == (7999, False, False)
+    assert launched["max_file_size"] == DEFAULT_LIMITS.max_bytes
 
 
 @pytest.mark.parametrize(("given", "expected"), [("index_model", "other"), ("zero_shot_model", "lit"), (None, "mae")])

@@ -33,6 +33,7 @@ from maws_hf.training.checkpoint import MANIFEST
 from maws_hf.training.pairs import (
     PairRecipe,
     _count_rows,
+    _data_of,
     _feature_job,
     build_pair_loader,
     encode_locked,
@@ -180,6 +181,12 @@ def test_all_that_decides_a_feature_decides_which_are_read(recipe, model, accele
     assert len(centres) == 1, "a centre needs no seed"
     shared = tmp_path / "shared"
     assert folder_of(feature_cache=str(shared)).parent == shared
+
+
+def test_another_split_or_configuration_is_other_data(recipe):
+    dataset, *_ = open_pairs(recipe, "train")
+    others = [replace(recipe, dataset_split="test"), replace(recipe, dataset_config_name="large")]
+    assert len({json.dumps(_data_of(each, dataset)) for each in (recipe, *others)}) == 3
 
 
 def test_crops_of_features_are_drawn_as_small_as_asked_and_each_is_trained_on(recipe, model, accelerator, tmp_path):
