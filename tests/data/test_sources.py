@@ -440,6 +440,13 @@ def test_the_files_of_a_split_are_known_by_their_names_and_shards_by_their_sizes
     assert digest_of_files(open_stream("both")) == train
 
 
+@pytest.mark.parametrize("folder", ["val_test", "val and test"])
+def test_a_folder_called_like_several_splits_is_not_trained_on(tmp_path, folder):
+    write_image(tmp_path / folder / "1.png")
+    with pytest.raises(DataSourceError, match=f"has {folder}/1.png, whose folder is called like several splits: move"):
+        open_stream(tmp_path)
+
+
 def test_hidden_files_and_folders_are_none_of_the_data(tmp_path):
     names = ["cat/1.png", "dog/2.png", "cat/.1.png", ".thumbnails/3.png", "dog/.trash/4.png"]
     assert opened(tmp_path, names) == (names[:2], ["cat", "dog"])

@@ -21,7 +21,7 @@ _SPLIT_NAMES = {keyword: split for split, keywords in _KEYWORDS.items() for keyw
 _SEPARATORS = r"[-._ 0-9]+"  # those of `datasets`
 # A folder called by nothing else is no class but held out; `valid` may well be a class.
 _HELD_OUT = _SPLIT_NAMES.keys() - {*_KEYWORDS["train"], "valid"}
-_ADDED_TO_IT = {"data", "image", "images", "img", "imgs", "photos", "pictures", "set", "split"}
+_ADDED_TO_IT = {"and", "data", "image", "images", "img", "imgs", "photos", "pictures", "set", "split"}
 
 
 class DataSourceError(ValueError):
@@ -100,9 +100,12 @@ def _refuse(root: str, files: Sequence[str], splits: Sequence[str | None]) -> No
     stray = files[splits.index(None)]
     found = sorted({split for split in splits if split})
     glob_of_all = os.path.join(glob.escape(root), "**", f"*{os.path.splitext(stray)[1]}")
+    if found:
+        there = f"the split{'s' if len(found) > 1 else ''} {', '.join(found)}, but {stray} belongs to none of them"
+    else:
+        there = f"{stray}, whose folder is called like several splits"
     raise DataSourceError(
-        f"{root} has the split{'s' if len(found) > 1 else ''} {', '.join(found)}, but {stray} belongs to none of "
-        "them: move it away, or name the folder or the files of one split (as a quoted glob; "
+        f"{root} has {there}: move it away, or name the folder or the files of one split (as a quoted glob; "
         f"'{glob_of_all}' reads all of its kind as one)"
     )
 
