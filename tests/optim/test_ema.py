@@ -16,7 +16,7 @@ def test_the_average_follows_the_recurrence_in_float64():
         average.update(model, update)
         decay = min(0.9, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * model.weight.detach().double()
-    torch.testing.assert_close(average.state_dict()["weight"].double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(average.state_dict()["weight"].double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_average_of_a_bfloat16_model_moves():

@@ -3,8 +3,8 @@ import torch
 from tiny import tiny_config
 from torch import nn
 
-from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification
-from maws_hf.optim.groups import layer_of, parameter_groups
+from maws_hf import MawsMAEForPreTraining, MawsViTForImageClassification, MawsViTModel
+from maws_hf.optim.groups import is_decayed, layer_of, parameter_groups
 
 CONFIG = tiny_config()
 
@@ -70,3 +70,30 @@ def test_a_decay_over_layers_wants_their_number():
 def test_a_decoders_layers_are_none_of_the_encoders():
     assert layer_of("vit.layers.0.mlp.fc1.weight", 12) == layer_of("layers.0.mlp.fc1.weight", 12) == 1
     assert layer_of("decoder.layers.0.mlp.fc1.weight", 12) == 13
+
+
+def test_layers_with_two_digits_and_a_bare_encoders_embeddings_have_their_place():
+    assert [layer_of(f"layers.{layer}.mlp.fc1.weight", 12) for layer in (1, 9, 10, 11)] == [2, 10, 11, 12]
+    assert layer_of("embeddings.cls_token", 12) == layer_of("vit.embeddings.cls_token", 12) == 0
+
+
+def test_an_encoder_of_one_block_has_layers_too():
+    model = MawsViTModel(tiny_config(num_hidden_layers=1))
+    groups = parameter_groups(model, 0.05, layer_decay=0.5, depth=1)
+    assert {group["lr_scale"] for group in groups} == {0.25, 0.5, 1.0}
+
+
+def test_position_tables_of_images_are_spared_wherever_they_lie_and_those_of_words_decay():
+    names = ("embeddings.position_embeddings", "vision_model.embeddings.position_embeddings")
+    words = "text_model.embeddings.position_embeddings.weight"
+    table = nn.Parameter(torch.ones(1, 17, 32))
+    assert not any(is_decayed(name, table) for name in names)
+    assert is_decayed(words, table[0])
+
+
+def test_names_stand_in_the_order_of_their_parameters():
+    model = MawsMAEForPreTraining(CONFIG)
+    own = dict(model.named_parameters())
+    for group in parameter_groups(model, 0.05):
+        assert group["param_names"] != sorted(group["param_names"])
+        assert all(own[name] is each for name, each in zip(group["param_names"], group["params"], strict=True))

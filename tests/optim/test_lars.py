@@ -10,18 +10,24 @@ MOMENTUM, DECAY, TRUST = 0.8, 0.01, 0.002
 
 
 def reference_steps(
-    weight: list[float], gradients: list[list[float]], rates: list[float], matrix: bool
+    weight: list[float],
+    gradients: list[list[float]],
+    rates: list[float],
+    matrix: bool,
+    momentum: float = MOMENTUM,
+    decay: float = DECAY,
+    trust: float = TRUST,
 ) -> list[float]:
     """MAE's LARS in plain Python, value by value; double precision."""
     velocity = [0.0] * len(weight)
     for gradient, rate in zip(gradients, rates, strict=True):
         if matrix:
-            gradient = [g + DECAY * w for g, w in zip(gradient, weight, strict=True)]
+            gradient = [g + decay * w for g, w in zip(gradient, weight, strict=True)]
             weight_norm = math.sqrt(sum(w * w for w in weight))
             gradient_norm = math.sqrt(sum(g * g for g in gradient))
-            ratio = TRUST * weight_norm / gradient_norm if weight_norm > 0 and gradient_norm > 0 else 1.0
+            ratio = trust * weight_norm / gradient_norm if weight_norm > 0 and gradient_norm > 0 else 1.0
             gradient = [ratio * g for g in gradient]
-        velocity = [MOMENTUM * v + g for v, g in zip(velocity, gradient, strict=True)]
+        velocity = [momentum * v + g for v, g in zip(velocity, gradient, strict=True)]
         weight = [w - rate * v for w, v in zip(weight, velocity, strict=True)]
     return weight
 
@@ -101,11 +107,62 @@ def test_a_restored_optimizer_goes_on_as_the_first_would_have():
     assert not torch.equal(weight, fresh)
 
 
+def test_a_matrix_whose_gradient_is_zero_stays_and_one_without_a_gradient_is_passed_over():
+    for gradient in (torch.zeros(2, 3), None):
+        weight = torch.ones(2, 3)
+        weight.grad = gradient
+        LARS([weight], lr=1.0).step()
+        assert torch.equal(weight, torch.ones(2, 3))
+
+
+def test_more_than_two_axes_are_a_matrix():
+    """Of the size that a matrix of the same numbers moves."""
+    moved = []
+    for shape in ((2, 12), (2, 3, 4)):
+        weight = torch.arange(1.0, 25.0).view(shape)
+        weight.grad = torch.ones(shape)
+        LARS([weight], lr=1.0, weight_decay=0.1).step()
+        moved.append(weight.flatten())
+    assert torch.equal(*moved)
+
+
+def test_the_defaults_are_momentum_and_no_decay():
+    weight = torch.full((2, 2), 3.0)
+    optimizer = LARS([weight], lr=1.0)
+    for _ in range(2):
+        weight.grad = torch.ones(2, 2)
+        optimizer.step()
+    expected = reference_steps([3.0] * 4, [[1.0] * 4] * 2, [1.0] * 2, matrix=True, momentum=0.9, decay=0, trust=0.001)
+    assert weight.flatten().tolist() == pytest.approx(expected)
+
+
+def test_without_momentum_every_step_is_that_of_the_first():
+    weight = torch.zeros(4)
+    optimizer = LARS([weight], lr=0.5, momentum=0.0)
+    for _ in range(3):
+        weight.grad = torch.ones(4)
+        optimizer.step()
+    assert torch.equal(weight, torch.full((4,), -1.5))
+
+
+def test_a_closure_computes_the_gradient_and_its_loss_is_returned():
+    weight = torch.full((3,), 2.0, requires_grad=True)
+
+    def closure() -> torch.Tensor:
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    assert LARS([weight], lr=0.25).step(closure).item() == 12
+    assert torch.equal(weight.detach(), torch.ones(3))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"lr": -1.0}, "lr is -1.0"),
         ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"momentum": -0.1}, "momentum is -0.1"),
         ({"weight_decay": float("nan")}, "weight_decay is nan"),
         ({"trust_coefficient": -0.1}, "trust_coefficient is -0.1"),
     ],
