@@ -3,10 +3,11 @@
 import pytest
 import torch
 from tiny import tiny_config
+from tiny_lit import tiny_lit_config
 
-from maws_hf import MawsMAEForPreTraining, MawsViTConfig, MawsViTForImageClassification
+from maws_hf import MawsLiTModel, MawsMAEForPreTraining, MawsViTConfig, MawsViTForImageClassification
 from maws_hf.models.patch_grid import sincos_position_table
-from maws_hf.training.initial_weights import meta_model, new_model
+from maws_hf.training.initial_weights import draw_weights, meta_model, new_model
 
 
 def test_two_models_of_one_seed_are_equal_and_of_two_seeds_differ():
@@ -56,3 +57,53 @@ def test_the_large_models_can_be_built_without_memory(size: str, millions: int):
     model = meta_model(MawsMAEForPreTraining, MawsViTConfig.from_size(size))
     assert all(tensor.is_meta for tensor in model.state_dict().values())
     assert sum(p.numel() for p in model.vit.parameters()) / 1e6 == pytest.approx(millions, abs=1)
+
+
+def test_weights_of_another_precision_are_the_same_ones_rounded():
+    options = {"dtype": torch.bfloat16, "attn_implementation": "eager"}
+    model = new_model(MawsMAEForPreTraining, tiny_config(), 1, **options)
+    assert model.config._attn_implementation == "eager"
+    exact = new_model(MawsMAEForPreTraining, tiny_config(), 1).state_dict()
+    theirs = MawsMAEForPreTraining._from_config(tiny_config(), **options).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == theirs[name].dtype, name
+        assert torch.equal(tensor, exact[name].to(tensor.dtype)), name
+
+
+def test_what_is_kept_elsewhere_has_the_models_names_and_leaves_the_model_as_it_was():
+    config = tiny_config(qkv_bias=False)
+    model, kept = meta_model(MawsMAEForPreTraining, config), {}
+    draw_weights(model, 1, keep=kept.__setitem__)
+    assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    whole = new_model(MawsMAEForPreTraining, config, 1).state_dict()
+    assert whole.keys() == kept.keys()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in whole.items())
+
+
+def test_a_weight_of_the_model_itself_has_a_name_without_a_dot():
+    model, kept = meta_model(MawsLiTModel, tiny_lit_config()), {}
+    draw_weights(model, 1, keep=kept.__setitem__, only={"logit_scale"})
+    assert kept.keys() == {"logit_scale"}
+    assert float(kept["logit_scale"]) == pytest.approx(model.config.logit_scale_init_value)
+
+
+def test_only_what_is_new_is_drawn_even_of_one_module():
+    model = new_model(MawsViTForImageClassification, tiny_config(num_labels=3), 1)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(7.0)
+    draw_weights(model, 2, only={"classifier.bias", "vit.layers.1.mlp.fc1.weight"})
+    fresh = new_model(MawsViTForImageClassification, tiny_config(num_labels=3), 2).state_dict()
+    for name, tensor in model.state_dict().items():
+        drawn = name in ("classifier.bias", "vit.layers.1.mlp.fc1.weight")
+        assert torch.equal(tensor, fresh[name] if drawn else torch.full_like(tensor, 7.0)), name
+
+
+def test_a_tensor_that_the_model_leaves_undefined_is_named():
+    class Forgetful(MawsViTForImageClassification):
+        def _init_weights(self, module):
+            if module is not self.classifier:
+                super()._init_weights(module)
+
+    with pytest.raises(RuntimeError, match=r"Forgetful\._init_weights leaves classifier\.weight undefined"):
+        new_model(Forgetful, tiny_config(num_labels=3), 1)

@@ -30,6 +30,7 @@ def test_rows_are_those_of_the_whole_model(tmp_path: Path, saved, options: dict)
     assert {name for name in whole if name.startswith("vit.")} <= start.names
     for name in start.names & whole.keys():
         assert torch.equal(start.read(name, 1, 3), whole[name][1:3]), name
+        assert torch.equal(start.read(name), whole[name]), name
 
 
 def test_what_a_start_lacks_is_drawn_as_for_a_new_model(tmp_path: Path):

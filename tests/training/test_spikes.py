@@ -45,7 +45,10 @@ def test_there_is_none_before_the_median_means_something_nor_without_a_factor():
     assert highest_loss([1.0] * LEAST, 3.0) == 3.0
     assert highest_loss([1.0] * LEAST, 0.0) == math.inf
     assert highest_loss([-1.0] * LEAST, 3.0) == math.inf, "three times as low is no jump"
+    assert highest_loss([0.0] * LEAST, 3.0) == math.inf, "nor is the first loss that is not zero"
     assert highest_loss([1.0] * LEAST + [1000.0] * 2, 3.0) == 3.0, "those few would move a mean"
+    assert highest_loss([1.0] * LEAST + [2.0] * LEAST, 3.0) == 4.5
+    assert highest_loss([1000.0] * WINDOW + [1.0] * WINDOW, 3.0) == 3.0, "what lies beyond the window is forgotten"
 
 
 def test_a_loss_at_the_limit_is_judged_alike_on_host_and_device():

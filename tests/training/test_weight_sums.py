@@ -14,6 +14,7 @@ from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training import model as training_model
 from maws_hf.training.model import save_trained_model
 from maws_hf.training.verification import verify_folder
+from maws_hf.training.weight_sums import weight_sum_problems, write_weight_sums
 
 
 @pytest.fixture
@@ -50,7 +51,9 @@ def test_the_sums_are_those_that_sha256sum_reads(folder: Path):
 def test_a_lost_file_of_weights_and_a_damaged_record_are_faults(folder: Path):
     (folder / "model.safetensors").unlink()
     assert f"{folder}/model.safetensors is missing; SHA256SUMS lists it" in faults_of(folder)
-    for content in (b"", b"\xff", b"model.safetensors", b"a" * 64 + b"  ../../model.safetensors"):
+    line = b"a" * 64 + b"  model.safetensors"
+    wrong = (b"model.safetensors", b"a" * 64 + b"  ../../model.safetensors", b"a" * 64 + b"  model/../x.safetensors")
+    for content in (b"", b"\xff", *wrong, line + b".part", line + b"\n" + wrong[0]):
         (folder / "SHA256SUMS").write_bytes(content)
         assert f"{folder}/SHA256SUMS is not what a run has written" in faults_of(folder)
 
@@ -78,3 +81,28 @@ def test_a_model_loads_with_sums_that_are_wrong(folder: Path):
     tensors["vit.layernorm.bias"].fill_(2.0)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert MawsViTModel.from_pretrained(folder).layernorm.bias.eq(torch.tensor(2.0)).all()
+
+
+def test_a_record_that_cannot_be_read_is_a_fault_and_none_is_none(folder: Path):
+    (folder / "SHA256SUMS").unlink()
+    assert list(weight_sum_problems(folder)) == []
+    (folder / "SHA256SUMS").mkdir()
+    assert list(weight_sum_problems(folder)) == [f"{folder}/SHA256SUMS is not what a run has written"]
+
+
+def test_every_shard_has_its_sum_and_every_fault_is_told(tmp_path: Path):
+    shards = [f"model-0000{number}-of-00004.safetensors" for number in range(1, 5)]
+    for name in (*reversed(shards), "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes(name.encode())
+    write_weight_sums(tmp_path)
+    sums = (tmp_path / "SHA256SUMS").read_text()
+    assert [line.split("  ")[1] for line in sums.splitlines()] == shards
+    assert list(weight_sum_problems(tmp_path)) == []
+    for name in shards[:2]:
+        (tmp_path / name).unlink()
+    for name in shards[2:]:
+        (tmp_path / name).write_bytes(b"else")
+    assert list(weight_sum_problems(tmp_path)) == [
+        *(f"{tmp_path / name} is missing; SHA256SUMS lists it" for name in shards[:2]),
+        *(f"{tmp_path / name} is not what the run has written, says SHA256SUMS" for name in shards[2:]),
+    ]
