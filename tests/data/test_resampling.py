@@ -110,6 +110,7 @@ def test_label_that_is_no_class_has_no_factor():
     ("counts", "rarest", "images", "message"),
     [
         ([2, 1], [2, 1, 0], 3, r"counts \(2,\) and rarest \(3,\) must both hold one number for each class"),
+        ([[2, 1]], [[2, 1]], 3, r"counts \(1, 2\) and rarest \(1, 2\) must both hold one number for each class"),
         ([2, 1], [1, 2], 3, "class 1 is the rarest of 2 and in 1 of 3 images"),
         ([4, 1], [2, 1], 3, "class 0 is the rarest of 2 and in 4 of 3 images"),
         ([2, 1], [1, 1], 3, "rarest adds up to 2, not to the 3 images"),
@@ -177,8 +178,15 @@ def test_ratio_that_only_a_longer_epoch_would_reach_is_refused():
         solve_threshold([10, 10, 10], [10, 10, 10], 30, ratio=1.5)
     # 9 images once and one sqrt(9) = 3 times: 1.2 is the end, where t is the frequency of the common class.
     assert solve_threshold([9, 1], [9, 1], 10, ratio=1.2) == pytest.approx(0.9)
-    with pytest.raises(ValueError, match=r"ratio is 1\.21, but .* at most 1\.2: ask"):
-        solve_threshold([9, 1], [9, 1], 10, ratio=1.21)
+    for ratio in (1.21, 1.2001):
+        with pytest.raises(ValueError, match=rf"ratio is {ratio}, but .* at most 1\.2: ask"):
+            solve_threshold([9, 1], [9, 1], 10, ratio)
+
+
+def test_the_most_that_is_told_is_reached():
+    with pytest.raises(ValueError, match=r"at most 1\.205: ask"):
+        solve_threshold([7, 1], [7, 1], 8, ratio=2)
+    assert RepeatFactors.from_ratio([7, 1], [7, 1], 8, ratio=1.205).ratio == pytest.approx(1.205)
 
 
 def test_rounding_at_the_limit_never_asks_for_more_than_all_images():
@@ -339,6 +347,7 @@ def test_rows_of_other_factors_or_other_classes_have_another_fingerprint():
     one, other = (SimpleNamespace(fingerprint=name) for name in ("one", "other"))
     names = {RepeatRows(factors, labels).fingerprint for factors in (few, many) for labels in (one, other)}
     assert len(names) == 4
+    assert RepeatFactors([4, 8], [4, 4], 8, 0.9).fingerprint != RepeatFactors([4, 8], [4, 4], 8, 0.9001).fingerprint
 
 
 def test_rule_goes_to_a_worker_by_pickle():

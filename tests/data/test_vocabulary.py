@@ -24,6 +24,12 @@ def test_what_is_saved_is_loaded(vocabulary, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["vocabulary.json"]
 
 
+def test_a_class_that_is_no_images_rarest_is_loaded_too(tmp_path):
+    vocabulary = Vocabulary(images=4, min_count=0, classes=(replace(DOG, rarest=0, tags=(("dog", 0),)), CAT))
+    vocabulary.save(tmp_path / "vocabulary.json")
+    assert Vocabulary.load(tmp_path / "vocabulary.json") == vocabulary
+
+
 def test_encode_gives_sorted_distinct_places(vocabulary):
     assert len(vocabulary) == 3
     assert vocabulary.index == {DOG.id: 0, CAT.id: 1, CAFE.id: 2}
@@ -69,8 +75,10 @@ def change(content: dict, path: tuple, value: object) -> dict:
         (("classes", 1), "cat", r"classes\[1\]: expected an object, got 'cat'"),
         (("classes", 1, "gloss"), None, r"classes\[1\]\.gloss: missing"),
         (("classes", 0, "count"), 7.0, r"classes\[0\]\.count: expected a whole number, 0 or more, got 7\.0"),
+        (("classes", 0, "rarest"), "2", r"classes\[0\]\.rarest: expected a whole number, 0 or more, got '2'"),
         (("classes", 0, "id"), 2084071, r"classes\[0\]\.id: expected text, got 2084071"),
         (("classes", 0, "tags"), [["dog"]], r"classes\[0\]\.tags: expected pairs of a tag and its count"),
+        (("classes", 0, "tags"), [[7, 6]], r"classes\[0\]\.tags: expected text, got 7"),
         (("classes", 0, "tags"), ["do"], r"classes\[0\]\.tags: expected a list, got 'do'"),
         (("classes", 0, "count"), 1, "classes: they are not in the order"),
     ],
@@ -86,6 +94,9 @@ def test_a_file_that_is_no_vocabulary_is_refused_by_field(vocabulary, tmp_path, 
 def test_a_torn_file_is_refused(tmp_path):
     file = tmp_path / "vocabulary.json"
     file.write_text('{"images": 7, "cla')
+    with pytest.raises(VocabularyError, match=r"vocabulary\.json is not JSON"):
+        Vocabulary.load(file)
+    file.write_bytes(b'{"images": "\xff')
     with pytest.raises(VocabularyError, match=r"vocabulary\.json is not JSON"):
         Vocabulary.load(file)
     file.write_text("[]")
