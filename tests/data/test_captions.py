@@ -280,6 +280,14 @@ def test_the_usual_columns_are_found_in_their_order():
     assert reader_of({"alt": text, "txt": text}, columns=["alt", "txt"]).columns == ("alt", "txt")
 
 
+def test_weights_are_those_asked_for_and_one_of_0_is_never_drawn():
+    features = {"alt": Value("string"), "captions": List(BY_LANGUAGE)}
+    weights = {"alt": 1.0, "en": 3.0, "de": 0.0}
+    reader = reader_of(features, columns=["alt", "captions"], weights=weights)
+    row = {"alt": "a pet"} | in_languages(en="a cat", de="eine Katze", fr="un chat")
+    assert_shares(draws(reader, row), {"a pet": 0.25, "a cat": 0.75})
+
+
 @pytest.mark.parametrize(
     ("features", "options", "message"),
     [
@@ -303,6 +311,7 @@ def test_captions_that_cannot_be_read_are_named(features, options, message):
 def test_weights_are_parsed():
     assert parse_weights("en=2, de=0.5,fr , zh-Hant = 1e-1,") == {"en": 2.0, "de": 0.5, "fr": 1.0, "zh-Hant": 0.1}
     assert parse_weights("") == {}
+    assert parse_weights("en=1,de=0") == {"en": 1.0, "de": 0.0}
 
 
 @pytest.mark.parametrize("text", ["en=two", "en=", "=2", "en=-1", "en=inf", "en=nan", "en=1=2"])

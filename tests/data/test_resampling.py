@@ -192,9 +192,10 @@ def test_the_most_that_is_told_is_reached():
 def test_rounding_at_the_limit_never_asks_for_more_than_all_images():
     counts, rarest = [19, 27, 15, 18, 108], [19, 27, 15, 18, 29]
     most = sum(part * (108 / count) ** 0.5 for part, count in zip(rarest, counts, strict=True)) / 108
-    factors = RepeatFactors.from_ratio(counts, rarest, 108, most)
-    assert factors.threshold == 1.0
-    assert factors.ratio == pytest.approx(most)
+    for ratio in (most, math.nextafter(most, 2), most * (1 + 1e-12)):
+        factors = RepeatFactors.from_ratio(counts, rarest, 108, ratio)
+        assert factors.threshold == 1.0
+        assert factors.ratio == pytest.approx(most)
 
 
 def test_a_class_that_decides_no_image_does_not_raise_the_end():
@@ -347,7 +348,8 @@ def test_rows_of_other_factors_or_other_classes_have_another_fingerprint():
     one, other = (SimpleNamespace(fingerprint=name) for name in ("one", "other"))
     names = {RepeatRows(factors, labels).fingerprint for factors in (few, many) for labels in (one, other)}
     assert len(names) == 4
-    assert RepeatFactors([4, 8], [4, 4], 8, 0.9).fingerprint != RepeatFactors([4, 8], [4, 4], 8, 0.9001).fingerprint
+    one, *others = (([4, 8], [4, 4], 8, 0.9), ([4, 8], [4, 4], 8, 0.9001), ([2, 8], [2, 6], 8, 0.9))
+    assert RepeatFactors(*one).fingerprint not in {RepeatFactors(*other).fingerprint for other in others}
 
 
 def test_rule_goes_to_a_worker_by_pickle():

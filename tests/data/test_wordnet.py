@@ -76,10 +76,13 @@ def test_another_version_is_refused(folder, tmp_path):
         WordNet.load(tmp_path)
 
 
-def test_a_given_folder_is_the_only_one_looked_at(folder, tmp_path):
-    assert find_wordnet(folder) == folder
+def test_a_given_folder_is_the_only_one_looked_at(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert find_wordnet(folder) == find_wordnet(f"~/{folder.name}") == folder
     with pytest.raises(WordNetError, match=r"has no index\.noun and no data\.noun: install Debian's wordnet-base"):
         find_wordnet(tmp_path)
+    with pytest.raises(WordNetError, match="install Debian's wordnet-base"):
+        find_wordnet("w" * 300)  # a name that no disk takes
 
 
 def test_it_is_looked_for_at_debian_then_in_the_cache_then_fetched(folder, tmp_path, monkeypatch):
