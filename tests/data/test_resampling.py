@@ -53,6 +53,13 @@ def test_counts_and_rarest_labels_of_a_small_set():
     assert images == 4
 
 
+def test_more_classes_than_two_bytes_number_are_counted():
+    counts, rarest, images = count_labels([[69_999, 3], [3]], 70_000)
+    assert counts[[3, 69_999]].tolist() == [2, 1]
+    assert rarest[[3, 69_999]].tolist() == [1, 1]
+    assert images == counts.sum() - 1 == 2
+
+
 @given(multi_label_sets)
 def test_counting_agrees_with_a_loop_over_the_images(label_lists):
     counts, rarest, images = count_labels(label_lists, CLASSES)
