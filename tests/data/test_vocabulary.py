@@ -78,6 +78,8 @@ def change(content: dict, path: tuple, value: object) -> dict:
         (("classes", 0, "rarest"), "2", r"classes\[0\]\.rarest: expected a whole number, 0 or more, got '2'"),
         (("classes", 0, "id"), 2084071, r"classes\[0\]\.id: expected text, got 2084071"),
         (("classes", 0, "tags"), [["dog"]], r"classes\[0\]\.tags: expected pairs of a tag and its count"),
+        (("classes", 0, "tags"), [["dog", 6, 1]], r"classes\[0\]\.tags: expected pairs of a tag and its count"),
+        (("classes", 0, "tags"), [["dog", "6"]], r"classes\[0\]\.tags: expected a whole number, 0 or more, got '6'"),
         (("classes", 0, "tags"), [[7, 6]], r"classes\[0\]\.tags: expected text, got 7"),
         (("classes", 0, "tags"), ["do"], r"classes\[0\]\.tags: expected a list, got 'do'"),
         (("classes", 0, "count"), 1, "classes: they are not in the order"),

@@ -74,6 +74,11 @@ def test_another_version_is_refused(folder, tmp_path):
     (tmp_path / "data.noun").write_bytes(content[: len(content) // 2])
     with pytest.raises(WordNetError, match=r"holds 117798 noun lemmas and \d+ noun synsets where WordNet 3"):
         WordNet.load(tmp_path)
+    (tmp_path / "data.noun").write_bytes(content)
+    index = (tmp_path / "index.noun").read_bytes()
+    (tmp_path / "index.noun").write_bytes(index[: index.rindex(b"\n", 0, -1) + 1])
+    with pytest.raises(WordNetError, match=r"holds 117797 noun lemmas and 82115 noun synsets where WordNet 3"):
+        WordNet.load(tmp_path)
 
 
 def test_a_given_folder_is_the_only_one_looked_at(folder, tmp_path, monkeypatch):
