@@ -32,6 +32,7 @@ def test_a_class_that_is_no_images_rarest_is_loaded_too(tmp_path):
 
 def test_encode_gives_sorted_distinct_places(vocabulary):
     assert len(vocabulary) == 3
+    assert (len(DOG.tags), CAT.tags) == (2, ())
     assert vocabulary.index == {DOG.id: 0, CAT.id: 1, CAFE.id: 2}
     assert vocabulary.encode([CAFE.id, DOG.id, CAFE.id, "n00000000"]) == [0, 2]
     assert vocabulary.encode([]) == vocabulary.encode(iter(["n00000000"])) == []
@@ -73,6 +74,8 @@ def change(content: dict, path: tuple, value: object) -> dict:
         (("images",), -7, "images: expected a whole number"),
         (("classes",), {}, r"classes: expected a list, got \{\}"),
         (("classes", 1), "cat", r"classes\[1\]: expected an object, got 'cat'"),
+        (("classes", 1, "name"), 7, r"classes\[1\]\.name: expected text, got 7"),
+        (("classes", 1, "count"), "x" * 999, r"classes\[1\]\.count: expected a whole number, .*, got 'x{39}\.\.\.;"),
         (("classes", 1, "gloss"), None, r"classes\[1\]\.gloss: missing"),
         (("classes", 0, "count"), 7.0, r"classes\[0\]\.count: expected a whole number, 0 or more, got 7\.0"),
         (("classes", 0, "rarest"), "2", r"classes\[0\]\.rarest: expected a whole number, 0 or more, got '2'"),

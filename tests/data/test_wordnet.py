@@ -42,7 +42,9 @@ def test_a_gloss_ends_before_its_examples(wordnet):
     assert wordnet.gloss("n00002684") == "a tangible and visible entity; an entity that can cast a shadow"
 
 
-@pytest.mark.parametrize("synset", ["n00000000", "n02099602", "n99999999", "v02099601", "n1", "", "n0209960\n"])
+@pytest.mark.parametrize(
+    "synset", ["n00000000", "n02099602", "n99999999", "v02099601", "n1", "", "n02099601x", "n0209960\n"]
+)
 def test_what_is_no_synset_is_no_key(wordnet, synset):
     with pytest.raises(KeyError, match=r"is no noun synset of WordNet 3\.0"):
         wordnet.gloss(synset)
