@@ -185,6 +185,23 @@ def test_classes_of_one_frequency_are_ordered_by_their_ids(tmp_path):
     assert DOG < CAT
 
 
+def test_a_class_is_on_ten_images_unless_said_otherwise(tmp_path):
+    source = write_shards(tmp_path / "tagged", [{"tags": [tag]} for tag in ["dog"] * 10 + ["cat"] * 9], 1)
+    report = label_dataset(source, tmp_path / "out", tags_column="tags")
+    assert [each.id for each in report.vocabulary.classes] == [DOG]
+    assert (report.vocabulary.min_count, report.vocabulary.images) == (10, 10)
+
+
+def test_the_configuration_asked_for_is_labelled(tmp_path):
+    for tag in ("cat", "dog"):
+        write_shards(tmp_path / "in" / tag, [{"tags": [tag]}], 1)
+    configs = [{"config_name": tag, "data_files": f"{tag}/*.parquet"} for tag in ("cat", "dog")]
+    (tmp_path / "in" / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    for tag, synset in (("cat", CAT), ("dog", DOG)):
+        label(tmp_path / "in", tmp_path / tag, dataset_config_name=tag, min_count=1)
+        assert [row["synsets"] for row in labelled(tmp_path / tag)] == [[synset]]
+
+
 def test_any_number_of_processes_gives_the_same_bytes(source, done, tmp_path):
     label(source, tmp_path / "two", num_proc=2)
     ours, theirs = contents(tmp_path / "two"), contents(done)
@@ -645,6 +662,7 @@ def test_without_any_label_the_dropped_tags_are_shown(tmp_path):
         ({"tag_separator": ""}, ValueError, "--tag_separator is empty: give what stands between"),
         ({"num_proc": 0}, ValueError, "--num_proc 0 is not possible"),
         ({"splits": ["train", "train"]}, ValueError, "--dataset_split train train is not possible"),
+        ({"splits": []}, ValueError, "--dataset_split  is not possible: name each split once"),
         ({"splits": ["dev"]}, DataSourceError, "no split 'dev'"),
         ({"image_column": "photo"}, DataSourceError, "--image_column_name photo: no such column"),
         ({"wordnet_dir": "/nowhere"}, WordNetError, r"/nowhere has no index\.noun"),
@@ -673,6 +691,22 @@ def test_a_wrong_separator_leaves_nothing_in_the_way(tmp_path):
     label(source, tmp_path / "out", tag_separator=";")
     assert [row["synsets"] for row in labelled(tmp_path / "out")] == [[DOG, CAT]] * 4
     assert (tmp_path / "out" / "mine.txt").exists()
+
+
+def test_a_wrong_separator_of_a_killed_run_leaves_nothing_in_the_way(tmp_path, monkeypatch):
+    source = write_shards(tmp_path / "in", [{"tags": "dog;cat"}] * 4, 2)
+
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelCounts, "of", kill)
+        with pytest.raises(Killed):
+            label(source, tmp_path / "out", tag_separator=",")
+    assert len(list((tmp_path / "out" / "data").iterdir())) == 2
+    with pytest.raises(LabellingError, match="no tag is a WordNet noun"):
+        label(source, tmp_path / "out", tag_separator=",")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_split_without_nouns_leaves_finished_ones_alone(source, done, tmp_path):

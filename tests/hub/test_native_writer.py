@@ -1,6 +1,8 @@
 """Shards written in chunks are safetensors' own, and a mapped file's memory comes back while it is read."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,16 +55,50 @@ def test_values_that_are_not_finite_are_counted_by_tensor(tensors, tmp_path):
     assert write_shards(contents(tensors), tmp_path, parameters=1, shard_bytes=100) == {"b.weight": 3, "a.half": 1}
 
 
+needs_maps = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="asks the kernel in Linux' way")
+
+
+def mapped(value, path):
+    torch.save({"weight": value}, path)
+    return torch.load(path, mmap=True, weights_only=True)["weight"]
+
+
+def resident(path):
+    """Bytes of a file that this process holds in memory."""
+    held, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if "-" in line.split()[0]:
+            inside = line.endswith(f" {path}")
+        elif inside and line.startswith("Rss:"):
+            held += 1024 * int(line.split()[1])
+    return held
+
+
+@needs_maps
 def test_only_memory_of_the_file_is_given_back(tmp_path):
-    value = torch.arange(100_000, dtype=torch.float32)
-    torch.save({"weight": value}, tmp_path / "file.pt")
-    mapped = torch.load(tmp_path / "file.pt", mmap=True, weights_only=True)["weight"]
+    value = torch.arange(1_000_000, dtype=torch.float32)
+    weight = mapped(value, tmp_path / "file.pt")
     file = MappedFile(tmp_path / "file.pt")
-    if not file.ranges:
-        pytest.skip("this system does not tell where files are mapped")
     held = value.clone()
-    for tensor in (mapped, held):
+    for tensor in (weight, held):
+        assert tensor.sum() > 0
+        assert resident(tmp_path / "file.pt") >= 4_000_000
         file.give_back(tensor)
         assert torch.equal(tensor, value)  # read again from the disk, or never lost
-    start = mapped.data_ptr()
-    assert any(low <= start < high for low, high in file.ranges)
+    file.give_back(weight)
+    assert resident(tmp_path / "file.pt") < 200_000
+    assert torch.equal(weight, value)
+
+
+@needs_maps
+def test_a_mapped_file_is_known_by_any_name_of_its_own_and_no_other(tmp_path, monkeypatch):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    file = tmp_path / "one" / "my file.pt"
+    weight = mapped(torch.arange(1000), file)
+    (tmp_path / "link.pt").symlink_to(file)
+    shutil.copy(file, tmp_path / "two")
+    monkeypatch.chdir(tmp_path / "one")
+    for name in (file, Path("my file.pt"), tmp_path / "link.pt"):
+        assert any(low <= weight.data_ptr() < high for low, high in MappedFile(name).ranges)
+    assert MappedFile(tmp_path / "two" / "my file.pt").ranges == []
