@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
+import transformers
+from leftovers import temporary_of
 from tiny_release import write_model
 
+from maws_hf import MawsLiTConfig, MawsLiTProcessor, MawsViTConfig
 from maws_hf.hub.staging import STUB, StagingError, build_staging, files_below, is_allowed, read_staging
 
 
@@ -27,6 +31,13 @@ def test_only_files_on_the_list_are_taken_and_the_rest_is_named(tmp_path: Path):
     [
         ("model-00001-of-00002.safetensors", True),
         ("model.safetensors.index.json", True),
+        ("preprocessor_config.json", True),
+        ("special_tokens_map.json", True),
+        ("conversion.json", True),
+        ("training.json", True),
+        ("images/a.jpg", True),
+        ("model-00001.safetensors", False),
+        ("model-1/x-of-2.safetensors", False),
         ("sub/config.json", False),
         ("images/sub/a.png", False),
         ("optimizer.bin", False),
@@ -45,6 +56,14 @@ def test_the_manifest_has_the_checksums_and_a_later_change_is_noticed(tmp_path: 
     content = (tmp_path / "model" / "model.safetensors").read_bytes()
     assert record == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert read_staging(staging.folder) == staging
+    assert staging.everything == {**staging.files, "release.json": staging.manifest}
+    assert staging.digest == hashlib.sha256((staging.folder / "release.json").read_bytes()).hexdigest()[:12]
+    changed = bytearray(content)
+    changed[-1] ^= 1
+    (staging.folder / "model.safetensors").write_bytes(changed)
+    with pytest.raises(StagingError, match=r"model\.safetensors is no longer what release\.json says"):
+        read_staging(staging.folder)
+    (staging.folder / "model.safetensors").write_bytes(content)
     (staging.folder / "config.json").write_text("{}")
     with pytest.raises(StagingError, match=r"config\.json is no longer what release\.json says"):
         read_staging(staging.folder)
@@ -54,8 +73,8 @@ def test_the_manifest_has_the_checksums_and_a_later_change_is_noticed(tmp_path: 
 
 
 def test_large_files_are_linked_and_small_ones_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("maws_hf.hub.staging._LINKED", 300)
     model = write_model(tmp_path / "model")
+    monkeypatch.setattr("maws_hf.hub.staging._LINKED", (model / "model.safetensors").stat().st_size)
     staging = build_staging(model, tmp_path / "staging").folder
     assert (staging / "model.safetensors").samefile(model / "model.safetensors")
     assert not (staging / "config.json").samefile(model / "config.json")
@@ -93,6 +112,85 @@ def test_the_native_folder_gets_a_stub_and_forgets_where_its_towers_came_from(tm
     assert all(name.split(".")[1] in scope for name in made["auto_map"].values())
     with pytest.raises(StagingError, match="'pixio' is not our own format"):
         build_staging(write_model(tmp_path / "other"), tmp_path / "third", native=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "other", "staging"}
+
+
+@pytest.mark.parametrize("config_class", [MawsViTConfig, MawsLiTConfig])
+def test_the_stub_names_the_classes_that_are_registered_here(tmp_path: Path, config_class: type):
+    model = write_model(tmp_path / "model", model_type=config_class.model_type)
+    staging = build_staging(model, tmp_path / "staging", native=True)
+    named = json.loads((staging.folder / "config.json").read_text())["auto_map"]
+    found = {"AutoConfig": config_class}
+    for auto in named.keys() - {"AutoConfig", "AutoProcessor"}:
+        found[auto] = getattr(transformers, auto)._model_mapping[config_class]
+    if "AutoProcessor" in named:
+        found["AutoProcessor"] = MawsLiTProcessor
+    assert named == {auto: f"maws_hf_stub.{each.__name__}" for auto, each in found.items()}
+
+
+def test_the_card_is_the_text_that_is_given(tmp_path: Path):
+    staging = build_staging(write_model(tmp_path / "model"), tmp_path / "new" / "staging", card="# 犬\n")
+    assert (staging.folder / "README.md").read_bytes() == "# 犬\n".encode()
+    assert staging.files["README.md"].bytes == 6
+
+
+def test_a_folder_without_a_model_and_one_that_is_the_model_by_another_name_are_refused(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StagingError, match=r"empty holds no model: config\.json is missing"):
+        build_staging(tmp_path / "empty", tmp_path / "staging")
+    model = write_model(tmp_path / "model")
+    (tmp_path / "link").symlink_to(model)
+    with pytest.raises(StagingError, match="lie in each other"):
+        build_staging(model, tmp_path / "link")
+
+
+def test_a_model_is_read_through_a_link_to_its_folder(tmp_path: Path):
+    model = write_model(tmp_path / "model")
+    (tmp_path / "latest").symlink_to(model)
+    through = build_staging(tmp_path / "latest", tmp_path / "staging")
+    assert through.files == build_staging(model, tmp_path / "other").files
+
+
+def test_a_linked_folder_of_images_is_not_entered(tmp_path: Path):
+    model = write_model(tmp_path / "model")
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "a.png").write_bytes(b"x")
+    (model / "images").symlink_to(tmp_path / "private")
+    staging = build_staging(model, tmp_path / "staging")
+    assert staging.left_out == ("images",)
+    assert "images/a.png" not in staging.files
+
+
+def test_a_release_of_a_release_has_a_manifest_of_its_own(tmp_path: Path):
+    first = build_staging(write_model(tmp_path / "model"), tmp_path / "first")
+    again = build_staging(first.folder, tmp_path / "again", card="# another\n")
+    assert (again.left_out, again.files.keys()) == ((), first.files.keys())
+    assert read_staging(again.folder) == again
+
+
+def test_what_a_killed_command_has_left_is_removed(tmp_path: Path):
+    temporary_of(tmp_path / "staging").mkdir()
+    build_staging(write_model(tmp_path / "model"), tmp_path / "staging")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "staging"}
+
+
+def test_a_file_of_several_blocks_has_the_checksum_of_all(tmp_path: Path, capsys: pytest.CaptureFixture):
+    content = bytes(range(256)) * (9 << 12)
+    model = write_model(tmp_path / "model")
+    (model / "images").mkdir()
+    (model / "images" / "a.png").write_bytes(content)
+    record = build_staging(model, tmp_path / "staging").files["images/a.png"]
+    assert (record.bytes, record.sha256) == (9 << 20, hashlib.sha256(content).hexdigest())
+    assert "Checksums" not in capsys.readouterr().err  # that is done at once
+
+
+def test_all_that_is_no_folder_is_below_one(tmp_path: Path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "file").touch()
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "c").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "d")
+    assert list(files_below(tmp_path)) == ["a", "b/file", "c", "d"]
 
 
 @pytest.mark.parametrize("place", [".", "native", ".."])
@@ -111,6 +209,29 @@ def test_what_somebody_has_put_into_a_staging_folder_is_not_thrown_away(tmp_path
     (staging / "notes.md").write_text("mine")
     with pytest.raises(StagingError, match=r"holds something else \(notes\.md\)"):
         build_staging(model, staging)
+
+
+@pytest.mark.parametrize("manifest", ["{", "{}", "[]", '{"files": 3}', '{"files": []}', "[" * 100_000])
+def test_a_folder_with_another_release_json_is_neither_read_nor_replaced(tmp_path: Path, manifest: str):
+    model = write_model(tmp_path / "model")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "release.json").write_text(manifest)
+    (theirs / "thesis.txt").write_text("years of work")
+    with pytest.raises(StagingError, match=r"release\.json is no manifest"):
+        read_staging(theirs)
+    with pytest.raises(StagingError, match="holds something else"):
+        build_staging(model, theirs)
+    assert (theirs / "thesis.txt").is_file()
+
+
+def test_a_manifest_with_another_size_is_noticed(tmp_path: Path):
+    folder = build_staging(write_model(tmp_path / "model"), tmp_path / "staging").folder
+    content = json.loads((folder / "release.json").read_text())
+    content["files"]["config.json"]["bytes"] += 1
+    (folder / "release.json").write_text(json.dumps(content))
+    with pytest.raises(StagingError, match=r"config\.json is no longer what release\.json says"):
+        read_staging(folder)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def _refuse_to_replace(staging_dir: Path) -> None:
         return
     try:
         known = {*json.loads((staging_dir / MANIFEST).read_text(encoding="utf-8"))["files"], MANIFEST}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         known = set()
     if other := [name for name in files_below(staging_dir) if name not in known]:
         raise StagingError(f"{staging_dir} holds something else ({other[0]}): name a new --staging_dir")
@@ -193,14 +193,16 @@ def files_below(folder: Path) -> Iterator[str]:
 def _sorted_out(model_dir: Path) -> tuple[list[str], list[str]]:
     taken, left_out = [], []
     for path in sorted(model_dir.iterdir() if model_dir.is_dir() else ()):
+        if path.name == MANIFEST:  # a new one is written
+            continue
         names = [path.name]
         if path.is_dir() and not path.is_symlink():
             names = [f"{path.name}/{below.name}" for below in sorted(path.iterdir())]
-        wanted = [name for name in names if is_allowed(name) and name != MANIFEST]
+        wanted = [name for name in names if is_allowed(name)]
         taken += wanted
-        left_out += [name for name in names if name not in wanted and name != MANIFEST] if wanted else [path.name]
+        left_out += [name for name in names if name not in wanted] if wanted else [path.name]
     for name in taken:
-        if (model_dir / name).is_symlink() or (model_dir / name).parent.is_symlink():
+        if (model_dir / name).is_symlink():
             raise StagingError(f"{model_dir / name} is a link: put the file itself there (cp -L), or delete it")
     return taken, left_out
 
