@@ -1,14 +1,16 @@
 """Shards written in chunks are safetensors' own, and a mapped file's memory comes back while it is read."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from maws_hf.hub import native_writer
+from maws_hf.hub import mapped_file, native_writer
 from maws_hf.hub.mapped_file import MappedFile
 from maws_hf.hub.native_writer import write_shards
 
@@ -76,24 +78,25 @@ def resident(path):
 
 @needs_maps
 def test_only_memory_of_the_file_is_given_back(tmp_path):
-    value = torch.arange(1_000_000, dtype=torch.float32)
-    weight = mapped(value, tmp_path / "file.pt")
+    above = torch.arange(1_000_000, dtype=torch.float32)
+    weight = mapped(above, tmp_path / "file.pt")
     file = MappedFile(tmp_path / "file.pt")
-    held = value.clone()
-    for tensor in (weight, held):
-        assert tensor.sum() > 0
-        assert resident(tmp_path / "file.pt") >= 4_000_000
+    below = above.clone()  # later memory has lower addresses
+    assert torch.equal(weight, above)
+    assert resident(tmp_path / "file.pt") >= 4_000_000
+    for tensor in (above, below, weight):
         file.give_back(tensor)
-        assert torch.equal(tensor, value)  # read again from the disk, or never lost
-    file.give_back(weight)
     assert resident(tmp_path / "file.pt") < 200_000
-    assert torch.equal(weight, value)
+    for tensor in (above, below, weight):
+        assert tensor.double().sum() == 499_999_500_000  # never lost, or read again from the disk
 
 
 @needs_maps
 def test_a_mapped_file_is_known_by_any_name_of_its_own_and_no_other(tmp_path, monkeypatch):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
+    (tmp_path / os.fsdecode(b"\xff")).write_bytes(b"other")
+    strange = np.memmap(tmp_path / os.fsdecode(b"\xff"), mode="r")  # another mapping whose name is no UTF-8
     file = tmp_path / "one" / "my file.pt"
     weight = mapped(torch.arange(1000), file)
     (tmp_path / "link.pt").symlink_to(file)
@@ -102,3 +105,13 @@ def test_a_mapped_file_is_known_by_any_name_of_its_own_and_no_other(tmp_path, mo
     for name in (file, Path("my file.pt"), tmp_path / "link.pt"):
         assert any(low <= weight.data_ptr() < high for low, high in MappedFile(name).ranges)
     assert MappedFile(tmp_path / "two" / "my file.pt").ranges == []
+    assert strange.tobytes() == b"other"
+
+
+def test_nothing_is_given_back_where_the_system_does_not_tell(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped_file, "_MAPS", tmp_path / "nothing")
+    weight = mapped(torch.arange(10_000), tmp_path / "file.pt")
+    file = MappedFile(tmp_path / "file.pt")
+    file.give_back(weight)
+    assert file.ranges == []
+    assert torch.equal(weight, torch.arange(10_000))
