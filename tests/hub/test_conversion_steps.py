@@ -19,10 +19,12 @@ from tiny_originals import (
 )
 
 from maws_hf import MawsLiTModel, MawsMAEForPreTraining, MawsViTForImageClassification, MawsViTModel
+from maws_hf.hub import conversion_steps
 from maws_hf.hub.conversion_steps import run_step, verify_native, write_native
 from maws_hf.hub.original_archive import ConversionError
 from maws_hf.hub.original_sizes import Sizes
 
+LIMIT = torch.tensor(4.6055)  # ln 100 is 4.6052
 SIZES = Sizes(num_attention_heads=4, decoder_num_attention_heads=3, text_num_attention_heads=3, norm_pix_loss=True)
 
 
@@ -255,6 +257,24 @@ def test_what_is_missing_left_over_or_mis_shaped_is_listed_with_the_file(tmp_pat
     assert "blocks.0.norm1.bias is (31,), expected (32,)" in message
 
 
+def test_what_cannot_be_told_from_a_file_is_said_with_its_name(tmp_path):
+    for name, content in (("sizes", encoder()), ("layout", {"weight": torch.ones(3)})):
+        (tmp_path / name).mkdir()
+        assert refused(content, tmp_path / name, Sizes()).startswith(f"{tmp_path / name / 'file.pt'}: ")
+
+
+def test_a_scale_in_half_precision_and_one_rounded_at_its_limit_are_converted(tmp_path):
+    state = {name: value.bfloat16() for name, value in two_towers().items()}
+    for name, content, scale in (
+        ("half", state, 2.5),
+        ("limit", {**two_towers(), "logit_scale": LIMIT}, LIMIT.item()),
+    ):
+        (tmp_path / name).mkdir()
+        _, folder, _ = written(content, tmp_path / name)
+        found = weights_in(folder)["logit_scale"]
+        assert (found.dtype, found.item()) == (torch.float32, scale)
+
+
 def test_mixed_types_and_scales_that_would_be_clamped_are_refused(tmp_path):
     (tmp_path / "scale").mkdir()
     message = refused({**two_towers(), "logit_scale": torch.tensor(4.7)}, tmp_path / "scale")
@@ -271,8 +291,23 @@ def test_labels_are_the_classes_names(tmp_path):
     assert config.label2id["owl"] == 2
 
 
+def test_classes_without_names_are_numbered_as_transformers_does(tmp_path):
+    _, folder, _ = written(classifier(2), tmp_path)
+    assert MawsViTForImageClassification.from_pretrained(folder).config.label2id == {"LABEL_0": 0, "LABEL_1": 1}
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_only_what_takes_long_shows_how_far_it_is(tmp_path, monkeypatch, capsys, shown):
+    if shown:
+        monkeypatch.setattr(conversion_steps, "PROGRESS_FROM", 0)
+    written(encoder(), tmp_path)
+    assert ("Writing" in capsys.readouterr().err) is shown
+
+
 def test_labels_have_to_fit(tmp_path):
-    (tmp_path / "few").mkdir()
+    for name in ("few", "none"):
+        (tmp_path / name).mkdir()
+    assert "0 labels for a classifier of 5 classes" in refused(classifier(), tmp_path / "none", labels=[])
     assert "2 labels for a classifier of 5 classes" in refused(classifier(), tmp_path / "few", labels=["a", "b"])
     assert "no classifier" in refused(encoder(), tmp_path, labels=["a", "b"])
 

@@ -103,6 +103,9 @@ def test_a_child_that_dies_is_reported_with_its_signal(tmp_path, monkeypatch):
     steps = package / "conversion_steps.py"
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     request = {"step": "write", "file": "a.pt"}
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "json.py").write_text("raise SystemExit('a file of the folder that one is in')")
+    monkeypatch.chdir(tmp_path / "here")
 
     steps.write_text("import os, signal\ndef run_step(request): os.kill(os.getpid(), signal.SIGKILL)\n")
     with pytest.raises(ConversionError, match=r"to write a\.pt was ended by SIGKILL; it was allowed 2,147,483,653"):
