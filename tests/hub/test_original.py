@@ -1,12 +1,16 @@
 """The conversion as its caller sees it: what is printed, recorded, refused, and that nothing is left behind."""
 
 import hashlib
+import io
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from tiny_originals import classifier, encoder, encoder_shapes, golden_weights, 
 
 from maws_hf import MawsViTForImageClassification
 from maws_hf.cli import main
-from maws_hf.hub import original
+from maws_hf.hub import conversion_process, original
 from maws_hf.hub.conversion_process import run_in_child
 from maws_hf.hub.conversion_steps import run_step
 from maws_hf.hub.original import Conversion, ConversionError, Sizes, convert_checkpoint
@@ -107,8 +111,8 @@ def test_a_child_that_dies_is_reported_with_its_signal(tmp_path, monkeypatch):
     (tmp_path / "here" / "json.py").write_text("raise SystemExit('a file of the folder that one is in')")
     monkeypatch.chdir(tmp_path / "here")
 
-    steps.write_text("import os, signal\ndef run_step(request): os.kill(os.getpid(), signal.SIGKILL)\n")
-    with pytest.raises(ConversionError, match=r"to write a\.pt was ended by SIGKILL; it was allowed 2,147,483,653"):
+    steps.write_text("import os, signal\ndef run_step(request): os.kill(os.getpid(), signal.SIGTERM)\n")
+    with pytest.raises(ConversionError, match=r"to write a\.pt was ended by SIGTERM; it was allowed 2,147,483,653"):
         run_in_child(request, mapped_bytes=5)
     steps.write_text("def run_step(request): return {'hoard': len(bytearray(8 << 30))}\n")
     with pytest.raises(ConversionError, match=r"a\.pt needs more than the 2,147,483,653 bytes of memory"):
@@ -118,6 +122,54 @@ def test_a_child_that_dies_is_reported_with_its_signal(tmp_path, monkeypatch):
     steps.write_text("raise SystemExit(3)\n")
     with pytest.raises(ConversionError, match="failed with exit status 3"):
         run_in_child(request, mapped_bytes=5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks the kernel in Linux' way")
+def test_the_memory_allowed_is_what_there_is_and_so_much_more_but_never_above_the_systems(tmp_path, monkeypatch):
+    def limits(hard: int) -> list[tuple[int, int]]:
+        found = []
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (hard, hard))
+        monkeypatch.setattr(resource, "setrlimit", lambda kind, both: found.append(both))
+        conversion_process.limit_memory(5 << 40)
+        return found
+
+    (used,) = re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    ((soft, hard),) = limits(resource.RLIM_INFINITY)
+    assert soft == hard == pytest.approx((5 << 40) + int(used) * 1024, abs=1 << 28)
+    assert limits(9 << 40) == [(soft, soft)]
+    assert limits(1 << 40) == [(1 << 40, 1 << 40)]
+    monkeypatch.setattr(conversion_process, "_STATM", tmp_path / "nothing")
+    assert limits(1 << 40) == []
+
+
+def test_a_child_answers_with_what_went_wrong_if_that_is_known(monkeypatch):
+    limits = []
+    monkeypatch.setattr(conversion_process, "limit_memory", limits.append)
+    monkeypatch.setattr("transformers.utils.logging.disable_progress_bar", lambda: None)
+
+    def answer(error: Exception) -> dict:
+        def run_step(request: dict) -> None:
+            raise error
+
+        monkeypatch.setattr("maws_hf.hub.conversion_steps.run_step", run_step)
+        monkeypatch.setattr(sys, "stdin", io.StringIO('{"file": "a.pt", "limit": 7000}'))
+        own = os.dup(1)
+        with TemporaryFile() as answers:
+            os.dup2(answers.fileno(), 1)
+            try:
+                conversion_process.main()
+            finally:
+                os.dup2(own, 1)
+                os.close(own)
+            answers.seek(0)
+            return json.load(answers)
+
+    assert answer(ConversionError("no such layout")) == {"error": "no such layout"}
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        assert answer(error)["error"].startswith("a.pt needs more than the 7,000 bytes of memory")
+    with pytest.raises(RuntimeError, match="sizes must match"):
+        answer(RuntimeError("sizes must match"))
+    assert limits == [7000] * 4
 
 
 @pytest.mark.usefixtures("in_this_process")
