@@ -399,6 +399,7 @@ def test_tags_in_text_and_in_separated_strings(tmp_path):
             ({"tags_column": None, "text_column": "captions"}, [DOG, CAT]),
             ({"tags_column": "keywords", "tag_separator": ","}, [DOG, "n02099601", CAT]),
             ({"tags_column": "keywords", "tag_separator": ",", "text_column": "caption"}, [DOG, "n02099601", CAT]),
+            ({"tags_column": "keywords", "tag_separator": ",", "text_column": "captions"}, [DOG, "n02099601", CAT]),
         ]
     ):
         report = label(source, tmp_path / str(number), min_count=1, **options)
@@ -418,10 +419,14 @@ def test_tags_in_text_and_in_separated_strings(tmp_path):
             "--tag_separator cuts the strings of --ta",
         ),
         ({"text_column": "number"}, "--text_column_name number: it holds int64, a string or a list of strings"),
+        (
+            {"tags_column": "numbers"},
+            "--tags_column_name numbers: it holds list.*int64.*, a string or a list of strings",
+        ),
     ],
 )
 def test_columns_that_cannot_hold_tags_are_refused(tmp_path, options, message):
-    rows = [{"key": "a", "tags": ["dog"], "number": 1}]
+    rows = [{"key": "a", "tags": ["dog"], "number": 1, "numbers": [1, 2]}]
     source = write_shards(tmp_path / "in", rows, 1)
     with pytest.raises(DataSourceError, match=message):
         label(source, tmp_path / "out", **options)
@@ -619,12 +624,34 @@ def test_labels_of_other_rules_are_not_mixed_with_ours(source, done, tmp_path, r
         label(source, tmp_path / "out")
 
 
-def test_other_rows_are_refused(source, tmp_path):
-    copy = write_shards(tmp_path / "tagged", tagged_rows(200), 5)
-    label(copy, tmp_path / "out")
-    write_shards(copy, tagged_rows(300, seed=1), 5)
+@pytest.mark.parametrize("pattern", ["", "/tagged/*.parquet", "/**/*.parquet"])
+def test_other_rows_are_refused(tmp_path, pattern):
+    copy = write_shards(tmp_path / "in" / "tagged", tagged_rows(20), 2)
+    named = f"{tmp_path}/in{pattern}" if pattern else copy
+    label(named, tmp_path / "out", min_count=1)
+    label(named, tmp_path / "out", min_count=1)
+    write_shards(copy, tagged_rows(30, seed=1), 2)
     with pytest.raises(LabellingError, match="was made with dataset_files="):
-        label(copy, tmp_path / "out")
+        label(named, tmp_path / "out", min_count=1)
+
+
+@pytest.mark.parametrize("content", [b"{", b"3", b"\xff"])
+def test_an_output_whose_options_cannot_be_read_is_refused(source, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "labelling.json").write_bytes(content)
+    with pytest.raises(LabellingError, match=r"labelling\.json is not what was written there .*: delete"):
+        label(source, tmp_path / "out")
+
+
+def test_an_option_that_only_a_later_version_knows_and_a_strange_shard_are_refused(source, done, tmp_path):
+    shutil.copytree(done, tmp_path / "out")
+    shutil.copy(source / "train-00000.parquet", tmp_path / "out" / "data" / "train-extra.parquet")
+    with pytest.raises(LabellingError, match=r"train-extra\.parquet is not one of the shards to be made"):
+        label(source, tmp_path / "out")
+    options = json.loads((tmp_path / "out" / "labelling.json").read_text(encoding="utf-8"))
+    (tmp_path / "out" / "labelling.json").write_text(json.dumps(options | {"later": 1}))
+    with pytest.raises(LabellingError, match="was made with later=1, not None"):
+        label(source, tmp_path / "out")
 
 
 def test_notes_and_hidden_files_beside_the_rows_change_nothing(rows, tmp_path):

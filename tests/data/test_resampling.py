@@ -119,6 +119,7 @@ def test_label_that_is_no_class_has_no_factor():
         ([2, 1], [2, 1, 0], 3, r"counts \(2,\) and rarest \(3,\) must both hold one number for each class"),
         ([[2, 1]], [[2, 1]], 3, r"counts \(1, 2\) and rarest \(1, 2\) must both hold one number for each class"),
         ([2, 1], [1, 2], 3, "class 1 is the rarest of 2 and in 1 of 3 images"),
+        ([2, 2], [-1, 2], 3, "class 0 is the rarest of -1 and in 2 of 3 images"),
         ([4, 1], [2, 1], 3, "class 0 is the rarest of 2 and in 4 of 3 images"),
         ([2, 1], [1, 1], 3, "rarest adds up to 2, not to the 3 images"),
     ],

@@ -35,6 +35,9 @@ def test_encode_gives_sorted_distinct_places(vocabulary):
     assert (len(DOG.tags), CAT.tags) == (2, ())
     assert vocabulary.index == {DOG.id: 0, CAT.id: 1, CAFE.id: 2}
     assert vocabulary.encode([CAFE.id, DOG.id, CAFE.id, "n00000000"]) == [0, 2]
+    many = tuple(replace(CAT, id=f"n{number:08d}", rarest=0) for number in range(9))
+    many = Vocabulary(images=0, min_count=1, classes=many)
+    assert many.encode([many.classes[8].id, many.classes[1].id]) == [1, 8]
     assert vocabulary.encode([]) == vocabulary.encode(iter(["n00000000"])) == []
 
 
