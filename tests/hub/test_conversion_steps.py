@@ -258,7 +258,8 @@ def test_what_is_missing_left_over_or_mis_shaped_is_listed_with_the_file(tmp_pat
 
 
 def test_what_cannot_be_told_from_a_file_is_said_with_its_name(tmp_path):
-    for name, content in (("sizes", encoder()), ("layout", {"weight": torch.ones(3)})):
+    foreign = {**encoder(), "blocks.0.ls1.gamma": torch.ones(32)}
+    for name, content in (("sizes", encoder()), ("layout", foreign)):
         (tmp_path / name).mkdir()
         assert refused(content, tmp_path / name, Sizes()).startswith(f"{tmp_path / name / 'file.pt'}: ")
 
