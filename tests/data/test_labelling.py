@@ -658,8 +658,9 @@ def test_notes_and_hidden_files_beside_the_rows_change_nothing(rows, tmp_path):
     copy = write_shards(tmp_path / "tagged", rows[:20], 2)
     label(copy, tmp_path / "out", min_count=1)
     before = contents(tmp_path / "out")
-    (copy / ".cache").mkdir()
-    for name in (".hidden", ".cache/0.parquet", "notes.md"):
+    for folder in (".cache", "more/.cache"):
+        (copy / folder).mkdir(parents=True)
+    for name in (".hidden", ".cache/0.parquet", "more/.cache/0.parquet", "notes.md"):
         (copy / name).write_text("not a row")
     label(copy, tmp_path / "out", min_count=1)
     assert contents(tmp_path / "out") == before

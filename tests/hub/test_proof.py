@@ -78,7 +78,13 @@ class Theirs:
     @torch.no_grad()
     def __call__(self, folder: Path, inputs: dict[str, torch.Tensor], names: list[str]) -> dict[str, torch.Tensor]:
         self.inputs = inputs
-        outputs = self.model(**inputs)
+        if "noise" not in inputs:
+            outputs = self.model(**inputs)
+        else:  # transformers' autoencoder predicts the visible patches, too
+            outputs = self.model(**inputs, prediction_ratio=1.0)
+            masked = outputs.ids_mask[..., None].expand_as(outputs.logits)
+            everything = torch.full((*inputs["noise"].shape, outputs.logits.shape[2]), torch.nan)
+            outputs.logits = everything.scatter(1, masked, outputs.logits)
         return {name: self.change(outputs[name].clone()) for name in names}
 
 
@@ -122,6 +128,16 @@ def test_pictures_are_those_of_the_config_and_weights_are_compared_in_float32(ar
     differences, inputs = proved(model, architecture, tmp_path, monkeypatch)
     assert differences == {"last_hidden_state": 0.0, "pooler_output": 0.0}
     assert inputs["pixel_values"].shape == (2, 1, 32, 16)
+
+
+def test_an_autoencoder_is_compared_where_it_is_masked_whatever_it_predicts_by_itself(tmp_path, monkeypatch):
+    model = MawsMAEForPreTraining(tiny_config(**NARROW, prediction_ratio=0.5))
+    differences, inputs = proved(model, "ViTMAEForPreTraining", tmp_path, monkeypatch)
+    assert differences == {"logits": 0.0, "mask": 0.0, "loss": 0.0}
+    assert inputs["noise"].shape == (2, 16)
+    model = MawsMAEForPreTraining(tiny_config(image_size=[32, 16]))
+    _, inputs = proved(model, "ViTMAEForPreTraining", tmp_path, monkeypatch)
+    assert inputs["noise"].shape == (2, 8)
 
 
 @pytest.mark.parametrize(("positions", "longest", "length"), [(40, 30, 16), (40, 7, 7), (12, 12, 8)])
