@@ -41,6 +41,7 @@ CLEANED = {
     "mail in Japanese": ("連絡はjane@example.orgまで", "連絡は まで"),
     "name": ("photo by @jane_doe.cats, thanks", "photo by , thanks"),
     "Japanese name": ("写真は@山田、夏", "写真は 、夏"),
+    "Persian name": ("@می\u200cخواهم عکس", "عکس"),
     "Indic name": ("@हिन्दी की तस्वीर", "की तस्वीर"),
     "name hidden from search": ("by @\u200bjane", "by"),
     "wide at": ("写真は＠jane さん", "写真は さん"),

@@ -100,6 +100,7 @@ def test_every_shard_has_its_sum_and_every_fault_is_told(tmp_path: Path):
     assert list(weight_sum_problems(tmp_path)) == []
     for name in shards[:2]:
         (tmp_path / name).unlink()
+    (tmp_path / shards[0]).mkdir()
     for name in shards[2:]:
         (tmp_path / name).write_bytes(b"else")
     assert list(weight_sum_problems(tmp_path)) == [
