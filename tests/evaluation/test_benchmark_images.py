@@ -248,7 +248,7 @@ def test_logits_are_those_of_the_model_on_uint8_pixels(classifier):
     picture = np.asarray(Image.open(io.BytesIO(draw_image(3, size=32))).convert("RGB"))
     pixels = preprocessing_of(str(classifier), model, "square")(picture)
     with torch.no_grad():
-        expected = model(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None]).logits
+        expected = model(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None].to(model.device)).logits.cpu()
     assert torch.allclose(logits_of(model, pixels[None]), expected, atol=1e-5)
 
 

@@ -26,7 +26,7 @@ def test_two_towers_are_probed_on_what_the_image_tower_sees(kind: str, tmp_path:
     encoder = load_encoder(str(tmp_path))
     assert type(encoder) is type(model.vision_model)
     assert not encoder.training
-    features = encode_images(encoder, pixels)
+    features = encode_images(encoder, pixels).cpu()
     assert features.shape == (2, model.config.vision_config.hidden_size)
     # The projection of these features is what the model compares with texts.
     projected = encode_images(model, pixels)
@@ -41,4 +41,4 @@ def test_of_an_autoencoder_of_transformers_every_patch_is_seen(tmp_path: Path):
     ViTMAEModel(ViTMAEConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(tmp_path)
     encoder = load_encoder(str(tmp_path))
     with torch.no_grad():
-        assert encoder(torch.rand(1, 3, 32, 32)).last_hidden_state.shape == (1, 1 + 16, 32)
+        assert encoder(torch.rand(1, 3, 32, 32, device=encoder.device)).last_hidden_state.shape == (1, 1 + 16, 32)

@@ -16,7 +16,7 @@ def test_updates_are_those_of_clipped_adamw_written_out_in_float64(image_shards:
     means: list[torch.Tensor] = []
 
     def watched(model: nn.Module, batch: dict) -> torch.Tensor:
-        means.append(batch["pixel_values"].double().mean((1, 2, 3)) / 255)
+        means.append(batch["pixel_values"].cpu().double().mean((1, 2, 3)) / 255)
         return objective(model, batch)
 
     live: list[tuple[float, float]] = []
