@@ -226,6 +226,7 @@ WITH = [
     {name: np.array([text], dtype=object) for name, text in {"language": "en", "text": "a cat"}.items()},
     [None, {"language": "en", "text": "a cat"}],
     [{"language": None, "text": "a cat"}],
+    {"language": None, "text": [None, "a cat"]},
 ]
 
 
@@ -235,6 +236,11 @@ def test_a_row_with_a_caption_is_one_sample_of_an_epoch(value):
         reader = CaptionReader(("captions",), weights)
         assert reader({"captions": value}) == 1
         assert reader.draw({"captions": value}, np.random.default_rng(0)) == "a cat"
+
+
+def test_a_row_with_fewer_languages_than_captions_is_told():
+    with pytest.raises(ValueError, match="2 captions have 1 languages"):
+        CaptionReader(("captions",))({"captions": {"language": ["en"], "text": ["a cat", "ein Hund"]}})
 
 
 def test_another_choice_of_captions_has_another_fingerprint():

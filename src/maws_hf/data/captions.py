@@ -183,8 +183,11 @@ def _entries(value: Any) -> Sequence[Any]:
     """The texts, or texts with languages, of one row and column."""
     if isinstance(value, Mapping) and isinstance(value["text"], list | tuple | np.ndarray):
         # `datasets` has a form of lists of structs that it stores as a struct of lists.
-        pairs = zip(value["language"], value["text"], strict=True)
-        return [{"language": language, "text": text} for language, text in pairs]
+        texts, languages = value["text"], value["language"]
+        languages = [None] * len(texts) if languages is None else languages
+        if len(languages) != len(texts):
+            raise ValueError(f"{len(texts)} captions have {len(languages)} languages")
+        return [{"language": language, "text": text} for language, text in zip(languages, texts, strict=True)]
     return value if isinstance(value, list | tuple | np.ndarray) else [value]
 
 
