@@ -14,6 +14,7 @@ import torch
 from tiny import tiny_config
 from tiny_lit import random_captions, tiny_lit_config
 from torch import Tensor
+from waiting import no_number_by_index
 
 from maws_hf import MawsLiTModel, MawsMAEForPreTraining, MawsViTForImageClassification
 
@@ -70,6 +71,7 @@ def test_a_step_neither_waits_nor_copies(name: str, monkeypatch: pytest.MonkeyPa
     for function in ("tensor", "as_tensor", "from_numpy"):
         monkeypatch.setattr(torch, function, _refused(function))
     monkeypatch.setattr(Tensor, "to", _only_on_its_device(Tensor.to))
+    monkeypatch.setattr(Tensor, "__setitem__", no_number_by_index)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # of which this device has none
     loss = loss_of()
     loss.backward()
@@ -83,6 +85,9 @@ def test_what_would_wait_or_copy_is_seen(monkeypatch: pytest.MonkeyPatch):
         torch.tensor([0.5], device=META)
     with pytest.raises(AssertionError, match="from cpu to meta"):
         torch.ones(1).to(META)
+    monkeypatch.setattr(Tensor, "__setitem__", no_number_by_index)
+    with pytest.raises(AssertionError, match="waits for the device"):
+        torch.empty(2, device=META)[0] = 1.0
     with pytest.raises(RuntimeError, match="meta"):
         IMAGES.float().mean().item()
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from line_run import Line, objective, run
 from torch import nn
+from waiting import no_number_by_index
 
+from maws_hf.training import loop
 from maws_hf.training.seeding import seed_for
 
 
@@ -52,6 +54,21 @@ def test_updates_are_those_of_clipped_adamw_written_out_in_float64(image_shards:
         average = share * average + (1 - share) * weights
         assert live[step] == pytest.approx(tuple(weights.tolist()), abs=1e-5)
     assert (model.line.weight.item(), model.line.bias.item()) == pytest.approx(tuple(average.tolist()), abs=1e-5)
+
+
+def test_an_update_does_not_wait_before_all_of_it_is_given_to_the_device(image_shards, tmp_path, monkeypatch):
+    updates: list[int] = []
+    step = torch.optim.AdamW.step
+
+    def updated(*arguments, **options):
+        updates.append(1)
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", updated)
+    monkeypatch.setattr(torch.Tensor, "__setitem__", no_number_by_index)
+    monkeypatch.setattr(loop, "wait_for", lambda numbers: updates.append(0) or numbers.tolist())
+    run(image_shards, tmp_path, max_steps=2)
+    assert updates == [1, 0, 1, 0]
 
 
 def test_a_group_learns_with_its_own_share_of_the_rate(image_shards: Path, tmp_path: Path, monkeypatch):

@@ -297,9 +297,8 @@ class _Run:
         """
         recent, limit = self.state.recent_skips, self.recipe.max_skip_rate
         skipped, too_many = note_skipped(window, self.state.step + 1, recent, self.skipped, limit)
-        votes = torch.zeros(4, device=loss.device)
-        for place, value in enumerate((loss, stop, skipped, too_many)):
-            votes[place] = value
+        # Filled there: CUDA copies a number that is put at an index from the host, and waits for all it has to do.
+        votes = torch.stack([loss, *(loss.new_full((), float(vote)) for vote in (stop, skipped, too_many))])
         sums = self.accelerator.reduce(votes, reduction="sum")
         mean_loss = sums[0] / self.accelerator.num_processes
         accepted = mean_loss.isfinite() & norm.isfinite() & (mean_loss <= self._highest_loss())
