@@ -134,8 +134,9 @@ def train_heads(
         for step in range(schedule["max_steps"]):
             epoch, number = divmod(step, steps_per_epoch)
             if number == 0:
-                order = rows[np.random.default_rng([_ORDER, seed, epoch]).permutation(len(rows))]
-            chosen = order[number * batch_size : (number + 1) * batch_size].to(features.device)
+                permutation = np.random.default_rng([_ORDER, seed, epoch]).permutation(len(rows))
+                order = rows[permutation].to(features.device)  # once: each copy waits for all before it
+            chosen = order[number * batch_size : (number + 1) * batch_size]
             batch = (features[chosen].to(device) - shift) * scale
             targets = labels[chosen].to(device)
             labelled = (targets >= 0).any(dim=1)
