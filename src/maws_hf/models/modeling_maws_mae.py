@@ -133,7 +133,11 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
     """Encoder, decoder and pixel loss. `.vit` is a plain [`MawsViTModel`]; its position table is fixed here."""
 
     _may_be_new = ("decoder.",)
-    _no_split_modules = [*MawsViTPreTrainedModel._no_split_modules, MawsMAECrossLayer.__name__]
+    # A decoder has its table as a buffer, which only a whole module takes along to a device.
+    _no_split_modules = [
+        *MawsViTPreTrainedModel._no_split_modules,
+        *(part.__name__ for part in (MawsMAECrossLayer, MawsMAEDecoder, MawsMAECrossDecoder)),
+    ]
 
     def __init__(self, config: MawsViTConfig):
         super().__init__(config)

@@ -1,0 +1,53 @@
+"""Models that are larger than the memory they are given: some of their modules stay on disk until they are needed."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_config
+from tiny_lit import tiny_lit
+from transformers import PreTrainedModel
+
+from maws_hf import MawsMAEForPreTraining, MawsViTBackbone, MawsViTForImageClassification, MawsViTModel
+
+MODELS = {
+    "encoder": lambda: MawsViTModel(tiny_config()),
+    "classifier": lambda: MawsViTForImageClassification(tiny_config(num_labels=5)),
+    "backbone": lambda: MawsViTBackbone(tiny_config()),
+    "MAE": lambda: MawsMAEForPreTraining(tiny_config(decoder_num_hidden_layers=3)),
+    "MAE, cross-attention": lambda: MawsMAEForPreTraining(
+        tiny_config(decoder_num_hidden_layers=3, decoder_attention="cross", prediction_ratio=0.5)
+    ),
+    "LiT": tiny_lit,
+}
+
+
+def tensors_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    side = getattr(model.config, "vision_config", model.config).image_size
+    pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    inputs = {"pixel_values": pixels}
+    if isinstance(model, MawsMAEForPreTraining):
+        inputs["noise"] = torch.rand(2, math.prod(model.config.grid_size), generator=torch.Generator().manual_seed(2))
+    if hasattr(model, "text_model"):
+        inputs["input_ids"] = torch.tensor([[0, 5, 6, 2], [0, 7, 8, 2]])
+        inputs["attention_mask"] = torch.ones(2, 4, dtype=torch.long)
+    with torch.no_grad():
+        outputs = model.eval()(**inputs)
+    return {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.35, 0.6, 0.85])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_does_not_fit_is_kept_on_disk(name: str, share: float, tmp_path: Path):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    model.save_pretrained(tmp_path / "model")
+    room = int(share * sum(tensor.nbytes for tensor in model.state_dict().values()))
+    options = {"device_map": "auto", "max_memory": {"cpu": room}, "offload_folder": str(tmp_path / "offload")}
+    loaded = type(model).from_pretrained(tmp_path / "model", **options)
+    assert "disk" in loaded.hf_device_map.values()
+    found, expected = tensors_of(loaded), tensors_of(model)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, msg=lambda text, key=key: f"{key}: {text}")
