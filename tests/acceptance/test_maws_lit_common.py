@@ -8,6 +8,7 @@ import hf_suite
 import tiny_lit
 import torch
 from transformers.models.auto import modeling_auto
+from transformers.testing_utils import torch_device
 
 from maws_hf import MawsLiTConfig, MawsLiTModel
 
@@ -79,7 +80,7 @@ class MawsLiTTest(hf.ModelTesterMixin, unittest.TestCase):
     def test_hidden_states_output(self):
         # As in CLIP's tests: the model has two towers, and hands out the states of each.
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        outputs = MawsLiTModel(config).eval()(**inputs, output_hidden_states=True)
+        outputs = MawsLiTModel(config).to(torch_device).eval()(**inputs, output_hidden_states=True)
         self.assertEqual([state.shape[1] for state in outputs.text_model_output.hidden_states], [9, 9, 9])
         self.assertEqual([state.shape[1] for state in outputs.vision_model_output.hidden_states], [17, 17, 17])
 

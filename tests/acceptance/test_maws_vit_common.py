@@ -1,6 +1,7 @@
 """Our models pass the tests that every model in transformers has to pass."""
 
 import copy
+import tempfile
 import unittest
 from unittest.mock import patch
 
@@ -115,6 +116,15 @@ class VisionModelTests(hf.ModelTesterMixin, KnownToTransformers):
             model = model_class(config)
             self.assertIsInstance(model.get_input_embeddings(), nn.Module)
             self.assertIsNone(model.get_output_embeddings())
+
+    def test_disk_offload_bin(self):
+        # Theirs, on a GPU, has the weights in pickled files, and those are never read.
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            with tempfile.TemporaryDirectory() as folder:
+                model_class(config).save_pretrained(folder)
+                with self.assertRaisesRegex(ValueError, r"weights are read from \.safetensors files only"):
+                    model_class.from_pretrained(folder, use_safetensors=False)
 
     @unittest.skip(reason="images have no inputs_embeds; skipped by every vision model")
     def test_inputs_embeds(self):

@@ -157,8 +157,9 @@ def test_a_higher_ratio_hides_the_same_patches_and_more(reconstructor, picture):
 
 
 def test_the_mask_of_the_models_own_ratio_is_the_models_own(reconstructor, picture):
-    model, pixels = reconstructor.model, reconstructor.transform(picture)[None]
-    noise = torch.rand((1, 16), generator=torch.Generator().manual_seed(7))
+    model = reconstructor.model
+    pixels = reconstructor.transform(picture)[None].to(model.device)
+    noise = torch.rand((1, 16), generator=torch.Generator().manual_seed(7)).to(model.device)
     expected, found = model.reconstruct(pixels, noise=noise), reconstructor.reconstruct(picture, 0.75, seed=7)
     assert torch.equal(found.mask, expected.mask)
     torch.testing.assert_close(found.reconstruction, expected.reconstruction, atol=1e-5, rtol=0)
