@@ -1,6 +1,7 @@
-"""Models that are larger than the memory they are given: some of their modules stay on disk until they are needed."""
+"""Models that one device cannot hold: modules stay on disk until they are needed, or lie on several devices."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from transformers import PreTrainedModel
 
 from maws_hf import MawsMAEForPreTraining, MawsViTBackbone, MawsViTForImageClassification, MawsViTModel
 
+META = torch.device("meta")
+IMAGES = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
 MODELS = {
     "encoder": lambda: MawsViTModel(tiny_config()),
     "classifier": lambda: MawsViTForImageClassification(tiny_config(num_labels=5)),
@@ -34,6 +37,8 @@ def tensors_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         inputs["attention_mask"] = torch.ones(2, 4, dtype=torch.long)
     with torch.no_grad():
         outputs = model.eval()(**inputs)
+    if "feature_maps" in outputs:
+        return {f"feature map {number}": value for number, value in enumerate(outputs.feature_maps)}
     return {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
 
 
@@ -48,6 +53,23 @@ def test_what_does_not_fit_is_kept_on_disk(name: str, share: float, tmp_path: Pa
     loaded = type(model).from_pretrained(tmp_path / "model", **options)
     assert "disk" in loaded.hf_device_map.values()
     found, expected = tensors_of(loaded), tensors_of(model)
-    assert found.keys() == expected.keys()
+    assert found.keys() == expected.keys() != set()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_the_loss_is_computed_where_the_decoder_is():
+    model = MawsMAEForPreTraining(tiny_config())
+    predictions = model(IMAGES).logits.to(META)
+    model.decoder.forward = lambda *_: predictions
+    assert model(IMAGES).loss.device == META
+
+
+def test_pairs_are_compared_where_the_images_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # of which this device has none
+    model = tiny_lit()
+    model.vision_model.to(META)
+    model.visual_projection.to(META)
+    ids = torch.tensor([[0, 5, 6, 2], [0, 7, 8, 2]])
+    outputs = model(input_ids=ids, pixel_values=IMAGES.to(META), return_loss=True)
+    assert outputs.loss.device == outputs.logits_per_text.device == META

@@ -256,7 +256,8 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
             )
             text_embeds = _normalize(self.text_projection(text_outputs.last_hidden_state[:, 0]))
 
-        scale = self._scale()
+        # The towers may lie on different devices.
+        text_embeds, scale = text_embeds.to(image_embeds.device), self._scale().to(image_embeds.device)
         with torch.autocast(image_embeds.device.type, enabled=False):
             logits_per_image = scale * image_embeds @ text_embeds.T
         loss = None

@@ -220,7 +220,8 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
             encoded = self.vit(pixel_values, ids_keep=ids_keep, return_dict=True, **kwargs)
             features = encoded.last_hidden_state
         predictions = self.decoder(features, ids_keep, ids_predicted, grid)
-        targets = self.target_pixels(pixel_values, ids_predicted)
+        # The decoder may lie on a device of its own.
+        targets = self.target_pixels(pixel_values, ids_predicted).to(predictions.device)
         return MawsMAEForPreTrainingOutput(
             loss=masked_pixel_loss(predictions, targets, self.config.norm_pix_loss),
             logits=predictions,
