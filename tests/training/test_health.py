@@ -72,8 +72,19 @@ def test_the_attention_backends_of_a_processor_run():
 
 def test_a_backend_that_raises_fails(monkeypatch):
     monkeypatch.setattr(health_machine, "_why_attention_fails", lambda name, *_: "no kernel" if name == "sdpa" else "")
-    found = {each.what: each.status for each in health_machine.check_attention()}
-    assert found["attention sdpa"] == "fails"
+    found = {each.what: each for each in health_machine.check_attention()}
+    assert found["attention sdpa"].status == "fails"
+    assert found["attention sdpa"].advice == "use --attn_implementation eager"
+
+
+def test_in_place_of_an_attention_that_is_not_there_the_usual_one_is_advised(monkeypatch):
+    monkeypatch.setattr(health_machine, "the_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(health_machine, "_kernel_runs", lambda *_: True)
+    monkeypatch.setattr(health_machine, "_why_attention_fails", lambda name, *_: "no flash" if "flash" in name else "")
+    found = {each.what: each for each in health_machine.check_attention()}
+    assert found["attention flash_attention_2"].status == "warning"
+    assert found["attention flash_attention_2"].advice == "use --attn_implementation sdpa"
+    assert found["attention flex_attention"].status == "ok"
 
 
 def test_room_is_needed_for_all_kept_checkpoints_and_one_more(tmp_path: Path, monkeypatch):

@@ -98,8 +98,9 @@ def check_attention() -> Iterator[Finding]:
         if name in ("flash_attention_2", "flex_attention") and device.type == "cpu":
             yield Finding(f"attention {name}", "ok", "is not for processors, and was not tried")
         elif reason := _why_attention_fails(name, device, dtype):
-            status = "fails" if name == "sdpa" else "warning"
-            yield Finding(f"attention {name}", status, f"does not run ({reason})", "use --attn_implementation eager")
+            status, other = ("fails", "eager") if name == "sdpa" else ("warning", "sdpa")
+            advice = f"use --attn_implementation {other}"
+            yield Finding(f"attention {name}", status, f"does not run ({reason})", advice)
         else:
             yield Finding(f"attention {name}", "ok", "runs" + (f"; {named}" if name == "sdpa" else ""))
 
