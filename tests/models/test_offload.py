@@ -1,4 +1,7 @@
-"""Models that one device cannot hold: modules stay on disk until they are needed, or lie on several devices."""
+"""Models that one device cannot hold: modules stay on disk until they are needed, or lie on several devices.
+
+What is not split for that is also what Accelerate shards by, where a training loop other than ours has it do so.
+"""
 
 import math
 from contextlib import nullcontext
@@ -6,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from tiny import tiny_config
 from tiny_lit import tiny_lit
 from transformers import PreTrainedModel
@@ -56,6 +61,15 @@ def test_what_does_not_fit_is_kept_on_disk(name: str, share: float, tmp_path: Pa
     assert found.keys() == expected.keys() != set()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_accelerate_shards_a_model_by_what_is_not_split(name: str):
+    model = MODELS[name]()
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    plugin.set_auto_wrap_policy(model)
+    wrapped = fsdp2_prepare_auto_wrap_policy(plugin, model)
+    assert all(wrapped(layer) for layer in model.modules() if type(layer).__name__.endswith("Layer"))
 
 
 def test_the_loss_is_computed_where_the_decoder_is():

@@ -33,7 +33,7 @@ from ..masking import (
     split_by_noise,
 )
 from .configuration_maws_vit import MawsViTConfig, as_pair
-from .maws_mae_cross_decoder import MawsMAECrossDecoder, MawsMAECrossLayer, encode_all_layers
+from .maws_mae_cross_decoder import MawsMAECrossDecoder, encode_all_layers
 from .modeling_maws_vit import MawsViTLayer, MawsViTModel, MawsViTPreTrainedModel
 from .patch_grid import gather_patches, resample_position_table, sincos_position_table
 
@@ -133,16 +133,15 @@ class MawsMAEForPreTraining(MawsViTPreTrainedModel):
     """Encoder, decoder and pixel loss. `.vit` is a plain [`MawsViTModel`]; its position table is fixed here."""
 
     _may_be_new = ("decoder.",)
-    # A decoder has its table as a buffer, which only a whole module takes along to a device.
-    _no_split_modules = [
-        *MawsViTPreTrainedModel._no_split_modules,
-        *(part.__name__ for part in (MawsMAECrossLayer, MawsMAEDecoder, MawsMAECrossDecoder)),
-    ]
 
     def __init__(self, config: MawsViTConfig):
         super().__init__(config)
         self.vit = MawsViTModel(config)
         self.decoder = MawsMAECrossDecoder(config) if config.decoder_attention == "cross" else MawsMAEDecoder(config)
+        # The decoder has its table as a buffer, which only a whole module takes along to a device. Classes that this
+        # model has not are not named: Accelerate would look for them to shard by.
+        whole = {type(part).__name__ for part in (self.decoder, *self.decoder.layers)}
+        self._no_split_modules = whole.union(self._no_split_modules)
         self.post_init()
         self._fix_constants()
 
