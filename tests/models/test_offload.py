@@ -4,15 +4,20 @@ What is not split for that is also what Accelerate shards by, where a training l
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import FullyShardedDataParallelPlugin
-from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy, fsdp2_prepare_model
 from tiny import tiny_config
 from tiny_lit import tiny_lit
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from maws_hf import MawsMAEForPreTraining, MawsViTBackbone, MawsViTForImageClassification, MawsViTModel
@@ -70,6 +75,35 @@ def test_accelerate_shards_a_model_by_what_is_not_split(name: str):
     plugin.set_auto_wrap_policy(model)
     wrapped = fsdp2_prepare_auto_wrap_policy(plugin, model)
     assert all(wrapped(layer) for layer in model.modules() if type(layer).__name__.endswith("Layer"))
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "LiT"])  # text towers are transformers' own
+@pytest.mark.usefixtures("one_process")
+def test_a_model_that_accelerate_shards_answers_as_before(name: str):
+    model = MODELS[name]().eval()
+    expected = tensors_of(model)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+    )
+    accelerator = SimpleNamespace(  # a real one shards on GPUs only
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        torch_device_mesh=init_device_mesh("cpu", (1,), mesh_dim_names=("dp_shard",)),
+        parallelism_config=SimpleNamespace(fsdp_dim_names=("dp_shard",)),
+        mixed_precision="no",
+        is_main_process=True,
+    )
+    found = tensors_of(fsdp2_prepare_model(accelerator, model))
+    assert isinstance(model, FSDPModule)
+    assert found.keys() == expected.keys() != set()
+    for output, tensor in found.items():
+        assert torch.equal(tensor, expected[output]), output
 
 
 def test_the_loss_is_computed_where_the_decoder_is():

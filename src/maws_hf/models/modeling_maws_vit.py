@@ -317,7 +317,7 @@ class MawsViTPreTrainedModel(RefusesWhenPrepared, CheckedLoading, PreTrainedMode
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": MawsViTLayer, "attentions": MawsViTAttention}
-    _input_embed_layer = "patch_embeddings"
+    _input_embed_layer = "embeddings"  # with class token and positions: a part of what is not split cannot be sharded
     # A checkpoint of another head is welcome; only what the class at hand lacks is worth a report.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classifier\."]
 
