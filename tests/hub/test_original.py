@@ -369,5 +369,4 @@ def test_the_full_size_of_vit_b_is_converted_in_less_memory_than_the_file_has(tm
     size = file.stat().st_size
     assert size > 340e6
     assert peak - before < 0.3 * size
-    assert peak < 1.3 * size
     print(f"{size / 1e6:.0f} MB: {before / 1e6:.0f} MB before, {peak / 1e6:.0f} MB at most")

@@ -108,7 +108,7 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
         )
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value), dtype=torch.float32))
         self.post_init()
         self._lock_vision_tower()
 
@@ -321,12 +321,13 @@ class MawsLiTModel(MawsLiTPreTrainedModel):
 
     def _scale(self) -> Tensor:
         """exp of the logit scale, at most 100; float32."""
-        if self.training:
-            # The parameter itself, or it would lie beyond the bound, where clamping has no gradient, for ever.
-            with torch.no_grad():
-                self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        # A copy, as the next call may clamp the parameter before this one's backward pass.
-        return at_least_float32(self.logit_scale.clone()).clamp(max=MAX_LOGIT_SCALE).exp()
+        if not self.training:
+            return at_least_float32(self.logit_scale).clamp(max=MAX_LOGIT_SCALE).exp()
+        # The parameter itself, or it would lie at or beyond the bound, where clamping has no gradient, for ever.
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        # Of a copy, as the next call may clamp the parameter before this one's backward pass.
+        return at_least_float32(self.logit_scale.clone()).exp()
 
     def _is_locked(self) -> bool:
         return self.config.lock_vision_tower and not any(p.requires_grad for p in self.vision_model.parameters())

@@ -26,6 +26,12 @@ def _solarize_add(image: Image.Image, amount: int) -> Image.Image:
     return image.point([min(255, value + amount) if value < 128 else value for value in range(256)] * 3)
 
 
+def _posterize(image: Image.Image, bits: int) -> Image.Image:
+    """ImageOps.posterize, which since Pillow 13 refuses to leave no bit: black, at the greatest strength."""
+    lost = 1 << (8 - bits)
+    return image.point([value // lost * lost for value in range(256)] * 3)
+
+
 def _enhance(kind: type) -> Operation:
     return lambda image, strength, fill: kind(image).enhance(max(0.1, 1 + 0.9 * strength))
 
@@ -36,7 +42,7 @@ OPERATIONS: dict[str, Operation] = {
     "equalize": lambda image, strength, fill: ImageOps.equalize(image),
     "invert": lambda image, strength, fill: ImageOps.invert(image),
     "rotate": lambda image, strength, fill: image.rotate(30 * strength, Image.Resampling.BICUBIC, fillcolor=fill),
-    "posterize": lambda image, strength, fill: ImageOps.posterize(image, 4 - int(4 * abs(strength))),
+    "posterize": lambda image, strength, fill: _posterize(image, 4 - int(4 * abs(strength))),
     "solarize": lambda image, strength, fill: ImageOps.solarize(image, 256 - min(256, int(256 * abs(strength)))),
     "solarize_add": lambda image, strength, fill: _solarize_add(image, int(110 * abs(strength))),
     "color": _enhance(ImageEnhance.Color),
