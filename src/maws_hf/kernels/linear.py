@@ -51,7 +51,8 @@ def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def cast_for_autocast(input: Tensor) -> Tensor:
     """What autocast makes of a product's input; done once for several products, it is not copied for each."""
     device = input.device.type
-    if input.dtype == torch.float32 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    # "meta" has no autocast. Asking torch.amp.is_autocast_available instead breaks graphs of torch 2.11's compiler.
+    if input.dtype == torch.float32 and device != "meta" and torch.is_autocast_enabled(device):
         return input.to(torch.get_autocast_dtype(device))
     return input
 
