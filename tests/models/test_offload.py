@@ -84,7 +84,7 @@ def one_process() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "LiT"])  # text towers are transformers' own
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "LiT"])  # FSDP2 refuses its scalar
 @pytest.mark.usefixtures("one_process")
 def test_a_model_that_accelerate_shards_answers_as_before(name: str):
     model = MODELS[name]().eval()
