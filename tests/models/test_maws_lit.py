@@ -272,6 +272,17 @@ def test_logit_scale_cannot_pass_100_and_can_come_back():
     assert model.logit_scale.grad != 0
 
 
+def test_logit_scale_learns_at_its_bound_where_clamping_has_no_gradient(monkeypatch: pytest.MonkeyPatch):
+    def clamp(values: torch.Tensor, max: float) -> torch.Tensor:  # as since torch 2.14
+        return torch.where(values < max, values, torch.full_like(values, max))
+
+    monkeypatch.setattr(torch.Tensor, "clamp", clamp)
+    model = tiny_lit().train()
+    model.logit_scale.data.fill_(MAX_LOGIT_SCALE)
+    model(**padded(random_captions(4)), pixel_values=random_images(4), return_loss=True).loss.backward()
+    assert model.logit_scale.grad != 0
+
+
 def test_a_scale_beyond_the_bound_is_clamped_in_evaluation_too():
     model = tiny_lit()
     model.logit_scale.data.fill_(7.0)

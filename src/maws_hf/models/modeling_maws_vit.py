@@ -317,7 +317,8 @@ class MawsViTPreTrainedModel(RefusesWhenPrepared, CheckedLoading, PreTrainedMode
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": MawsViTLayer, "attentions": MawsViTAttention}
-    _input_embed_layer = "embeddings"  # with class token and positions: a part of what is not split cannot be sharded
+    # Whole, as in _no_split_modules: Accelerate shards it after those, and cannot shard a part of what it has sharded.
+    _input_embed_layer = "embeddings"
     # A checkpoint of another head is welcome; only what the class at hand lacks is worth a report.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classifier\."]
 
