@@ -11,7 +11,7 @@ import evaluate
 import torch
 from datasets import Features, List, Value
 
-from .metrics import label_ranks, mean_average_precision, mean_per_class_accuracy
+from .metrics import label_ranks, mean_average_precision, mean_per_class_accuracy, share_within
 
 
 class _ScoreMetric(evaluate.Metric):
@@ -47,7 +47,7 @@ class TopKAccuracy(_ScoreMetric):
     ) -> dict[str, float]:
         ranks = label_ranks(torch.tensor(predictions), torch.tensor(references))
         wanted = [k] if isinstance(k, int) else k
-        return {f"top_{places}_accuracy": float((ranks < places).double().mean()) for places in wanted}
+        return {f"top_{places}_accuracy": share_within(ranks, places) for places in wanted}
 
 
 class MeanPerClassAccuracy(_ScoreMetric):

@@ -195,16 +195,16 @@ def _statistics(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     mean, square = (torch.zeros(features.shape[1], dtype=torch.float64) for _ in range(2))
     parts = rows.split(2**14)
     for part in parts:
-        mean += features[part.to(features.device)].double().sum(dim=0).cpu() / len(rows)
+        mean += features[part.to(features.device)].cpu().double().sum(dim=0) / len(rows)
     for part in parts:
-        square += (features[part.to(features.device)].double().cpu() - mean).square().sum(dim=0) / len(rows)
+        square += (features[part.to(features.device)].cpu().double() - mean).square().sum(dim=0) / len(rows)
     return mean, (square + VARIANCE_EPSILON).sqrt()
 
 
 def _fold(weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor) -> LinearHead:
     """Weights for features as they are, of weights for standardised ones."""
-    folded = weight.double().cpu() / deviation
-    return LinearHead(folded.float(), (bias.double().cpu() - folded @ mean).float())
+    folded = weight.cpu().double() / deviation  # in this order: not all devices have float64
+    return LinearHead(folded.float(), (bias.cpu().double() - folded @ mean).float())
 
 
 __all__ = ["LinearHead", "Protocol", "logit_gradient", "train_heads"]

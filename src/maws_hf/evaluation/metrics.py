@@ -4,6 +4,8 @@ Legend: N images, C classes, K places for the labels of an image. Labels are int
 `(N, K)`, index lists padded with -100.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,19 +38,23 @@ def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
 
 def top_k_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
     """Share of rows whose label is among the k best scores; see `label_ranks`."""
-    return float((label_ranks(scores, labels) < k).double().mean())
+    return share_within(label_ranks(scores, labels), k)
+
+
+def share_within(ranks: Tensor, k: int) -> float:
+    """Share of ranks below k; NaN of none."""
+    return int((ranks < k).sum()) / len(ranks) if len(ranks) else math.nan  # counted: not all devices have float64
 
 
 def mean_per_class_accuracy(scores: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy of each class, averaged over the classes that occur: rare ones count as much as frequent ones."""
-    hits = (label_ranks(scores, labels) == 0).double()
-    total = torch.bincount(labels, minlength=scores.shape[1])
-    right = torch.bincount(labels, weights=hits, minlength=scores.shape[1])
+    found = labels[label_ranks(scores, labels) == 0]
+    right, total = (torch.bincount(rows, minlength=scores.shape[1]).cpu().double() for rows in (found, labels))
     return float((right / total)[total > 0].mean())
 
 
 def average_precision(scores: Tensor, positives: Tensor) -> Tensor:
-    """Area under each class's precision-recall steps, `(C,)` float64; NaN for a class without a positive.
+    """Area under each class's precision-recall steps, `(C,)` float64 on the CPU; NaN for a class without a positive.
 
     The sum over thresholds of (gain in recall) x precision, not interpolated, equal scores being one threshold:
     scikit-learn's `average_precision_score`.
@@ -72,12 +78,13 @@ def _average_precision(scores: Tensor, positives: Tensor) -> Tensor:
     ordered, order = scores.sort(dim=0, descending=True)
     if ordered.isnan().any():
         raise ValueError("scores hold NaN, which has no place in an order: leave such models out")
-    hits = positives.gather(0, order).double()
+    hits = positives.gather(0, order)
     found = hits.cumsum(dim=0)
     # A threshold takes all equal scores in at once: each has the precision at the end of its run of equals.
     ends = torch.cat([ordered[1:] != ordered[:-1], torch.ones_like(ordered[:1], dtype=torch.bool)])
     places = torch.arange(rows, device=scores.device)[:, None].expand_as(order)
     end = places.where(ends, rows - 1).flip(0).cummin(dim=0).values.flip(0)
+    hits, found, end = hits.cpu(), found.cpu().double(), end.cpu()  # in this order: not all devices have float64
     precision = found.gather(0, end) / (end + 1)
     return (hits * precision).sum(dim=0) / found[-1]
 
@@ -118,7 +125,7 @@ def score_classification(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 def score_ranks(ranks: Tensor, classes: int) -> dict[str, float]:
     """As [`score_classification`] of single labels, from their `label_ranks` among so many classes."""
-    return {f"top{k}": float((ranks < k).double().mean()) for k in (1, 5) if k < max(classes, 2)}
+    return {f"top{k}": share_within(ranks, k) for k in (1, 5) if k < max(classes, 2)}
 
 
 __all__ = [
@@ -129,5 +136,6 @@ __all__ = [
     "multi_hot",
     "score_classification",
     "score_ranks",
+    "share_within",
     "top_k_accuracy",
 ]

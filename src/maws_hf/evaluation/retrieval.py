@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.modeling_maws_lit import MawsLiTModel
+from .metrics import share_within
 
 CAPTIONS_AT_ONCE = 256
 
@@ -39,8 +40,8 @@ def retrieval_scores(
     return {
         "pairs": images,
         "captions": captions,
-        "image_to_text": {f"recall@{k}": float((of_images < k).double().mean()) for k in ks},
-        "text_to_image": {f"recall@{k}": float((of_captions < k).double().mean()) for k in ks},
+        "image_to_text": {f"recall@{k}": share_within(of_images, k) for k in ks},
+        "text_to_image": {f"recall@{k}": share_within(of_captions, k) for k in ks},
         "chance@1": 1 / captions,
     }
 

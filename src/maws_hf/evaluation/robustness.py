@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .label_maps import IMAGENET_CLASSES, imagenet_subset, objectnet_classes
-from .metrics import label_ranks
+from .metrics import label_ranks, share_within
 
 Scores = dict[str, float | int]
 
@@ -89,7 +89,7 @@ def _accuracies(scores: Tensor, labels: Tensor) -> Scores:
     if not len(labels):
         raise ValueError("there is no image to score")
     ranks = label_ranks(scores, labels)
-    accuracies = {f"top{k}": float((ranks < k).double().mean()) for k in (1, 5)}
+    accuracies = {f"top{k}": share_within(ranks, k) for k in (1, 5)}
     return {**accuracies, "images": len(labels), "classes": scores.shape[1]}
 
 

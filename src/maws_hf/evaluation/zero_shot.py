@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.prompts import Prompts
-from .metrics import label_ranks
+from .metrics import label_ranks, share_within
 from .two_towers import encode_texts
 
 IMAGES_AT_ONCE = 1024  # scored together: with 21,000 classes 88 MB
@@ -123,12 +123,13 @@ def zero_shot_accuracy(image_features: Tensor, class_embeddings: Tensor, labels:
         raise ValueError("no image has a label among the classes: choose a labelled split")
     parts = zip(image_features.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True)
     ranks = torch.cat([label_ranks(zero_shot_scores(features, class_embeddings), own) for features, own in parts])
+    labels, ranks = labels.cpu(), ranks.cpu()
     hits = (ranks == 0).double()
     images = torch.bincount(labels, minlength=len(class_embeddings))
     per_class = torch.bincount(labels, weights=hits, minlength=len(class_embeddings)) / images
     return ZeroShotAccuracy(
         top1=float(hits.mean()),
-        top5=float((ranks < 5).double().mean()) if len(class_embeddings) > 5 else None,
+        top5=share_within(ranks, 5) if len(class_embeddings) > 5 else None,
         mean_per_class=float(per_class[images > 0].mean()),
         images_per_class=images,
         top1_per_class=per_class,
