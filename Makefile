@@ -49,6 +49,8 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 
 $(INSTALLED): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11: type make PYTHON=python3.12, say"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[dev]"
 	touch $(INSTALLED)

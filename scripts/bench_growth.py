@@ -40,6 +40,7 @@ from side_by_side import (
     add_device_options,
     describe_machine,
     markdown_table,
+    need_linux,
     on_gpu,
     positive,
     take_turns,
@@ -174,6 +175,7 @@ class ProcessMeter:
     """Resident memory of this process, from the kernel's own record of the peak (Linux)."""
 
     def start(self) -> None:
+        need_linux("give --device cuda")
         gc.collect()
         self.base = psutil.Process().memory_info().rss
 

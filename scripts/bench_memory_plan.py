@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 import torch
-from side_by_side import positive
+from side_by_side import need_linux, positive
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -153,6 +153,7 @@ def measure_rank(fields: dict[str, Any], settings: Sequence[Setting]) -> None:
 
 def measure_process(size: str, setting: Setting) -> int:
     """Growth of the resident memory's peak, of this process."""
+    need_linux("give --fake")
     config = MawsViTConfig.from_size(size)
     small = MawsViTConfig.from_size(size, num_hidden_layers=1, decoder_num_hidden_layers=1)
     once = replace(setting, batch=1)

@@ -160,11 +160,20 @@ def forget_peak(device: str = "cpu") -> None:
     if on_gpu(device):
         torch.cuda.reset_peak_memory_stats()
         return
-    if sys.platform != "linux":
-        raise SystemExit("peaks of memory are read from Linux: give --no_memory")
+    need_linux("give --no_memory")
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")
+
+
+def need_linux(advice: str) -> None:
+    """To be called before this process's peak of memory is read.
+
+    Raises:
+        SystemExit: elsewhere, with the advice.
+    """
+    if sys.platform != "linux":
+        raise SystemExit(f"peaks of memory are read from Linux: {advice}")
 
 
 def memory_now(device: str = "cpu") -> int:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,6 +71,13 @@ def test_an_image_with_two_rows_comes_twice_and_folders_are_no_labels(tmp_path: 
 def test_names_written_on_windows_are_found(tmp_path: Path):
     write(tmp_path, [{"file_name": "sub\\b.png", "label": "dog"}, {"file_name": "a.png", "label": "cat"}], "jsonl")
     assert [row["label"] for _, row in read(open_stream(tmp_path), tmp_path)] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(("listed", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accented_names_are_found_in_either_form_of_unicode(listed: str, written: str, tmp_path: Path):
+    name = "\u00e9t\u00e9.png"
+    write(tmp_path, [{"file_name": normalize(listed, name), "label": "sun"}], "jsonl", (normalize(written, name),))
+    assert [row["label"] for _, row in read(open_stream(tmp_path), tmp_path)] == ["sun"]
 
 
 def test_two_files_may_each_have_rows_of_an_image(tmp_path: Path):

@@ -95,6 +95,7 @@ def test_a_hostile_file_is_refused_in_the_child_and_nothing_is_left(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="its memory is limited on Linux alone")
 def test_a_child_that_dies_is_reported_with_its_signal(tmp_path, monkeypatch):
     # The child imports this one in place of the package's steps.
     package = tmp_path / "maws_hf" / "hub"
@@ -119,6 +120,10 @@ def test_a_child_that_dies_is_reported_with_its_signal(tmp_path, monkeypatch):
         run_in_child(request, mapped_bytes=5)
     steps.write_text("def run_step(request): print('noise'); return {'answer': 42}\n")
     assert run_in_child(request, mapped_bytes=5) == {"answer": 42}
+    monkeypatch.setattr(conversion_process, "_STATM", tmp_path / "of another system")
+    steps.write_text("import os, signal\ndef run_step(request): os.kill(os.getpid(), signal.SIGKILL)\n")
+    with pytest.raises(ConversionError, match=r"was ended by SIGKILL; no limit was set. Nothing was kept"):
+        run_in_child(request, mapped_bytes=5)
     steps.write_text("raise SystemExit(3)\n")
     with pytest.raises(ConversionError, match="failed with exit status 3"):
         run_in_child(request, mapped_bytes=5)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import asdict, replace
 
 import bench_growth
@@ -92,6 +93,7 @@ def test_the_line_of_exponents_has_time_and_operations():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are read from Linux")
 def test_the_memory_of_a_fresh_process_is_what_was_planned():
     point = replace(SMALL, batch=24, image_size=224, mask_ratio=0.75)
     measured = in_fresh_process(point, "memory")

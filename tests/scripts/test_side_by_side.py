@@ -1,6 +1,7 @@
 """What benchmarks share: turns with a clock, and where and how precisely a GPU computes."""
 
 import argparse
+import sys
 import time
 
 import pytest
@@ -113,6 +114,13 @@ def test_the_peak_on_a_gpu_is_that_of_its_tensors(gpu):
     assert (memory_now("cuda"), memory_peak("cuda")) == (50, 60)
 
 
+def test_elsewhere_than_on_linux_a_peak_is_refused_with_what_to_type(monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(SystemExit, match="read from Linux: give --no_memory"):
+        forget_peak()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are read from Linux")
 def test_the_peak_on_a_cpu_is_that_of_the_process():
     forget_peak()
     before = memory_now()

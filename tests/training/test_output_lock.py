@@ -44,6 +44,12 @@ def test_a_file_system_without_locks_is_told_and_no_process_is_blamed(tmp_path: 
         lock_output(tmp_path).close()
 
 
+def test_on_windows_it_is_told_where_to_train():
+    program = "import sys; sys.modules['fcntl'] = None; import maws_hf.training.output_lock"
+    windows = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert windows.stderr.endswith("ImportError: maws_hf trains on Linux and macOS: on Windows run it in WSL 2\n")
+
+
 def test_a_run_keeps_its_folder_until_its_script_has_written_the_model(
     image_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import pyarrow as pa
 from datasets import Features
@@ -60,6 +61,9 @@ def read_image_metadata(
             name = str(row.pop("file_name"))
             image = os.path.normpath(os.path.join(os.path.dirname(file), name.replace("\\", "/")))
             if image not in there:
+                # A Mac's archive or disk may write é as e with an accent, and the table as one letter.
+                image = next((same for form in ("NFC", "NFD") if (same := normalize(form, image)) in there), None)
+            if image is None:
                 raise DataSourceError(
                     f"{os.path.join(root, file)}: there is no image {name}: put it there, or take its row out"
                 )

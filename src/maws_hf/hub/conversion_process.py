@@ -5,7 +5,6 @@ Request and answer are JSON: the request comes on standard input, the answer lea
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -34,9 +33,8 @@ def run_in_child(request: dict[str, Any], *, mapped_bytes: int) -> dict[str, Any
     what = f"the process that was to {request['step']} {request['file']}"
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise ConversionError(
-            f"{what} was ended by {name}; it was allowed {mapped_bytes + ROOM:,} bytes of memory. Nothing was kept"
-        )
+        limit = f"it was allowed {mapped_bytes + ROOM:,} bytes of memory" if _STATM.exists() else "no limit was set"
+        raise ConversionError(f"{what} was ended by {name}; {limit}. Nothing was kept")
     try:
         answer = json.loads(done.stdout)
     except ValueError as error:
@@ -77,10 +75,12 @@ def main() -> None:
 def limit_memory(more: int) -> None:
     """No more than `more` bytes of address space beyond what this process has now; for good.
 
-    Where the system does not tell how much that is (macOS), the limit is not set.
+    Where the system does not tell how much that is (it is not Linux), the limit is not set.
     """
     if not _STATM.exists():
         return
+    import resource
+
     now = int(_STATM.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = now + more if hard == resource.RLIM_INFINITY else min(now + more, hard)

@@ -1,10 +1,14 @@
 """One run at a time in an output folder."""
 
-import fcntl
 import os
 import warnings
 from pathlib import Path
 from typing import IO
+
+try:
+    import fcntl
+except ImportError as error:  # whose name alone would tell nobody what to do
+    raise ImportError("maws_hf trains on Linux and macOS: on Windows run it in WSL 2") from error
 
 
 def lock_output(output_dir: Path) -> IO[str]:
