@@ -64,6 +64,38 @@ def test_parquet_folder_keeps_the_bytes_as_they_are(tmp_path):
     assert dataset.num_shards == 2
 
 
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_brackets_in_the_name_of_a_folder_are_letters(kind: str, tmp_path: Path):
+    write = write_parquet if kind == "parquet" else write_tar
+    folder = tmp_path / "shards [1]" / "of two"
+    folder.mkdir(parents=True)
+    for number, shard in enumerate((f"a.{kind}", f"b[0].{kind}")):
+        write(folder / shard, [number])
+    column = "image" if kind == "parquet" else "png"
+    for data_files in (None, f"*.{kind}"):
+        assert stored(open_stream(folder, data_files=data_files), column) == [picture(0), picture(1)]
+    assert stored(open_stream(folder / f"b[0].{kind}"), column) == [picture(1)]
+    with pytest.raises(DataSourceError, match=re.escape(f"no file matches {folder}/c.{kind}")):
+        open_stream(folder, data_files=f"c.{kind}")
+
+
+def test_a_card_in_a_folder_with_brackets_is_refused_in_words(tmp_path: Path):
+    folder = tmp_path / "mine [1]"
+    write_parquet(folder / "train.parquet", [0])
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: '*.parquet'\n---\n")
+    with pytest.raises(DataSourceError, match=r"mine \[1\] has \*, \? or \[ in its path.*: rename the folder$"):
+        open_stream(folder)
+
+
+def test_data_are_read_where_nobody_may_write_to_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_parquet(tmp_path / "shards" / "a.parquet", [0])
+    write_image(tmp_path / "images" / "a.png", 1)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "file" / "cache"))
+    assert stored(open_stream(tmp_path / "shards")) == [picture(0)]
+    assert stored(open_stream(tmp_path / "images")) == [picture(1)]
+
+
 def test_files_named_after_splits_are_kept_apart(tmp_path):
     write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", range(3))
     write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", range(3, 5))

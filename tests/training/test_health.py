@@ -1,5 +1,6 @@
 """`maws-hf doctor`: what would fail is said, with what to do, and the rest is fine."""
 
+import errno
 import json
 import re
 import sys
@@ -85,6 +86,23 @@ def test_in_place_of_an_attention_that_is_not_there_the_usual_one_is_advised(mon
     assert found["attention flash_attention_2"].status == "warning"
     assert found["attention flash_attention_2"].advice == "use --attn_implementation sdpa"
     assert found["attention flex_attention"].status == "ok"
+
+
+def test_a_place_that_nobody_may_write_to_is_told_with_what_to_do(tmp_path: Path, monkeypatch):
+    def refuse(**options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(health_disks.constants, "HF_HUB_CACHE", "~/cache")
+    monkeypatch.setattr(health_disks.tempfile, "TemporaryFile", refuse)
+    run, cache, *_ = health_disks.check_disks(tmp_path, "vit_b16", 2)
+    assert "cannot be written to (Permission denied)" in run.found
+    assert "--output_dir" in run.advice
+    assert (cache.status, cache.advice) == ("fails", "set HF_HOME elsewhere")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # of a container's user
+    _, cache, *_ = health_disks.check_disks(tmp_path, "vit_b16", 2)
+    assert (cache.status, cache.advice) == ("fails", "set HF_HOME elsewhere")
+    assert "no home" in cache.found
 
 
 def test_room_is_needed_for_all_kept_checkpoints_and_one_more(tmp_path: Path, monkeypatch):

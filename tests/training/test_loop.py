@@ -1,6 +1,7 @@
 import hashlib
 import math
 import shutil
+import subprocess
 import weakref
 from collections.abc import Callable
 from itertools import pairwise
@@ -21,6 +22,7 @@ from maws_hf.training.loop import Outcome, TrainingError
 from maws_hf.training.records import JsonLines
 from maws_hf.training.sharded_files import CheckpointTensors
 from maws_hf.training.skips import most_in_a_row, note_skipped
+from maws_hf.whole_files import temporary_beside
 
 
 def test_training_lowers_the_loss_and_logs_every_step(image_shards: Path, tmp_path: Path):
@@ -420,6 +422,21 @@ def test_a_strict_run_is_told_of_a_damaged_newest_checkpoint_and_leaves_it_there
 def test_a_learning_rate_of_zero_is_zero(image_shards: Path, tmp_path: Path):
     run(image_shards, tmp_path, max_steps=1, learning_rate=0.0)
     assert lines(tmp_path / "metrics.jsonl")[0]["learning_rate"] == 0.0
+
+
+def test_what_a_kill_left_of_pictures_and_records_is_gone_when_the_run_goes_on(
+    image_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getpid", lambda: killed.pid)
+        leftovers = [temporary_beside(tmp_path / name) for name in ("metrics.jsonl", "reconstructions/step-3.png")]
+    for leftover in leftovers:
+        leftover.parent.mkdir(exist_ok=True)
+        leftover.touch()
+    run(image_shards, tmp_path, max_steps=1)
+    assert not any(leftover.exists() for leftover in leftovers)
 
 
 def test_metrics_after_the_checkpoint_are_cut_back_on_resume(image_shards: Path, tmp_path: Path):

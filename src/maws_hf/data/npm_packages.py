@@ -28,8 +28,19 @@ class Package(Source):
 
 
 def cache_dir() -> Path:
-    """`maws_hf` in the user's cache: `$XDG_CACHE_HOME`, else `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maws_hf"
+    """`maws_hf` in the user's cache: `$XDG_CACHE_HOME`, else `~/.cache`.
+
+    Raises:
+        CorpusError: it is not there and cannot be made.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maws_hf"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # of a user without a home
+        raise CorpusError(
+            f"there is no place for downloads ({error}): set XDG_CACHE_HOME to a folder that can be written to"
+        ) from error
+    return folder
 
 
 def fetch_packages(
@@ -132,7 +143,7 @@ def _npm_of_wheel(wheel: Path) -> list[str] | None:
 
 def _run(command: list[str], cwd: Path) -> None:
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8", errors="replace", check=False)
     except OSError as error:
         raise CorpusError(f"Could not start {command[0]}: {error}") from error
     if done.returncode:

@@ -103,7 +103,7 @@ def _pip_download(requirements: Path, target: Path, wheel: Wheel, folder: Path) 
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
     which = ["--no-deps", "--only-binary", ":all:", "--platform", PLATFORM, "--python-version", PYTHON]
     command = [*pip, *which, "--require-hashes", "--dest", str(target), "--requirement", str(requirements)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines()]
         errors = [line for line in lines if line and not line.startswith("WARNING")]

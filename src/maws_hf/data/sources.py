@@ -7,16 +7,22 @@ Whatever the kind, a row carries its image as `{"bytes": ..., "path": ...}`; dec
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import glob
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile, mkdtemp
 from typing import Any
 
+import datasets
 from datasets import ClassLabel, Features, Image, IterableDataset, IterableDatasetDict, Value, load_dataset_builder
+from datasets.data_files import DataFilesList
 
 from maws_hf.data.image_metadata import METADATA_FILES, read_image_metadata
 from maws_hf.data.layouts import DataSourceError, find_classes, find_splits, split_called
@@ -92,7 +98,13 @@ def open_stream(
             others that do, or no unambiguous image column.
     """
     source = os.fspath(name_or_path)
+    _have_a_cache()
     if os.path.isdir(source) and data_files is None and _declares_configurations(source):
+        if glob.has_magic(str(Path(source).resolve())):
+            raise DataSourceError(
+                f"{Path(source).resolve()} has *, ? or [ in its path, and `datasets`, which reads the files that its "
+                "README.md declares, takes that for a pattern: rename the folder"
+            )
         dataset = _load(source, name_or_path=source, split=split, columns=columns, name=name)
     elif os.path.exists(source) or glob.has_magic(source):
         dataset = _open_local(source, split, data_files, columns)
@@ -235,18 +247,31 @@ def _load(
     return take_any_image(dataset, IMAGE_EXTENSIONS)
 
 
+def _have_a_cache() -> None:
+    """Where the user's cannot be written to, as that of a container's user without a home, `datasets` gets one that
+    goes with this process: it makes a folder there for each data set, and streams leave it empty."""
+    with suppress(OSError):
+        os.makedirs(datasets.config.HF_DATASETS_CACHE, exist_ok=True)
+        with TemporaryFile(dir=datasets.config.HF_DATASETS_CACHE):
+            return
+    datasets.config.HF_DATASETS_CACHE = mkdtemp(prefix="maws-hf-datasets-")
+    atexit.register(shutil.rmtree, datasets.config.HF_DATASETS_CACHE, ignore_errors=True)
+
+
 def _open_local(
     source: str, split: str, data_files: str | Sequence[str] | None, columns: Sequence[str] | None
 ) -> IterableDataset:
     if os.path.isdir(source) and data_files is None:
         root, files = source, list_files(source)
     else:
-        patterns = [data_files] if isinstance(data_files, str) else data_files
-        patterns = [source] if patterns is None else [os.path.join(source, pattern) for pattern in patterns]
+        below = [data_files] if isinstance(data_files, str) else data_files
+        place = glob.escape(source) if os.path.exists(source) else source  # brackets in a name may be letters
+        patterns = [place] if below is None else [os.path.join(place, pattern) for pattern in below]
         matches = {match for pattern in patterns for match in glob.glob(pattern, recursive=True)}
         root, files = "", sorted(match for match in matches if os.path.isfile(match))
         if not files:
-            raise DataSourceError(f"no file matches {', '.join(patterns)}")
+            looked_for = [source] if below is None else [os.path.join(source, pattern) for pattern in below]
+            raise DataSourceError(f"no file matches {', '.join(looked_for)}")
 
     for extension, builder in SHARD_BUILDERS.items():
         shards = [
@@ -255,12 +280,14 @@ def _open_local(
         if shards:
             splits = find_splits(shards, root, names_are_words=False).splits
             chosen = _select_split(shards, splits, split, root)
-            # datasets takes every path for a glob
-            paths = [glob.escape(os.path.abspath(os.path.join(root, shard))) for shard in chosen]
+            paths = [os.path.abspath(os.path.join(root, shard)) for shard in chosen]
+            # As files that were found: other paths `datasets` takes for globs, and one with brackets it looks for in
+            # all that lies beside it. What identifies them is for a cache, which a stream has not.
+            found = DataFilesList(paths, origin_metadata=[(path,) for path in paths])
             # The size of a shard's first row group is the default; that of an empty shard is 0, which pyarrow refuses.
             options = {"batch_size": 256} if builder == "parquet" else {}
             hint = f" (columns are learnt from {chosen[0]}, which must be whole: repair it or move it away)"
-            options |= {"data_files": {split: paths}, "columns": columns, "hint": hint}
+            options |= {"data_files": {split: found}, "columns": columns, "hint": hint}
             return _with_digest(_load(builder, name_or_path=source, split=split, **options), root, sized=chosen)
     images = [file for file in files if file.lower().endswith(IMAGE_EXTENSIONS)]
     if not images:

@@ -54,11 +54,11 @@ def find_wordnet(wordnet_dir: str | Path | None = None) -> Path:
         if problem := _problem(folder):
             raise WordNetError(f"{folder} {problem}: {_WAYS_OUT}")
         return folder
-    cached = cache_dir() / "wordnet"
-    inside = Path(PACKAGE.name, "database", "3.0")
-    for folder in (DEBIAN_DIR, cached / "node_modules" / inside):
-        if not _problem(folder):
-            return folder
+    if not _problem(DEBIAN_DIR):
+        return DEBIAN_DIR
+    cached, inside = cache_dir() / "wordnet", Path(PACKAGE.name, "database", "3.0")
+    if not _problem(found := cached / "node_modules" / inside):
+        return found
     return fetch_packages([PACKAGE], cached, size="WordNet 3.0; 21 MB, 68 MB unpacked") / inside
 
 

@@ -29,7 +29,7 @@ def run_in_child(request: dict[str, Any], *, mapped_bytes: int) -> dict[str, Any
     """
     command = [sys.executable, "-P", "-m", "maws_hf.hub.conversion_process"]
     text = json.dumps({**request, "limit": mapped_bytes + ROOM})
-    done = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, input=text, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     what = f"the process that was to {request['step']} {request['file']}"
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name

@@ -133,7 +133,8 @@ def _their_outputs(folder: Path, inputs: dict[str, Tensor], names: list[str]) ->
             [sys.executable, "-c", _PLAIN_TRANSFORMERS, str(folder.resolve()), *files, *names],
             env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
         if finished.returncode:

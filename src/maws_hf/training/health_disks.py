@@ -24,7 +24,7 @@ def check_disks(output_dir: Path | None, size: str, kept: int) -> Iterator[Findi
     checkpoint = parameters_of(size) * _BYTES_A_PARAMETER
     needed = (kept + 1) * checkpoint  # one is written before the oldest goes
     what = f"{size} needs {in_bytes(needed)} for {kept} checkpoints and one being written"
-    yield _room("output_dir", output_dir or Path(), needed, what, "free some, or choose another --output_dir", "fails")
+    yield _room("output_dir", output_dir or Path(), needed, what, "choose another --output_dir, or free some", "fails")
     yield _room("cache of the Hub", Path(constants.HF_HUB_CACHE), _LEAST_CACHE, "", "set HF_HOME elsewhere", "warning")
     shared = Path("/dev/shm")
     if shared.is_dir():
@@ -48,16 +48,19 @@ def parameters_of(size: str) -> int:
 
 
 def _room(what: str, folder: Path, needed: int, why: str, advice: str, status: str) -> Finding:
-    place = folder.expanduser().absolute()
+    try:
+        place = folder.expanduser().absolute()
+    except RuntimeError:
+        return Finding(what, "fails", f"{folder} has no place: this user has no home", advice)
     while not place.exists():  # it is made when the run starts
         place = place.parent
     if not place.is_dir():
-        return Finding(what, "fails", f"{place} is a file", "choose another folder")
+        return Finding(what, "fails", f"{place} is a file", advice)
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        return Finding(what, "fails", f"{place} cannot be written to ({os.strerror(error.errno)})", "choose another")
+        return Finding(what, "fails", f"{place} cannot be written to ({os.strerror(error.errno)})", advice)
     free = shutil.disk_usage(place).free
     found = f"{in_bytes(free)} free" + (f"; {why}" if why else "")
     return Finding(what, "ok", found) if free >= needed else Finding(what, status, found, advice)

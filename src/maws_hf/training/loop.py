@@ -29,6 +29,7 @@ from ..evaluation.flops import measure_matmul_peak
 from ..optim.ema import WeightAverage
 from ..optim.groups import parameter_groups
 from ..optim.schedules import warmup_cosine
+from ..whole_files import remove_leftovers
 from . import checkpoint as ckpt
 from . import sharded_files
 from .agreement import TrainingError, named_failures, reasons_of_ranks
@@ -160,12 +161,15 @@ class _Run:
         groups: list[dict[str, Any]] | None,
     ):
         self.recipe, self.accelerator, self.loader = recipe, accelerator, loader
-        self.root = Path(recipe.output_dir) / "checkpoints"
+        output_dir = Path(recipe.output_dir)
+        self.root = output_dir / "checkpoints"
         self.images_per_step = images_per_step(asdict(recipe), accelerator.num_processes)
         self.peak_learning_rate = peak_learning_rate(asdict(recipe), accelerator.num_processes)
         if accelerator.is_main_process:
             # Kept by what outlives the run: its script has yet to write the model there.
-            accelerator.output_lock = lock_output(Path(recipe.output_dir))
+            accelerator.output_lock = lock_output(output_dir)
+            for folder in (output_dir, *filter(Path.is_dir, output_dir.iterdir())):
+                remove_leftovers(folder)  # of pictures and records that a kill met
         self.state = State()
         self.saved_step: int | None = None
         self.flops_per_image: int | None = None

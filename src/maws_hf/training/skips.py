@@ -1,4 +1,4 @@
-"""Bad images of this rank: each written down once, and their rate judged."""
+"""Bad images of this rank: written down whenever one is met, and their rate judged."""
 
 import math
 from typing import Any
