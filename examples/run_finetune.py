@@ -9,7 +9,7 @@ continues. `output_dir` ends up with the model (`from_pretrained` and pipelines 
 `predictions.png`, `loss.png`, `evaluation.jsonl`, `metrics.jsonl`, `training.json` and `checkpoints/`.
 """
 
-import os
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,7 +38,7 @@ from maws_hf.processing.rand_augment import RandAugment
 from maws_hf.processing.transforms import EvalTransform
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
-from maws_hf.training.entry_point import run_script
+from maws_hf.training.entry_point import from_here, run_script
 from maws_hf.training.image_labels import LabelRecipe, read_all_labels, read_labels
 from maws_hf.training.images import build_training_loader, open_images, read_eval_samples
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
@@ -361,7 +361,7 @@ def draw_predictions(file: Path, labels: LabelReader, watch: Watch, model: MawsV
 
 
 def report(recipe: FinetuneRecipe, steps: int, stages: list[Stage], results: dict[str, float]) -> None:
-    python = Path(os.path.relpath(sys.executable))  # of the environment, which need not be activated
+    python, maws_hf = from_here(sys.executable), from_here(Path(sys.executable).with_name("maws-hf"))
     output_dir = Path(recipe.output_dir)
     split = recipe.eval_split or f"{recipe.dataset_split} (trained on)"
     skipped = f", {results['skipped']} could not be read" if results["skipped"] else ""
@@ -389,7 +389,7 @@ Fine-tuned from {recipe.model_name_or_path or "new weights"}: {steps} steps done
 
 Try next:
   {python} -c "{classify_one}"
-  maws-hf export {output_dir} --output_dir exports/{output_dir.name}""")
+  {maws_hf} export {shlex.quote(str(output_dir))} --output_dir {shlex.quote(f"exports/{output_dir.name}")}""")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ model and its processor (`pipeline("zero-shot-image-classification")` reads them
 
 import json
 import math
-import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ from maws_hf.models.loading import refuse_adapter
 from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
-from maws_hf.training.entry_point import run_script
+from maws_hf.training.entry_point import from_here, run_script
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
 from maws_hf.training.loop import train
 from maws_hf.training.model import save_trained_model
@@ -242,7 +242,7 @@ def main() -> int:
 
 
 def report(recipe: LiTRecipe, model: MawsLiTModel, steps: int, stages: list[Stage], results: list[dict]) -> None:
-    python = Path(os.path.relpath(sys.executable))  # of the environment, which need not be activated
+    python, zero_shot = from_here(sys.executable), from_here(Path(__file__).with_name("run_zero_shot.py"))
     output_dir = Path(recipe.output_dir)
     print(f"""
 LiT from {recipe.model_name_or_path or recipe.vision_model_name_or_path}: {steps} steps done.
@@ -271,7 +271,7 @@ LiT from {recipe.model_name_or_path or recipe.vision_model_name_or_path}: {steps
 
 Try next:
   {python} -c "{classify}"
-  {python} examples/run_zero_shot.py --model_name_or_path {output_dir} \\
+  {python} {zero_shot} --model_name_or_path {shlex.quote(str(output_dir))} \\
       --dataset_name YOUR_LABELLED_IMAGES --output_dir runs/zero-shot""")
 
 

@@ -10,7 +10,6 @@ Kill it at any time; the same command continues. `output_dir` ends up with the m
 `loss.png`, `reconstruction.png`, `metrics.jsonl` and `checkpoints/`.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from maws_hf.evaluation.reconstruction import reconstruction_losses
 from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
-from maws_hf.training.entry_point import run_script
+from maws_hf.training.entry_point import from_here, run_script
 from maws_hf.training.images import ImageRecipe, build_training_loader, read_eval_samples
 from maws_hf.training.ledger import Stage, read_ledger
 from maws_hf.training.loop import train
@@ -116,7 +115,7 @@ def main() -> int:
 
 
 def report(output_dir: Path, steps: int, spent: Stage, losses: dict[str, float]) -> None:
-    python = Path(os.path.relpath(sys.executable))  # of the environment, which need not be activated
+    python, here = from_here(sys.executable), Path(__file__).parent
     print(f"""
 MAE pre-pretraining: {steps} steps done, {spent.images:,} images, {spent.flops:.2e} operations.
 
@@ -131,8 +130,10 @@ MAE pre-pretraining: {steps} steps done, {spent.images:,} images, {spent.flops:.
 
 Try next:
   {python} -c "import maws_hf; from transformers import AutoModel; print(AutoModel.from_pretrained('{output_dir}'))"
-  {python.with_name("accelerate")} launch --config_file examples/accelerate/single_process.yaml examples/run_mae.py \\
-      --config examples/recipes/mae_laptop.yaml --dataset_name YOUR_IMAGE_FOLDER --output_dir runs/mine""")
+  {from_here(Path(sys.executable).with_name("accelerate"))} launch \\
+      --config_file {from_here(here / "accelerate" / "single_process.yaml")} {from_here(__file__)} \\
+      --config {from_here(here / "recipes" / "mae_laptop.yaml")} --dataset_name YOUR_IMAGE_FOLDER \\
+      --output_dir runs/mine""")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ an image. Kill it at any time; the same command continues. `output_dir` ends up 
 it), `loss.png`, `predictions.png`, `metrics.jsonl`, `training.json` (what it has cost) and `checkpoints/`.
 """
 
-import os
+import shlex
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from maws_hf.evaluation.weak_labels import WeakLabelScores, weak_label_scores
 from maws_hf.processing.image_processors import image_processor_of
 from maws_hf.training.arguments import option, parse_recipe
 from maws_hf.training.distributed import build_accelerator
-from maws_hf.training.entry_point import run_script
+from maws_hf.training.entry_point import from_here, run_script
 from maws_hf.training.image_labels import LabelRecipe, read_all_labels, read_labels
 from maws_hf.training.images import build_training_loader, open_images, read_eval_samples
 from maws_hf.training.ledger import Stage, describe_ledger, read_ledger
@@ -195,7 +195,7 @@ def main() -> int:
 
 
 def report(recipe: WSPRecipe, steps: int, stages: list[Stage], images: int, scores: WeakLabelScores) -> None:
-    python = Path(os.path.relpath(sys.executable))  # of the environment, which need not be activated
+    python, probe = from_here(sys.executable), from_here(Path(__file__).with_name("run_linear_probe.py"))
     output_dir = Path(recipe.output_dir)
     split = recipe.eval_split or f"{recipe.dataset_split} (trained on)"
     start = recipe.model_name_or_path or "new weights"
@@ -219,7 +219,7 @@ WSP from {start}: {steps} steps done.
 
 Try next:
   {python} -c "{classify}"
-  {python} examples/run_linear_probe.py --model_name_or_path {output_dir} \\
+  {python} {probe} --model_name_or_path {shlex.quote(str(output_dir))} \\
       --dataset_name YOUR_LABELLED_IMAGES --output_dir runs/evaluation""")
 
 

@@ -9,7 +9,6 @@ up with the rows and their synsets, `vocabulary.json`, `report.json` and `freque
 `--max_classes` only makes the vocabulary again.
 """
 
-import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from maws_hf.data.resampling import solve_threshold
 from maws_hf.data.sources import DataSourceError, open_stream
 from maws_hf.data.vocabulary import Vocabulary
 from maws_hf.training.arguments import Options, option, parse_recipe
-from maws_hf.training.entry_point import run_script
+from maws_hf.training.entry_point import from_here, run_script
 
 RECIPE = "examples/recipes/wsp_laptop.yaml"
 
@@ -95,13 +94,15 @@ def _next_step(options: LabelOptions, vocabulary: Vocabulary) -> str:
         open_stream(options.output_dir, split=split, image_column=column)
     except DataSourceError as error:
         return f"To train on it, images are needed beside the labels; there are none to be found: {error}"
-    python = Path(os.path.relpath(sys.executable))  # of the environment, which need not be activated
+    root = Path(__file__).parents[1]
     chosen = "" if split == "train" else f" --dataset_split {shlex.quote(split)}"
     chosen += "" if column is None else f" --image_column_name {shlex.quote(column)}"
     chosen += "" if _recipe_can_resample(vocabulary) else " --resampling_ratio 1"
     return f"""Try next:
-  {python.with_name("accelerate")} launch --config_file examples/accelerate/single_process.yaml examples/run_wsp.py \\
-      --config {RECIPE} --dataset_name {shlex.quote(options.output_dir)}{chosen} \\
+  {from_here(Path(sys.executable).with_name("accelerate"))} launch \\
+      --config_file {from_here(root / "examples/accelerate/single_process.yaml")} \\
+      {from_here(root / "examples/run_wsp.py")} --config {from_here(root / RECIPE)} \\
+      --dataset_name {shlex.quote(options.output_dir)}{chosen} \\
       --output_dir runs/wsp"""
 
 

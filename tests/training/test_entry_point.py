@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from maws_hf.training.entry_point import run_script
+from maws_hf.training.entry_point import from_here, run_script
 
 
 def _send_a_tensor_and_wait(queue) -> None:
@@ -33,3 +33,10 @@ def test_a_connection_to_something_else_is_not():
     writing.close()
     with pytest.raises(EOFError):
         run_script(reading.recv)
+
+
+def test_a_path_is_told_as_a_shell_takes_it_from_where_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert from_here(tmp_path / "bin" / "python") == "bin/python"
+    assert from_here(tmp_path / "my env" / "python") == "'my env/python'"
+    assert from_here(tmp_path.parent / "run.py") == "../run.py"

@@ -1,6 +1,7 @@
 """How a command starts and ends."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,12 @@ def run_script(main: Callable[[], int]) -> None:
         hint = "" if ours else " (MAWS_HF_TRACEBACK=1 shows where)"
         sys.exit(f"{Path(sys.argv[0]).name}: error: {_one_line(error)}{hint}")
     sys.exit(code)
+
+
+def from_here(path: str | os.PathLike[str]) -> str:
+    """A file's path from the working directory, as a shell wants it; of a program that of the environment, which need
+    not be activated."""
+    return shlex.quote(os.path.relpath(path))
 
 
 def _one_line(error: Exception) -> str:
