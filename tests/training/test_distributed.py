@@ -60,6 +60,13 @@ def test_a_precision_of_the_launcher_that_changes_nothing_is_told(launched, bf16
     assert (f"mixed_precision {launched} changes nothing" in capsys.readouterr().out) == told
 
 
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "MEGATRON_LM"])
+def test_engines_with_a_step_of_their_own_are_refused(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(ValueError, match=rf"asks for {engine}, which .* use examples/accelerate/fsdp2\.yaml"):
+        distributed.build_accelerator(TrainingArguments(output_dir=str(tmp_path)))
+
+
 @pytest.mark.parametrize("possible", [True, False])
 def test_tf32_is_switched_on_or_refused(possible: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     switched: list[str] = []

@@ -28,8 +28,14 @@ def build_accelerator(recipe: TrainingArguments) -> Accelerator:
 
     Raises:
         ValueError: if the tracker of `--report_to` is not installed, `--tf32` is not possible here, or the launcher
-            asks for copies of the model that its processes do not make.
+            asks for DeepSpeed, Megatron, or copies of the model that its processes do not make.
     """
+    for engine in ("DEEPSPEED", "MEGATRON_LM"):  # Accelerate would train with its own optimizer and step
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise ValueError(
+                f"the accelerate config asks for {engine}, which these scripts do not train with: use "
+                "examples/accelerate/fsdp2.yaml, which shards parameters, gradients and moments, too"
+            )
     start_cpu_ranks()
     copies_wanted(int(os.environ.get("WORLD_SIZE", "1")))  # Accelerate would fail on them without saying why
     output_dir = Path(recipe.output_dir)
