@@ -12,7 +12,7 @@ from threading import Thread
 
 import pytest
 
-COMMIT = "a" * 40
+COMMIT, TAGGED = "a" * 40, "b" * 40  # the newest, and that of the tag v1, with the first file alone
 API = "/api/datasets/user/images"
 FILES = "/datasets/user/images/resolve/"
 
@@ -22,6 +22,7 @@ from maws_hf.data.sources import DataSourceError, open_stream
 stream = open_stream("user/images")
 rows = list(stream)
 print(len(rows), stream.num_shards, rows[0]["image"]["path"], len(rows[0]["image"]["bytes"]))
+print(open_stream("user/images", revision="v1").num_shards)
 try:
     open_stream("user/nothing")
 except DataSourceError as error:
@@ -34,14 +35,16 @@ class Hub(BaseHTTPRequestHandler):
     files: dict[str, bytes] = {}
 
     def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        if path in (API, f"{API}/revision/{COMMIT}"):
-            siblings = [{"rfilename": name} for name in self.files]
-            self.send(200, {"id": "user/images", "sha": COMMIT, "siblings": siblings})
-        elif path == f"{API}/tree/{COMMIT}":
+        path = self.path.split("?")[0].replace("/v1", f"/{TAGGED}")
+        commit = TAGGED if TAGGED in path else COMMIT
+        files = dict(list(self.files.items())[: 1 if commit == TAGGED else None])
+        if path in (API, f"{API}/revision/{commit}"):
+            siblings = [{"rfilename": name} for name in files]
+            self.send(200, {"id": "user/images", "sha": commit, "siblings": siblings})
+        elif path == f"{API}/tree/{commit}":
             entries = [
                 {"type": "file", "path": name, "size": len(content), "oid": sha1(content).hexdigest()}
-                for name, content in self.files.items()
+                for name, content in files.items()
             ]
             self.send(200, entries)
         elif path.startswith(FILES) and path.rsplit("/", 1)[1] in self.files:
@@ -91,8 +94,9 @@ def test_a_hub_data_set_is_streamed_by_its_id(hub: str, tmp_path: Path):
         [sys.executable, "-c", READ], env=environment, capture_output=True, text=True, timeout=120
     )
     assert finished.returncode == 0, finished.stderr
-    read, refused = finished.stdout.splitlines()
+    read, tagged, refused = finished.stdout.splitlines()
     count, shards, path, size = read.split()
     assert (count, shards, path) == ("96", "4", "0/0.png")
     assert int(size) > 50
+    assert tagged == "1"
     assert refused.startswith("refused: user/nothing (no such folder here, so taken for a data set on the Hub)")
