@@ -50,7 +50,7 @@ lint: $(INSTALLED)
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(PYTHON) is older than Python 3.11: type make PYTHON=python3.12, say"; exit 1; }
+		{ echo "$(PYTHON) is not Python 3.11 or later: type make PYTHON=python3.12, say"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[dev]"
 	touch $(INSTALLED)

@@ -9,6 +9,7 @@ continues. `output_dir` ends up with the model (`from_pretrained` and pipelines 
 `predictions.png`, `loss.png`, `evaluation.jsonl`, `metrics.jsonl`, `training.json` and `checkpoints/`.
 """
 
+import json
 import shlex
 import sys
 from dataclasses import asdict, dataclass
@@ -370,7 +371,7 @@ def report(recipe: FinetuneRecipe, steps: int, stages: list[Stage], results: dic
     )
     classify_one = (
         "import maws_hf; from transformers import pipeline; "
-        f"print(pipeline('image-classification', '{output_dir}')('PICTURE.png'))"
+        f'print(pipeline("image-classification", {json.dumps(str(output_dir))})("PICTURE.png"))'
     )
     watched = output_dir / "evaluation.jsonl"
     watched = watched if watched.is_file() else f"none: {steps} steps are fewer than --eval_steps {recipe.eval_steps}"
@@ -388,7 +389,7 @@ Fine-tuned from {recipe.model_name_or_path or "new weights"}: {steps} steps done
   model                                   {output_dir}
 
 Try next:
-  {python} -c "{classify_one}"
+  {python} -c {shlex.quote(classify_one)}
   {maws_hf} export {shlex.quote(str(output_dir))} --output_dir {shlex.quote(f"exports/{output_dir.name}")}""")
 
 

@@ -261,8 +261,8 @@ LiT from {recipe.model_name_or_path or recipe.vision_model_name_or_path}: {steps
         )
     classify = (
         "import maws_hf; from transformers import pipeline; "
-        f"print(pipeline('zero-shot-image-classification', '{output_dir}')"
-        "('PICTURE.png', candidate_labels=['a cat', 'un chien']))"
+        f'print(pipeline("zero-shot-image-classification", {json.dumps(str(output_dir))})'
+        '("PICTURE.png", candidate_labels=["a cat", "un chien"]))'
     )
     print(f"""
   numbers                                 {output_dir / "retrieval.json"}
@@ -270,7 +270,7 @@ LiT from {recipe.model_name_or_path or recipe.vision_model_name_or_path}: {steps
   model                                   {output_dir}
 
 Try next:
-  {python} -c "{classify}"
+  {python} -c {shlex.quote(classify)}
   {python} {zero_shot} --model_name_or_path {shlex.quote(str(output_dir))} \\
       --dataset_name YOUR_LABELLED_IMAGES --output_dir runs/zero-shot""")
 

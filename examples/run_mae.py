@@ -10,6 +10,8 @@ Kill it at any time; the same command continues. `output_dir` ends up with the m
 `loss.png`, `reconstruction.png`, `metrics.jsonl` and `checkpoints/`.
 """
 
+import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +118,10 @@ def main() -> int:
 
 def report(output_dir: Path, steps: int, spent: Stage, losses: dict[str, float]) -> None:
     python, here = from_here(sys.executable), Path(__file__).parent
+    load = (
+        "import maws_hf; from transformers import AutoModel; "
+        f"print(AutoModel.from_pretrained({json.dumps(str(output_dir))}))"
+    )
     print(f"""
 MAE pre-pretraining: {steps} steps done, {spent.images:,} images, {spent.flops:.2e} operations.
 
@@ -129,7 +135,7 @@ MAE pre-pretraining: {steps} steps done, {spent.images:,} images, {spent.flops:.
   model                                   {output_dir}
 
 Try next:
-  {python} -c "import maws_hf; from transformers import AutoModel; print(AutoModel.from_pretrained('{output_dir}'))"
+  {python} -c {shlex.quote(load)}
   {from_here(Path(sys.executable).with_name("accelerate"))} launch \\
       --config_file {from_here(here / "accelerate" / "single_process.yaml")} {from_here(__file__)} \\
       --config {from_here(here / "recipes" / "mae_laptop.yaml")} --dataset_name YOUR_IMAGE_FOLDER \\

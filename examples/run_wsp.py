@@ -8,6 +8,7 @@ an image. Kill it at any time; the same command continues. `output_dir` ends up 
 it), `loss.png`, `predictions.png`, `metrics.jsonl`, `training.json` (what it has cost) and `checkpoints/`.
 """
 
+import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -201,7 +202,7 @@ def report(recipe: WSPRecipe, steps: int, stages: list[Stage], images: int, scor
     start = recipe.model_name_or_path or "new weights"
     classify = (
         "import maws_hf; from transformers import pipeline; "
-        f"print(pipeline('image-classification', '{output_dir}')('PICTURE.png'))"
+        f'print(pipeline("image-classification", {json.dumps(str(output_dir))})("PICTURE.png"))'
     )
     print(f"""
 WSP from {start}: {steps} steps done.
@@ -218,7 +219,7 @@ WSP from {start}: {steps} steps done.
   model                                   {output_dir}
 
 Try next:
-  {python} -c "{classify}"
+  {python} -c {shlex.quote(classify)}
   {python} {probe} --model_name_or_path {shlex.quote(str(output_dir))} \\
       --dataset_name YOUR_LABELLED_IMAGES --output_dir runs/evaluation""")
 

@@ -75,8 +75,8 @@ def test_names_written_on_windows_are_found(tmp_path: Path):
 
 @pytest.mark.parametrize(("listed", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_accented_names_are_found_in_either_form_of_unicode(listed: str, written: str, tmp_path: Path):
-    name = "\u00e9t\u00e9.png"
-    write(tmp_path, [{"file_name": normalize(listed, name), "label": "sun"}], "jsonl", (normalize(written, name),))
+    folder, name = tmp_path / normalize(listed, "\u00dcbung"), "\u00e9t\u00e9.png"
+    write(folder, [{"file_name": normalize(listed, name), "label": "sun"}], "jsonl", (normalize(written, name),))
     assert [row["label"] for _, row in read(open_stream(tmp_path), tmp_path)] == ["sun"]
 
 

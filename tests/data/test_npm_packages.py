@@ -29,6 +29,12 @@ def test_without_a_place_for_the_cache_it_is_said_how_to_give_one(tmp_path: Path
         npm_packages.cache_dir()
 
 
+def test_a_folder_that_nobody_may_write_to_is_told(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CorpusError, match=r"file/cache cannot be written to \(Not a directory\): .*XDG_CACHE_HOME"):
+        npm_packages.make_staging(tmp_path / "file" / "cache" / "node_modules")
+
+
 def test_words_that_are_no_utf8_do_not_hide_why_npm_failed(tmp_path: Path):
     program = r"import sys; sys.stderr.buffer.write(b'no room for J\xf6rg\n'); sys.exit(3)"
     with pytest.raises(CorpusError, match="exit status 3: no room for J\N{REPLACEMENT CHARACTER}rg"):

@@ -96,6 +96,24 @@ def test_data_are_read_where_nobody_may_write_to_the_users_cache(tmp_path: Path,
     assert stored(open_stream(tmp_path / "images")) == [picture(1)]
 
 
+@pytest.mark.parametrize("cache", ["~/cache", "memory://cache"])
+def test_no_folder_is_made_where_one_is(cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_image(tmp_path / "images" / "a.png", 1)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+    assert stored(open_stream(tmp_path / "images")) == [picture(1)]
+    assert not list(Path().iterdir())
+
+
+def test_a_path_that_would_be_taken_for_a_file_within_another_is_refused(tmp_path: Path):
+    write_parquet(tmp_path / "a.parquet", [0])
+    (tmp_path / "a.parquet::copy.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
+    with pytest.raises(DataSourceError, match=r"a\.parquet::copy\.parquet cannot be opened with :: in its path"):
+        open_stream(tmp_path)
+
+
 def test_files_named_after_splits_are_kept_apart(tmp_path):
     write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", range(3))
     write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", range(3, 5))

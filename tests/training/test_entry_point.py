@@ -40,3 +40,4 @@ def test_a_path_is_told_as_a_shell_takes_it_from_where_one_is(tmp_path, monkeypa
     assert from_here(tmp_path / "bin" / "python") == "bin/python"
     assert from_here(tmp_path / "my env" / "python") == "'my env/python'"
     assert from_here(tmp_path.parent / "run.py") == "../run.py"
+    assert from_here(tmp_path / "python") == "./python"

@@ -102,7 +102,7 @@ def test_a_place_that_nobody_may_write_to_is_told_with_what_to_do(tmp_path: Path
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # of a container's user
     _, cache, *_ = health_disks.check_disks(tmp_path, "vit_b16", 2)
     assert (cache.status, cache.advice) == ("fails", "set HF_HOME elsewhere")
-    assert "no home" in cache.found
+    assert "lies in a home that is not known" in cache.found
 
 
 def test_room_is_needed_for_all_kept_checkpoints_and_one_more(tmp_path: Path, monkeypatch):

@@ -438,6 +438,12 @@ def test_what_a_kill_left_of_pictures_and_records_is_gone_when_the_run_goes_on(
     run(image_shards, tmp_path, max_steps=1)
     assert not any(leftover.exists() for leftover in leftovers)
 
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(loop, "remove_leftovers", refuse)
+    assert run(image_shards, tmp_path, max_steps=2)[0].step == 2, "it is no reason not to go on"
+
 
 def test_metrics_after_the_checkpoint_are_cut_back_on_resume(image_shards: Path, tmp_path: Path):
     run(image_shards, tmp_path, max_steps=3)

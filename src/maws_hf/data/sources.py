@@ -250,9 +250,12 @@ def _load(
 def _have_a_cache() -> None:
     """Where the user's cannot be written to, as that of a container's user without a home, `datasets` gets one that
     goes with this process: it makes a folder there for each data set, and streams leave it empty."""
+    usual = os.path.expanduser(datasets.config.HF_DATASETS_CACHE)
+    if "://" in usual:
+        return
     with suppress(OSError):
-        os.makedirs(datasets.config.HF_DATASETS_CACHE, exist_ok=True)
-        with TemporaryFile(dir=datasets.config.HF_DATASETS_CACHE):
+        os.makedirs(usual, exist_ok=True)
+        with TemporaryFile(dir=usual):
             return
     datasets.config.HF_DATASETS_CACHE = mkdtemp(prefix="maws-hf-datasets-")
     atexit.register(shutil.rmtree, datasets.config.HF_DATASETS_CACHE, ignore_errors=True)
@@ -281,6 +284,8 @@ def _open_local(
             splits = find_splits(shards, root, names_are_words=False).splits
             chosen = _select_split(shards, splits, split, root)
             paths = [os.path.abspath(os.path.join(root, shard)) for shard in chosen]
+            if chained := next((path for path in paths if "::" in path), None):  # fsspec: a file within another
+                raise DataSourceError(f"{chained} cannot be opened with :: in its path: rename it")
             # As files that were found: other paths `datasets` takes for globs, and one with brackets it looks for in
             # all that lies beside it. What identifies them is for a cache, which a stream has not.
             found = DataFilesList(paths, origin_metadata=[(path,) for path in paths])

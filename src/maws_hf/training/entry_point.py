@@ -30,7 +30,8 @@ def run_script(main: Callable[[], int]) -> None:
 def from_here(path: str | os.PathLike[str]) -> str:
     """A file's path from the working directory, as a shell wants it; of a program that of the environment, which need
     not be activated."""
-    return shlex.quote(os.path.relpath(path))
+    relative = os.path.relpath(path)
+    return shlex.quote(relative if os.sep in relative else os.path.join(os.curdir, relative))
 
 
 def _one_line(error: Exception) -> str:

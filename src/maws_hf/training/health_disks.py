@@ -51,11 +51,11 @@ def _room(what: str, folder: Path, needed: int, why: str, advice: str, status: s
     try:
         place = folder.expanduser().absolute()
     except RuntimeError:
-        return Finding(what, "fails", f"{folder} has no place: this user has no home", advice)
-    while not place.exists():  # it is made when the run starts
+        return Finding(what, "fails", f"{folder} lies in a home that is not known", advice)
+    while not os.path.exists(place):  # it is made when the run starts
         place = place.parent
     if not place.is_dir():
-        return Finding(what, "fails", f"{place} is a file", advice)
+        return Finding(what, "fails", f"{place} is a file", "choose another folder")
     try:
         with tempfile.TemporaryFile(dir=place):
             pass

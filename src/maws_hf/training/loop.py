@@ -7,10 +7,11 @@ up) is taken from a sum over ranks, so all ranks take it together.
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -168,8 +169,9 @@ class _Run:
         if accelerator.is_main_process:
             # Kept by what outlives the run: its script has yet to write the model there.
             accelerator.output_lock = lock_output(output_dir)
-            for folder in (output_dir, *filter(Path.is_dir, output_dir.iterdir())):
-                remove_leftovers(folder)  # of pictures and records that a kill met
+            for folder in (output_dir, *filter(os.path.isdir, output_dir.iterdir())):
+                with suppress(OSError):  # another's, or on a disk that is only read
+                    remove_leftovers(folder)  # of pictures and records that a kill met
         self.state = State()
         self.saved_step: int | None = None
         self.flops_per_image: int | None = None
