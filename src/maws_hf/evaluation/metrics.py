@@ -54,7 +54,7 @@ def mean_per_class_accuracy(scores: Tensor, labels: Tensor) -> float:
 
 
 def average_precision(scores: Tensor, positives: Tensor) -> Tensor:
-    """Area under each class's precision-recall steps, `(C,)` float64 on the CPU; NaN for a class without a positive.
+    """Area under each class's precision-recall steps, `(C,)` float64; NaN for a class without a positive.
 
     The sum over thresholds of (gain in recall) x precision, not interpolated, equal scores being one threshold:
     scikit-learn's `average_precision_score`.
@@ -68,6 +68,8 @@ def average_precision(scores: Tensor, positives: Tensor) -> Tensor:
     """
     if scores.shape != positives.shape:
         raise ValueError(f"scores are {tuple(scores.shape)} and positives {tuple(positives.shape)}: shapes must agree")
+    if scores.device.type == "mps":  # has no float64
+        scores, positives = scores.cpu(), positives.cpu()
     at_once = max(1, SCORES_AT_ONCE // max(1, len(scores)))
     columns = zip(scores.split(at_once, dim=1), positives.split(at_once, dim=1), strict=True)
     return torch.cat([_average_precision(*column) for column in columns])
@@ -78,13 +80,12 @@ def _average_precision(scores: Tensor, positives: Tensor) -> Tensor:
     ordered, order = scores.sort(dim=0, descending=True)
     if ordered.isnan().any():
         raise ValueError("scores hold NaN, which has no place in an order: leave such models out")
-    hits = positives.gather(0, order)
+    hits = positives.gather(0, order).double()
     found = hits.cumsum(dim=0)
     # A threshold takes all equal scores in at once: each has the precision at the end of its run of equals.
     ends = torch.cat([ordered[1:] != ordered[:-1], torch.ones_like(ordered[:1], dtype=torch.bool)])
     places = torch.arange(rows, device=scores.device)[:, None].expand_as(order)
     end = places.where(ends, rows - 1).flip(0).cummin(dim=0).values.flip(0)
-    hits, found, end = hits.cpu(), found.cpu().double(), end.cpu()  # in this order: not all devices have float64
     precision = found.gather(0, end) / (end + 1)
     return (hits * precision).sum(dim=0) / found[-1]
 

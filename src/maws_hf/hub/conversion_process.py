@@ -79,7 +79,7 @@ def limit_memory(more: int) -> None:
     """
     if not _STATM.exists():
         return
-    import resource
+    import resource  # not everywhere there
 
     now = int(_STATM.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)

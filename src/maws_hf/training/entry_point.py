@@ -28,8 +28,7 @@ def run_script(main: Callable[[], int]) -> None:
 
 
 def from_here(path: str | os.PathLike[str]) -> str:
-    """A file's path from the working directory, as a shell wants it; of a program that of the environment, which need
-    not be activated."""
+    """A file's path from the working directory, as a shell takes it, so that an environment need not be activated."""
     relative = os.path.relpath(path)
     return shlex.quote(relative if os.sep in relative else os.path.join(os.curdir, relative))
 
